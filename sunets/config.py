@@ -1,0 +1,550 @@
+"""Every hyper-parameter's name, type, default and check, in one place.
+
+`params.yaml` is read into a `Suite` (all models, all seeds, all studies); `Suite.run` narrows it to the `Config` of one
+training. A YAML key is a field here, and the same dotted name is the MLflow parameter, the Optuna parameter, the key in
+a record and the column of a table. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+IGNORE_INDEX = 255
+"""Label of pixels that no loss and no score counts (PASCAL VOC's border value)."""
+
+Task: TypeAlias = Literal["segmentation", "classification"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: says which file and dotted key, and what is allowed."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+class SyntheticConfig(Section):
+    """The embedded data set, drawn by code (`sunets/data/synthetic.py`)."""
+
+    image_size: int = Field(96, ge=32, le=1024)
+    """Height and width in pixels."""
+    train: int = Field(800, ge=1)
+    """Images in the training split."""
+    val: int = Field(100, ge=1)
+    """Images in the validation split."""
+    test: int = Field(200, ge=1)
+    """Images in the test split."""
+    context: bool = True
+    """Whether a class depends on far-away pixels (lighter or darker than the surroundings); False is the control."""
+    seed: int = Field(0, ge=0)
+    """Seed of the drawing; the data stay the same when the training seeds change."""
+
+
+DataName: TypeAlias = Literal[
+    "synthetic", "synthetic_shapes", "camvid", "voc2012", "coco", "cityscapes", "folder", "imagefolder"
+]
+
+
+class DataConfig(Section):
+    """Which data set, where it lies, and how images are brought to one size."""
+
+    name: DataName = "synthetic"
+    """Which data set; `synthetic` (segmentation) and `synthetic_shapes` (classification) are embedded."""
+    root: str | None = None
+    """Directory that holds the data set; not used by the embedded ones."""
+    size: tuple[int, int] | None = None
+    """(height, width) every image and mask is resized to when it is read; None keeps their own sizes."""
+    train_split: str = "train"
+    """Split that is trained on (VOC: train, train_aug, trainval, trainval_aug)."""
+    val_split: str = "val"
+    """Split that is scored during training."""
+    test_split: str = "test"
+    """Split that the evaluation reports."""
+    cache: bool = False
+    """Keep decoded images in memory; for small sets."""
+    workers: int = Field(0, ge=0)
+    """Loader processes a training uses. The result does not depend on it."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """Settings of the embedded sets."""
+
+    @property
+    def task(self) -> Task:
+        """What is learnt on this data set."""
+        return "classification" if self.name in ("imagefolder", "synthetic_shapes") else "segmentation"
+
+    @model_validator(mode="after")
+    def _root_is_given(self) -> Self:
+        if self.root is None and not self.name.startswith("synthetic"):
+            raise ValueError(f"root: the data set {self.name!r} needs the directory that holds it")
+        if self.size is not None and min(self.size) < 16:
+            raise ValueError(f"size: height and width of at least 16 pixels, not {list(self.size)}")
+        return self
+
+
+PerStage: TypeAlias = int | tuple[int, ...]
+
+
+class ModelConfig(Section):
+    """One network: a name of the zoo and what is changed in it. None keeps the named network's own value."""
+
+    name: str
+    """A name that `sunets.list_models()` returns."""
+    weights: str | None = None
+    """Published weights to start from, by their library's name (torchvision, segmentation-models-pytorch)."""
+    output_stride: int | None = None
+    """Input size over feature size before the head; None is the natural stride."""
+    head: str | None = None
+    """Segmentation head: linear or degridding."""
+    width: int | None = None
+    """Channels inside a U-Net; of small baselines, the channels of the first stage."""
+    stem_channels: int | None = None
+    """Channels after the first convolution."""
+    stage_channels: tuple[int, ...] | None = None
+    """Channels between U-Nets, one a stage."""
+    num_blocks: PerStage | None = None
+    """U-Nets stacked in each stage; one integer holds for every stage."""
+    unet_depth: PerStage | None = None
+    """Levels (down/up pairs) inside each U-Net, per stage; one integer holds for every stage."""
+    dilation: str | tuple[int | tuple[int, ...], ...] | None = None
+    """Schedule of stages that keep their resolution: multi_grid, uniform, none, strided, or explicit rates a stage."""
+    skip: str | None = None
+    """How a U-Net joins its skip connections: concat or sum."""
+    in_channels: int | None = None
+    """Channels of the input image."""
+    memory_efficient: bool | None = None
+    """Recompute each U-Net in the backward pass."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `sunets.create_model`, less task and num_classes, which the data decide."""
+        return {k: v for k in ModelConfig.model_fields if (v := getattr(self, k)) is not None}
+
+
+class ModelEntry(ModelConfig):
+    """A row of the benchmark: a network and, where it needs one, a recipe of its own."""
+
+    train: dict[str, Any] = {}
+    """Keys of `train` that differ for this model."""
+    label: str | None = None
+    """Name in tables and figures; None is the key."""
+
+
+class AugmentConfig(Section):
+    """Random changes of a training image; `torchvision.transforms.v2` does them."""
+
+    scale: tuple[float, float] | None = None
+    """Range of a random resize factor."""
+    crop: tuple[int, int] | None = None
+    """(height, width) of the random crop, padded where the image is smaller."""
+    resized_crop: int | None = Field(None, ge=16)
+    """Side of a random resized crop (classification)."""
+    flip: bool = True
+    """Mirror left-right with probability 0.5."""
+    rotate_degrees: float = Field(0.0, ge=0, le=180)
+    """Rotation drawn from +- this angle."""
+    color_jitter: float = Field(0.0, ge=0, le=1)
+    """Brightness, contrast and saturation jitter."""
+    lighting: float = Field(0.0, ge=0)
+    """Standard deviation of the PCA lighting noise (Krizhevsky et al., 2012)."""
+
+
+class TrainConfig(Section):
+    """The recipe of one training."""
+
+    epochs: int = Field(9, ge=1)
+    """Passes over the training split."""
+    batch_size: int = Field(16, ge=1)
+    """Images per optimiser step, over all processes."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Images per forward pass and process; smaller than the batch means gradient accumulation."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """SGD with Nesterov momentum, or AdamW."""
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD momentum."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging factors."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Weight decay."""
+    decay_norm_and_bias: bool = True
+    """Whether BatchNorm parameters and biases decay too, as in the authors' recipes."""
+    head_lr_multiplier: float = Field(1.0, gt=0)
+    """Learning rate of head weights and BatchNorm over the backbone's (authors: 10 when fine-tuning)."""
+    head_bias_lr_multiplier: float = Field(1.0, gt=0)
+    """Learning rate of head biases over the backbone's (authors: 20 when fine-tuning)."""
+    schedule: Literal["constant", "cosine", "poly", "step"] = "cosine"
+    """Learning rate over iterations."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """Linear warm-up from zero, in epochs."""
+    poly_power: float = Field(0.9, gt=0)
+    """Exponent of the poly schedule."""
+    step_epochs: int = Field(30, ge=1)
+    """Epochs between two drops of the step schedule."""
+    step_gamma: float = Field(0.1, gt=0, le=1)
+    """Factor of each drop of the step schedule."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the cross entropy."""
+    class_weights: Literal["median_frequency"] | tuple[float, ...] | None = None
+    """Weights of the cross entropy: from the training split's pixel counts, explicit, or none."""
+    frozen_bn: bool = False
+    """Keep BatchNorm's running statistics and parameters as they are."""
+    bn_momentum: float | None = Field(None, gt=0, le=1)
+    """BatchNorm momentum in every layer; None keeps each network's own."""
+    sync_bn: bool = False
+    """Batch statistics over all processes."""
+    clip_grad_norm: float | None = Field(None, gt=0)
+    """Largest 2-norm of the gradient."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Autocast type."""
+    channels_last: bool = False
+    """Memory format of images and weights."""
+    compile: bool = False
+    """Train through torch.compile."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is CUDA where there is a GPU."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of one training; results differ in the last bits between thread counts."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs between two scorings of the validation split; the last epoch is always scored."""
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    """Least time between two checkpoints inside an epoch; an epoch's end always writes one."""
+    init_from: str | None = None
+    """Checkpoint file whose backbone the training starts from: ours or the authors'."""
+    augment: AugmentConfig = AugmentConfig()
+    """Random changes of the training images."""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size: a divisor of batch_size ({self.batch_size}), not {self.micro_batch_size}"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: less than epochs ({self.epochs}), not {self.warmup_epochs}")
+        return self
+
+
+class TestTimeConfig(Section):
+    """One way of testing: scales, mirroring, windows."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Image scales whose probabilities are averaged."""
+    flip: bool = False
+    """Add the logits of the mirrored image."""
+    window: tuple[int, int] | None = None
+    """(height, width) of the sliding window; None runs the whole image at once."""
+    window_overlap: float = Field(1 / 3, ge=0, lt=1)
+    """Share of a window that the next one overlaps; the authors' stride of two thirds is 1/3."""
+
+    @field_validator("scales")
+    @classmethod
+    def _scales_are_positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if not scales or min(scales) <= 0:
+            raise ValueError("at least one scale, each above 0")
+        return scales
+
+
+class EvaluateConfig(Section):
+    """How a trained network is scored."""
+
+    batch_size: int = Field(16, ge=1)
+    """Images, or windows, per forward pass."""
+    variants: dict[str, TestTimeConfig] = {"single_scale": TestTimeConfig()}
+    """Test-time variants by name; the first is the headline."""
+    boundary_tolerance: float = Field(0.0075, gt=0, le=0.1)
+    """Tolerance of the boundary F-score as a share of the image diagonal (Perazzi et al., 2016: 0.008)."""
+    num_qualitative: int = Field(6, ge=0)
+    """Test images whose predictions are kept for the qualitative grid."""
+
+    @field_validator("variants")
+    @classmethod
+    def _at_least_one(cls, variants: dict[str, TestTimeConfig]) -> dict[str, TestTimeConfig]:
+        if not variants:
+            raise ValueError("at least one test-time variant")
+        return variants
+
+
+class ProfileConfig(Section):
+    """How cost, speed and the receptive field are measured."""
+
+    size: tuple[int, int] = (96, 96)
+    """(height, width) of the input in pixels."""
+    batch_size: int = Field(1, ge=1)
+    """Images of the input whose multiply-adds and memory are counted, and whose latency is timed."""
+    repeats: int = Field(10, ge=3)
+    """Timed rounds; every round times each model once."""
+    warmup: int = Field(3, ge=1)
+    """Untimed rounds before them."""
+    threads: int = Field(1, ge=1)
+    """CPU threads while timing."""
+    field_seeds: int = Field(3, ge=1)
+    """Random initialisations that the effective receptive field is averaged over."""
+    field_images: int = Field(2, ge=1)
+    """Random images per initialisation."""
+
+
+class ReportConfig(Section):
+    """What the tables compare with."""
+
+    reference: str = "sunet_tiny"
+    """Key of the model that paired differences refer to."""
+    title: str = "Synthetic benchmark"
+    """Heading of the page."""
+
+
+class AxisConfig(Section):
+    """One axis of an ablation: a dotted path of the configuration and its values."""
+
+    path: str
+    """Dotted path, such as model.unet_depth."""
+    values: tuple[Any, ...] = ()
+    """Settings to compare (a grid), or the choices of a sampled parameter."""
+    low: float | None = None
+    """Least value of a sampled continuous parameter."""
+    high: float | None = None
+    """Largest value of a sampled continuous parameter."""
+    log: bool = False
+    """Sample on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _values_or_range(self) -> Self:
+        if self.values and (self.low is not None or self.high is not None):
+            raise ValueError("values: give either values or low and high, not both")
+        if not self.values:
+            if self.low is None or self.high is None:
+                raise ValueError("values: the axis is empty; give values, or low and high")
+            if not self.low < self.high:
+                raise ValueError(f"low: less than high ({self.high}), not {self.low}")
+            if self.log and self.low <= 0:
+                raise ValueError(f"low: above 0 on a logarithmic scale, not {self.low}")
+        if len({json.dumps(v) for v in self.values}) < len(self.values):
+            raise ValueError("values: a value stands twice")
+        return self
+
+
+class StudyConfig(Section):
+    """One ablation study."""
+
+    kind: Literal["one_at_a_time", "grid", "tuned", "search"]
+    """one_at_a_time and grid: every point once a seed. tuned: nuisance parameters sampled per arm. search: two objectives."""
+    model: str
+    """Key under `models` that every point starts from."""
+    overrides: dict[str, Any] = {}
+    """Dotted paths fixed for the whole study, such as train.epochs."""
+    axes: tuple[AxisConfig, ...]
+    """What is varied."""
+    nuisance: tuple[AxisConfig, ...] = ()
+    """tuned: what is sampled within each arm, such as train.lr."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Training seeds of every point (grids) or of the confirmation (tuned, search)."""
+    trials: int = Field(0, ge=0)
+    """tuned: trials per arm; search: trials in all."""
+    search_seed: int = Field(0, ge=0)
+    """Seed of the sampler."""
+    tuning_seed: int = Field(100, ge=0)
+    """Training seed of trials that search; never one of `seeds`."""
+    confirm: int = Field(3, ge=1)
+    """search: best points trained again on `seeds`."""
+    pruning: bool = True
+    """tuned: stop trials whose validation score falls below the median of the earlier ones."""
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if not self.axes:
+            raise ValueError("axes: at least one axis")
+        if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
+            raise ValueError("seeds: at least one, each once")
+        for group in ("axes", "nuisance"):
+            paths = [a.path for a in getattr(self, group)]
+            if len(set(paths)) < len(paths):
+                raise ValueError(f"{group}: a path stands twice")
+        if self.kind in ("one_at_a_time", "grid", "tuned") and any(not a.values for a in self.axes):
+            raise ValueError(f"axes: kind {self.kind} needs values on every axis")
+        if self.kind in ("tuned", "search"):
+            if self.trials < 1:
+                raise ValueError(f"trials: kind {self.kind} needs at least 1")
+            if self.tuning_seed in self.seeds:
+                raise ValueError("tuning_seed: not one of seeds, or the confirmation would reuse it")
+        if (self.kind == "tuned") != bool(self.nuisance):
+            raise ValueError("nuisance: given for kind tuned, and for no other kind")
+        return self
+
+
+class Config(Section):
+    """All that decides one training: nothing else does."""
+
+    benchmark: str
+    """Name of the directory under results/ and of the MLflow experiment."""
+    seed: int
+    """Seed of this training: initialisation, order, augmentation."""
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+class Suite(Section):
+    """The whole of `params.yaml`."""
+
+    benchmark: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name of the directory under results/ and of the MLflow experiment."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Training seeds, the same for every model, so that differences are paired."""
+    data: DataConfig
+    models: dict[str, ModelEntry]
+    """The networks that are compared, by key."""
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    profile: ProfileConfig = ProfileConfig()
+    report: ReportConfig = ReportConfig()
+    ablations: dict[str, StudyConfig] = {}
+    """Studies by name."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if not self.models:
+            raise ValueError("models: at least one model")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: at least one, each once")
+        if self.report.reference not in self.models:
+            raise ValueError(f"report.reference: one of {', '.join(self.models)}, not {self.report.reference!r}")
+        for name, study in self.ablations.items():
+            if study.model not in self.models:
+                raise ValueError(f"ablations.{name}.model: one of {', '.join(self.models)}, not {study.model!r}")
+        return self
+
+    def run(self, model: str, seed: int, overrides: Mapping[str, Any] | None = None) -> Config:
+        """The configuration of one training.
+
+        Args:
+            model: key under `models`.
+            seed: training seed.
+            overrides: dotted paths of `Config` and their values, such as {"train.lr": 0.1}.
+
+        Raises:
+            ConfigError: unknown key, unknown path or a value that is not allowed.
+        """
+        if model not in self.models:
+            raise ConfigError(f"models.{model}: no such key; there are {', '.join(self.models)}")
+        entry = self.models[model]
+        config = Config(
+            benchmark=self.benchmark,
+            seed=seed,
+            data=self.data,
+            model=ModelConfig(**{k: getattr(entry, k) for k in ModelConfig.model_fields}),
+            train=self.train,
+            evaluate=self.evaluate,
+        )
+        own = {f"train.{k}": v for k, v in entry.train.items()}
+        return override(config, own | dict(overrides or {}), source=f"models.{model}")
+
+
+def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:
+    """A copy of `config` with values replaced by dotted path, checked again as a whole.
+
+    Raises:
+        ConfigError: the path does not exist, or the value is not allowed; names both.
+    """
+    tree = config.model_dump(mode="json")
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        node: Any = tree
+        for depth, key in enumerate(parents):
+            if not isinstance(node, dict) or key not in node:
+                raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])!r} in {path!r} is no key of the configuration")
+            node = node[key]
+        if not isinstance(node, dict) or (leaf not in node and type(config) is not Suite):
+            allowed = ", ".join(sorted(node)) if isinstance(node, dict) else "none"
+            raise ConfigError(f"{source}: unknown key {path!r}; there are {allowed}")
+        node[leaf] = value
+    return _validate(type(config), tree, source)
+
+
+def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suite:
+    """Read and check a parameter file.
+
+    Args:
+        path: the YAML file.
+        settings: `a.b=value` items as a command line gives them; values are YAML.
+
+    Raises:
+        ConfigError: names the file, the dotted key and the remedy.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; run from the root of the checkout, or name one with --params"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a mapping of sections is expected, not {type(tree).__name__}")
+    suite = _validate(Suite, tree, str(path))
+    values = {}
+    for item in settings:
+        key, sign, text = item.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {item}: expected a.b=value")
+        values[key] = yaml.safe_load(text)
+    suite = override(suite, values, source="--set") if values else suite
+    for model in suite.models:
+        suite.run(model, suite.seeds[0])  # a model's own recipe is checked here, not when its turn comes
+    return suite
+
+
+def _validate(kind: type[S], tree: Any, source: str) -> S:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            where = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"{source}: unknown key {where!r}; remove it or check its spelling")
+            else:
+                given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict | Section) else ""
+                lines.append(f"{source}: {where + ': ' if where else ''}{item['msg'].removeprefix('Value error, ')}{given}")
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def flatten(config: Section) -> dict[str, Any]:
+    """Dotted name -> plain value; the one form in which records, MLflow and Optuna see a configuration."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            flat[prefix] = node
+
+    walk("", config.model_dump(mode="json"))
+    return flat
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short digest (16 hexadecimal digits) of plain values, equal exactly where they are equal."""
+    plain = [p.model_dump(mode="json") if isinstance(p, Section) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed below 2**63 that depends on the named parts only, never on the order in which runs happen."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
