@@ -342,7 +342,7 @@ class StudyConfig(Section):
     """One ablation study."""
 
     kind: Literal["one_at_a_time", "grid", "tuned", "search"]
-    """one_at_a_time and grid: every point once a seed. tuned: nuisance parameters sampled per arm. search: two objectives."""
+    """one_at_a_time, grid: every point once a seed. tuned: nuisances sampled per arm. search: two objectives."""
     model: str
     """Key under `models` that every point starts from."""
     overrides: dict[str, Any] = {}
@@ -467,7 +467,7 @@ def override(config: S, values: Mapping[str, Any], *, source: str = "override") 
         node: Any = tree
         for depth, key in enumerate(parents):
             if not isinstance(node, dict) or key not in node:
-                raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])!r} in {path!r} is no key of the configuration")
+                raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])!r} in {path!r} is no key")
             node = node[key]
         if not isinstance(node, dict) or (leaf not in node and type(config) is not Suite):
             allowed = ", ".join(sorted(node)) if isinstance(node, dict) else "none"
@@ -520,7 +520,8 @@ def _validate(kind: type[S], tree: Any, source: str) -> S:
                 lines.append(f"{source}: unknown key {where!r}; remove it or check its spelling")
             else:
                 given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict | Section) else ""
-                lines.append(f"{source}: {where + ': ' if where else ''}{item['msg'].removeprefix('Value error, ')}{given}")
+                message = item["msg"].removeprefix("Value error, ")
+                lines.append(f"{source}: {where + ': ' if where else ''}{message}{given}")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 

@@ -1,0 +1,203 @@
+"""The authors' released checkpoints: safe reading and the mapping of their names onto ours.
+
+A released file is a dict with `state_dict` (names prefixed `module.`), `epoch`, `best_prec1` and `optimizer`. Only
+tensors and plain values are read (`weights_only=True`): a file that holds anything else is refused, and nothing in it
+is run.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sunets.sunet import VARIANTS, SUNet, sunet
+
+_FEATURES = (
+    (r"stem\.conv\.", r"conv1."),
+    (r"stem\.norm\.", r"residual1.bn.0."),
+    (r"stem\.shortcut\.", r"residual1.shortcut.0."),
+    (r"stem\.reduce\.", r"residual1.conv.0."),
+    (r"stem\.expand\.norm\.", r"residual1.conv.2."),
+    (r"stem\.expand\.conv\.", r"residual1.conv.4."),
+    (r"norm\.", r"bn2."),
+)
+_UNET = (
+    (r"shortcut\.", r"upsample.conv0."),
+    (r"reduce\.", r"down.0.conv0."),
+    (r"downs\.(\d+)\.0\.norm\.", r"down.\1.bn1."),
+    (r"downs\.(\d+)\.0\.conv\.", r"down.\1.conv1."),
+    (r"downs\.(\d+)\.1\.norm\.", r"down.\1.bn2."),
+    (r"downs\.(\d+)\.1\.conv\.", r"down.\1.conv2."),
+    (r"ups\.(\d+)\.0\.norm\.", r"up.\1.bn0."),
+    (r"ups\.(\d+)\.0\.conv\.", r"up.\1.deconv0."),
+    (r"ups\.(\d+)\.1\.norm\.", r"up.\1.bn1."),
+    (r"ups\.(\d+)\.1\.conv\.", r"up.\1.deconv1."),
+    (r"expand\.norm\.", r"up.0.bn2."),
+    (r"expand\.conv\.", r"up.0.conv2."),
+)
+_DEGRIDDING = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3"}
+
+
+class WeightsError(ValueError):
+    """A checkpoint that cannot be used: says which file, which key and why."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_reference_weights` did."""
+
+    loaded: tuple[str, ...]
+    """The authors' keys whose values the model has now."""
+    left_out: tuple[str, ...]
+    """The authors' keys that the model has no place for: a classifier's linear layer, for a segmentation network."""
+    untouched: tuple[str, ...]
+    """The model's parameters and buffers that kept their values: the head, when a classifier gave the backbone."""
+    epoch: int | None
+    """The epoch that the file states."""
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        parts += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        parts += [f"kept as they were: {', '.join(self.untouched)}"] if self.untouched else []
+        return "; ".join(parts)
+
+
+def reference_keys(model: SUNet) -> dict[str, str]:
+    """The authors' name of every entry of `model.state_dict()`, in its order."""
+    return {name: _reference_key(model, name) for name in model.state_dict()}
+
+
+def _reference_key(model: SUNet, name: str) -> str:
+    if name.startswith("head."):
+        rest = name.removeprefix("head.")
+        if model.config.head == "classifier":
+            return f"linear.{rest}"
+        if model.config.head == "linear":
+            return f"final.conv1.{rest}"
+        layer, rest = rest.split(".", 1)
+        return f"final.{_DEGRIDDING[layer]}.{rest}"
+    unet = re.match(r"stages\.(\d+)\.(\d+)\.", name)
+    if unet is None:
+        return "features." + _translate(_FEATURES, name)
+    stage, block = (int(number) for number in unet.groups())
+    prefix, rest = f"features.unet{stage + 1}_{block}.", name[unet.end() :]
+    if rest.startswith("norm."):  # the authors keep it elsewhere where the U-Net changes the number of channels
+        changes = cast(Any, model.stages)[stage][block].shortcut is not None
+        return prefix + ("bn.bn0." if changes else "down.0.bn0.") + rest.removeprefix("norm.")
+    return prefix + _translate(_UNET, rest)
+
+
+def _translate(table: tuple[tuple[str, str], ...], name: str) -> str:
+    for ours, theirs in table:
+        found = re.match(ours, name)
+        if found:
+            return found.expand(theirs) + name[found.end() :]
+    raise KeyError(name)
+
+
+def load_reference_weights(model: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
+    """Load a checkpoint of the authors' code into one of our SUNets.
+
+    A classifier's checkpoint goes into a classifier, or into the backbone of a segmentation network, whose head keeps
+    its values. A segmentation checkpoint goes into a segmentation network with the same head. The model is changed only
+    after every key has been checked. Checkpoints of any output stride and dilation fit: they share the weights.
+
+    Args:
+        model: a SUNet of this package.
+        source: a file as the authors save it, what `torch.load` made of one, or a state dict; names may or may not be
+            prefixed `module.`.
+
+    Raises:
+        WeightsError: not readable as weights alone, damaged, or the first key that does not fit, is unknown or missing.
+        FileNotFoundError: no such file.
+    """
+    if not isinstance(model, SUNet):
+        raise WeightsError(f"model: the authors' checkpoints are for SUNets, not for {type(model).__name__}")
+    where = "state dict" if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else _read(source)
+    epoch = content.get("epoch")
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(f"{where}: state_dict: a dict of tensors is expected, not {type(state).__name__}")
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
+
+    own = model.state_dict()
+    places = {theirs: ours for ours, theirs in reference_keys(model).items()}
+    backbone_only = model.task == "segmentation" and "linear.weight" in state
+    left_out = [key for key in state if backbone_only and key in ("linear.weight", "linear.bias")]
+    wanted = {theirs: ours for theirs, ours in places.items() if not (backbone_only and theirs.startswith("final."))}
+    for key, value in state.items():
+        if key in left_out:
+            continue
+        if key not in wanted:
+            raise WeightsError(f"{where}: unknown key {key!r}{_advice(model, state)}")
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{where}: {key}: a tensor is expected, not {type(value).__name__}")
+        if value.shape != own[wanted[key]].shape:
+            raise WeightsError(
+                f"{where}: {key} has shape {list(value.shape)}, the model needs {list(own[wanted[key]].shape)}"
+                f"{_advice(model, state)}"
+            )
+    for key in wanted:
+        if key not in state and not key.endswith("num_batches_tracked"):  # PyTorch before 0.4.1 did not save it
+            raise WeightsError(f"{where}: {key} is missing{_advice(model, state)}")
+
+    loaded = {wanted[key]: value for key, value in state.items() if key in wanted}
+    model.load_state_dict(loaded, strict=False)
+    return LoadReport(
+        loaded=tuple(key for key in state if key in wanted),
+        left_out=tuple(left_out),
+        untouched=tuple(name for name in own if name not in loaded and not name.endswith("num_batches_tracked")),
+        epoch=epoch if isinstance(epoch, int) else None,
+    )
+
+
+def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):
+            raise WeightsError(
+                f"{path}: refused: it holds code or objects besides weights, and nothing in it was run"
+            ) from error
+        raise WeightsError(f"{path}: no checkpoint, or a damaged one; fetch it again") from error
+    except Exception as error:  # torch reports a damaged file by whatever its reader stumbles on
+        raise WeightsError(f"{path}: damaged or cut short ({type(error).__name__}); fetch it again") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: a dict with state_dict is expected, not {type(content).__name__}")
+    return content
+
+
+def _advice(model: SUNet, state: Mapping[str, Any]) -> str:
+    """What kind of checkpoint this is, where it is one of the authors' for another network."""
+    stem, last = state.get("features.conv1.weight"), state.get("features.bn2.weight")
+    if not isinstance(stem, Tensor) or not isinstance(last, Tensor):
+        return "; this is no checkpoint of the authors' code"
+    if "linear.weight" not in state and model.task == "classification":
+        return "; a classifier cannot be loaded from a segmentation checkpoint"
+    for name in VARIANTS:
+        with torch.device("meta"):
+            other = sunet(name, num_classes=1)
+        shapes = {
+            theirs: tensor.shape
+            for theirs, tensor in zip(reference_keys(other).values(), other.state_dict().values(), strict=True)
+            if theirs.startswith("features.") and not theirs.endswith("num_batches_tracked")
+        }
+        if all(isinstance(state.get(k), Tensor) and state[k].shape == shape for k, shape in shapes.items()):
+            same = other.state_dict().keys() - {"head.weight", "head.bias"} <= model.state_dict().keys() and all(
+                model.state_dict()[k].shape == v.shape
+                for k, v in other.state_dict().items()
+                if not k.startswith("head.")
+            )
+            return "" if same else f"; the checkpoint is one of {name}, the model is another network"
+    return ""

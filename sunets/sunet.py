@@ -1,0 +1,504 @@
+"""Stacked U-Nets (SUNets): the whole network, top to bottom.
+
+Shah, Ghosh, Davis, Goldstein: "Stacked U-Nets: A No-Frills Approach to Natural Image Segmentation", arXiv 1804.10343.
+The residual blocks of a ResNet are replaced by small U-Nets. Every block carries information across the image and
+returns it at the resolution it came in, so a deep stack sees the whole image without an auxiliary block.
+
+    image -> stem (stride 4) -> stage 0 -> pool -> stage 1 -> pool -> ... -> BatchNorm -> ReLU -> head
+
+A stage is a stack of U-Nets of one size. Sizes are found at run time and rounded up wherever a stride does not divide
+them, so that any height and width of at least 16 pixels works. All convolutions have a bias and are pre-activated
+(BatchNorm -> ReLU -> convolution), as in the authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
+
+import torch
+import torch.fx.experimental._config as fx_config
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+MIN_SIZE = 16
+"""Least height and width of an input in pixels."""
+MAX_STAGES = 5
+MAX_UNET_DEPTH = 5
+DILATIONS = ("multi_grid", "uniform", "none", "strided")
+SKIPS = ("concat", "sum")
+HEADS = {"segmentation": ("linear", "degridding"), "classification": ("classifier",)}
+"""Heads by task; the first is the task's default."""
+
+Rates = tuple[int, int]
+"""Dilations of the (first, second) 3x3 convolution of a U-Net level; the way up mirrors them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SUNetConfig:
+    """Structure of one SUNet. Lists are taken as tuples, and an integer per stage holds for every stage.
+
+    Raises:
+        ValueError: a value from which no network can be built; names the field and what is allowed.
+    """
+
+    num_classes: int
+    """Channels of the logits."""
+    width: int
+    """Channels inside a U-Net."""
+    stem_channels: int
+    """Channels after the first convolution; the stem returns twice as many."""
+    stage_channels: tuple[int, ...]
+    """Channels between U-Nets, one entry a stage; one to five stages."""
+    num_blocks: int | tuple[int, ...]
+    """U-Nets in each stage. The first one changes the number of channels where that is needed."""
+    unet_depth: int | tuple[int, ...]
+    """Levels (down/up pairs) inside each U-Net, one to five, per stage."""
+    output_stride: int | None = None
+    """Input size over feature size: a power of two from 4 to the natural stride, 4 * 2^(stages - 1), which None means.
+    It alone decides which pools between the stages are dropped."""
+    dilation: str | tuple[int | tuple[int, ...], ...] = "multi_grid"
+    """What stages do that follow a dropped pool, with a = 2 (stages after the last pool): multi_grid (the authors': D, 2D
+    on the way down and 2D, D up, where D = a * 2^level), uniform (every 3x3 has rate a), none (the stage keeps its
+    resolution with rate 1), strided (its U-Nets pool as elsewhere). Or explicit, one entry a stage: 0 is strided, an
+    integer is a uniform rate, a tuple holds one D a level."""
+    skip: str = "concat"
+    """How a U-Net joins its ways down and up: concat or sum."""
+    head: str = "linear"
+    """linear or degridding (segmentation), classifier (classification)."""
+    in_channels: int = 3
+    """Channels of the input image."""
+    memory_efficient: bool = False
+    """Recompute each U-Net in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        def settle(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
+
+        for name in ("num_classes", "width", "stem_channels", "in_channels"):
+            _check_int(name, getattr(self, name), 1)
+        settle("stage_channels", _per_stage("stage_channels", self.stage_channels, None))
+        stages = len(self.stage_channels)
+        settle("num_blocks", _per_stage("num_blocks", self.num_blocks, stages))
+        settle("unet_depth", _per_stage("unet_depth", self.unet_depth, stages, MAX_UNET_DEPTH))
+
+        natural = 4 * 2 ** (stages - 1)
+        allowed = [4 * 2**k for k in range(stages)]
+        settle("output_stride", natural if self.output_stride is None else self.output_stride)
+        if type(self.output_stride) is not int or self.output_stride not in allowed:
+            raise ValueError(
+                f"output_stride: one of {', '.join(map(str, allowed))} for {stages} stages, not {self.output_stride!r}"
+            )
+        _check_choice("skip", self.skip, SKIPS)
+        _check_choice("head", self.head, sum(HEADS.values(), ()))
+        if type(self.memory_efficient) is not bool:
+            raise ValueError(f"memory_efficient: true or false, not {self.memory_efficient!r}")
+        settle("dilation", _check_dilation(self.dilation, cast(tuple[int, ...], self.unet_depth)))
+
+    @property
+    def task(self) -> Literal["segmentation", "classification"]:
+        """What the head is for."""
+        return "classification" if self.head in HEADS["classification"] else "segmentation"
+
+
+def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    if type(value) is not int or value < low or (high is not None and value > high):
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}: an integer {allowed}, not {value!r}")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: one of {', '.join(allowed)}, not {value!r}")
+
+
+def _per_stage(name: str, value: object, stages: int | None, high: int | None = None) -> tuple[int, ...]:
+    """`value` as a tuple with one checked entry a stage; `stages` None means that this field decides their number."""
+    if stages is not None and type(value) is int:
+        value = (value,) * stages
+    if not isinstance(value, tuple | list):
+        also = "" if stages is None else " or an integer for all stages"
+        raise ValueError(f"{name}: a list of integers, one a stage{also}, not {value!r}")
+    if stages is None and not 1 <= len(value) <= MAX_STAGES:
+        raise ValueError(f"{name}: one to {MAX_STAGES} stages, not {len(value)}")
+    if stages is not None and len(value) != stages:
+        raise ValueError(
+            f"{name}: {stages} entries, one for each of stage_channels, or an integer for all, not {list(value)}"
+        )
+    for entry in value:
+        _check_int(name, entry, 1, high)
+    return tuple(value)
+
+
+def _check_dilation(value: object, unet_depth: tuple[int, ...]) -> str | tuple[int | tuple[int, ...], ...]:
+    if isinstance(value, str) and value in DILATIONS:
+        return value
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"dilation: one of {', '.join(DILATIONS)}, or a list with one entry a stage, not {value!r}")
+    if len(value) != len(unet_depth):
+        raise ValueError(f"dilation: {len(unet_depth)} entries, one a stage, not {len(value)}")
+    entries: list[int | tuple[int, ...]] = []
+    for stage, (entry, levels) in enumerate(zip(value, unet_depth, strict=True)):
+        if isinstance(entry, tuple | list):
+            if len(entry) != levels:
+                raise ValueError(
+                    f"dilation: stage {stage} has unet_depth {levels} and needs as many rates, not {list(entry)}"
+                )
+            for rate in entry:
+                _check_int(f"dilation of stage {stage}", rate, 1)
+            entries.append(tuple(entry))
+        else:
+            _check_int(f"dilation of stage {stage}", entry, 0)
+            entries.append(cast(int, entry))
+    return tuple(entries)
+
+
+def dilation_schedule(config: SUNetConfig) -> tuple[tuple[Rates, ...] | None, ...]:
+    """Rates of every stage: None where its U-Nets are strided, else one (first, second) pair a level."""
+    depths = cast(tuple[int, ...], config.unet_depth)
+    kept_pools = _kept_pools(config)
+    schedule: list[tuple[Rates, ...] | None] = []
+    for stage, levels in enumerate(depths):
+        entry: int | tuple[int, ...]
+        base = 2 * (stage - kept_pools)  # the authors' a
+        if isinstance(config.dilation, tuple):
+            entry = config.dilation[stage]
+        elif base <= 0 or config.dilation == "strided":
+            entry = 0
+        elif config.dilation == "multi_grid":
+            entry = tuple(base * 2**level for level in range(levels))
+        else:
+            entry = base if config.dilation == "uniform" else 1
+        if isinstance(entry, tuple):
+            schedule.append(tuple((rate, 2 * rate) for rate in entry))
+        else:
+            schedule.append(((entry, entry),) * levels if entry else None)
+    return tuple(schedule)
+
+
+def _kept_pools(config: SUNetConfig) -> int:
+    """Number of pools between the stages that are not dropped: k = log2(output_stride / 4)."""
+    return (cast(int, config.output_stride) // 4).bit_length() - 1
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sunet64": {
+        "width": 64,
+        "stem_channels": 64,
+        "stage_channels": (256, 512, 768, 1024),
+        "num_blocks": (2, 4, 4, 1),
+        "unet_depth": (2, 2, 2, 1),
+    },
+    "sunet128": {
+        "width": 128,
+        "stem_channels": 64,
+        "stage_channels": (512, 1024, 1536, 2048),
+        "num_blocks": (2, 4, 4, 1),
+        "unet_depth": (2, 2, 2, 1),
+    },
+    "sunet7128": {
+        "width": 128,
+        "stem_channels": 64,
+        "stage_channels": (512, 1280, 2048, 2304),
+        "num_blocks": (2, 7, 7, 1),
+        "unet_depth": (2, 2, 2, 1),
+    },
+    # Ours, for laptops: sunet64 with a quarter of its channels and without its last stage but one.
+    "sunet_tiny": {
+        "width": 16,
+        "stem_channels": 16,
+        "stage_channels": (64, 128, 192),
+        "num_blocks": (2, 4, 1),
+        "unet_depth": (2, 2, 1),
+    },
+}
+"""The named networks; sunet64, sunet128 and sunet7128 are the authors'."""
+
+
+def sunet(
+    name: str, *, task: str = "segmentation", num_classes: int, head: str | None = None, **overrides: Any
+) -> SUNet:
+    """Build a named SUNet.
+
+    Args:
+        name: key of `VARIANTS`.
+        task: segmentation or classification.
+        num_classes: channels of the logits.
+        head: a head of that task; None is the first in `HEADS`.
+        overrides: fields of `SUNetConfig`. Where one with an entry a stage changes the number of stages, the named
+            network's other per-stage fields are cut to it, or go on with their last value, unless they are given too.
+
+    Raises:
+        ValueError: names the field and what is allowed.
+    """
+    _check_choice("task", task, tuple(HEADS))
+    head = HEADS[task][0] if head is None else head
+    if head not in HEADS[task]:
+        raise ValueError(f"head: one of {', '.join(HEADS[task])} for {task}, not {head!r}")
+    allowed = [field.name for field in fields(SUNetConfig)]
+    for key in overrides:
+        if key not in allowed:
+            raise ValueError(f"{key}: no field of {name}; there are {', '.join(allowed)}")
+    values = VARIANTS[name] | overrides
+    per_stage = ("stage_channels", "num_blocks", "unet_depth")
+    stages = next((len(v) for key in per_stage if isinstance(v := overrides.get(key), tuple | list)), None)
+    if stages is not None:
+        for key in per_stage:
+            if key not in overrides:
+                own = values[key]
+                values[key] = (own + own[-1:] * stages)[:stages]
+    return SUNet(SUNetConfig(num_classes=num_classes, head=head, **values))
+
+
+class Unit(nn.Module):
+    """BatchNorm -> ReLU -> convolution that keeps the size at stride 1 and rounds half of it up at stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(F.relu(self.norm(x), inplace=True)))
+
+
+class TransposedUnit(nn.Module):
+    """BatchNorm -> ReLU -> transposed 3x3 convolution, cut to the size of the tensor that it has to match."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        # One row and column too many at stride 2, so that both possible sizes (2n and 2n - 1) can be cut from it. The
+        # cut gives what output_size= would, and unlike it needs no decision when a graph is traced.
+        self.conv = nn.ConvTranspose2d(
+            in_channels, out_channels, 3, stride, padding=dilation, output_padding=stride - 1, dilation=dilation
+        )
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        y = self.conv(F.relu(self.norm(x), inplace=True))
+        return _cut(y, like.shape[2], like.shape[3])
+
+
+def _halve(x: Tensor) -> Tensor:
+    """2x2 average pooling, stride 2, whose windows at the rim average what there is: sizes are rounded up."""
+    if torch.compiler.is_exporting():  # the same numbers; ceil_mode would fix whether the sizes are odd or even
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2)
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _cut(x: Tensor, height: int, width: int) -> Tensor:
+    if torch.compiler.is_exporting():  # the strides of a slice would fix whether the sizes are odd or even
+        rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[:, :, :height, :width]
+
+
+class UNet(nn.Module):
+    """One pre-activated residual U-Net, (B, in_channels, H, W) -> (B, out_channels, H, W).
+
+    Level i goes down by two 3x3 convolutions and up by a transposed and a plain one. A strided level halves the size;
+    a dilated one keeps it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        levels: int,
+        rates: tuple[Rates, ...] | None,
+        skip: str,
+    ) -> None:
+        super().__init__()
+        self.skip = skip
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.reduce = nn.Conv2d(in_channels, width, 1)
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        stride = 2 if rates is None else 1
+        for level in range(levels):
+            first, second = (1, 1) if rates is None else rates[level]
+            joined = 2 * width if skip == "concat" and level < levels - 1 else width
+            self.downs.append(
+                nn.Sequential(Unit(width, width, 3, stride, first), Unit(width, width, 3, dilation=second))
+            )
+            self.ups.append(
+                nn.ModuleList([TransposedUnit(joined, width, stride, second), Unit(width, width, 3, dilation=first)])
+            )
+        self.expand = Unit(width, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.norm(x), inplace=True)
+        identity = x if self.shortcut is None else self.shortcut(activated)
+        y = self.reduce(activated)
+        inputs = []
+        for down in self.downs:
+            inputs.append(y)
+            y = down(y)
+        for level in reversed(range(len(inputs))):
+            transposed, plain = cast(nn.ModuleList, self.ups[level])
+            y = plain(transposed(y, like=inputs[level]))
+            if level > 0:  # inputs[0] came by a 1x1 convolution alone and is not joined
+                y = torch.cat([y, inputs[level]], dim=1) if self.skip == "concat" else y + inputs[level]
+        return cast(Tensor, identity + self.expand(y))
+
+
+class Stem(nn.Module):
+    """7x7 convolution and one residual block, each of stride 2: (B, in_channels, H, W) -> (B, 2 channels, H/4, W/4)."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3)
+        self.norm = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Conv2d(channels, 2 * channels, 1, stride=2)
+        self.reduce = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+        self.expand = Unit(2 * channels, 2 * channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.norm(self.conv(x)), inplace=True)
+        return cast(Tensor, self.shortcut(activated) + self.expand(self.reduce(activated)))
+
+
+def _head(config: SUNetConfig) -> nn.Module:
+    """The head without the pooling before it or the upsampling after it."""
+    features = config.stage_channels[-1]
+    if config.head == "classifier":
+        return nn.Linear(features, config.num_classes)
+    if config.head == "linear":
+        return nn.Conv2d(features, config.num_classes, 1)
+    return nn.Sequential(  # removes the gridding that dilation leaves
+        nn.Conv2d(features, 512, 3, padding=2, dilation=2),
+        nn.BatchNorm2d(512),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(512, 512, 3, padding=1),
+        nn.BatchNorm2d(512),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(512, config.num_classes, 1),
+    )
+
+
+class SUNet(nn.Module):
+    """A stack of U-Nets with a head; see the module's docstring and `SUNetConfig`.
+
+    Logits are (B, num_classes, H, W), of exactly the input's size, or (B, num_classes) for classification.
+    """
+
+    head_prefixes = ("head.",)
+    """Beginnings of the names of the head's parameters; the rest is the backbone."""
+
+    def __init__(self, config: SUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.task = config.task
+        self.num_classes = config.num_classes
+        self.output_stride = cast(int, config.output_stride)
+        self.stem = Stem(config.in_channels, config.stem_channels)
+        self.stages = nn.ModuleList()
+        channels = 2 * config.stem_channels
+        per_stage = zip(
+            config.stage_channels,
+            cast(tuple[int, ...], config.num_blocks),
+            cast(tuple[int, ...], config.unet_depth),
+            dilation_schedule(config),
+            strict=True,
+        )
+        for out_channels, num_blocks, levels, rates in per_stage:
+            blocks = nn.ModuleList()
+            for _ in range(num_blocks):
+                blocks.append(UNet(channels, out_channels, config.width, levels, rates, config.skip))
+                channels = out_channels
+            self.stages.append(blocks)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = _head(config)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features after the final BatchNorm, before the ReLU: (B, C, H / output_stride, W / output_stride).
+
+        Raises:
+            ValueError: the input is not (B, in_channels, H, W) with H and W of at least 16.
+        """
+        check_input(x, self.config.in_channels)
+        kept_pools = _kept_pools(self.config)
+        x = self.stem(x)
+        for stage, blocks in enumerate(self.stages):
+            for block in cast(nn.ModuleList, blocks):
+                x = _recomputed(block, x) if self.config.memory_efficient and torch.is_grad_enabled() else block(x)
+            if stage < kept_pools:
+                x = _halve(x)
+        return cast(Tensor, self.norm(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _symbolic_sizes():
+            features = F.relu(self.forward_features(x), inplace=True)
+            if self.task == "classification":
+                return cast(Tensor, self.head(features.mean(dim=(2, 3))))
+            return F.interpolate(self.head(features), size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def check_input(x: Tensor, in_channels: int) -> None:
+    """Refuse what no network here can take.
+
+    Raises:
+        ValueError: not (B, in_channels, H, W) with H and W of at least 16.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"input: 4 dimensions (batch, channels, height, width), not {x.dim()}")
+    if x.shape[1] != in_channels:
+        raise ValueError(f"input: in_channels is {in_channels}, the input has {x.shape[1]} channels")
+    if torch.compiler.is_exporting():
+        return  # comparing sizes would restrict those that torch.export may leave open
+    if x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
+        raise ValueError(
+            f"input: height and width of at least {MIN_SIZE} pixels, not {int(x.shape[2])} x {int(x.shape[3])}"
+        )
+
+
+def _symbolic_sizes() -> AbstractContextManager[None]:
+    """Let torch.export take every size: by default it decides that no feature map is one pixel wide, which small inputs
+    make false."""
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        return cast(AbstractContextManager[None], fx_config.patch(backed_size_oblivious=True))
+    return nullcontext()
+
+
+def set_bn_momentum(module: nn.Module, momentum: float) -> None:
+    """Set the momentum of every BatchNorm inside `module` (the authors fine-tune the backbone with 0.01)."""
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.momentum = momentum
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, whose activations are computed again in the backward pass instead of being kept."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _discarded_statistics(block)
+
+    return cast(Tensor, checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts))
+
+
+@contextmanager
+def _discarded_statistics(block: nn.Module) -> Iterator[None]:
+    """Let BatchNorm update copies of its running statistics: the first forward pass has updated the real ones."""
+    kept = {m: dict(m._buffers) for m in block.modules() if isinstance(m, _BatchNorm) and m.training}
+    for module, buffers in kept.items():
+        module._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in kept.items():
+            module._buffers.update(buffers)
