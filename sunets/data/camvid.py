@@ -1,0 +1,47 @@
+"""CamVid (Brostow et al., 2008) in the SegNet tutorial's layout: train/, trainannot/, val/, valannot/, ...
+
+Images are .png or .jpg; an annotation has its image's stem, labels 0..10, and 11 for void, which becomes 255.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sunets.config import IGNORE_INDEX, DataConfig
+from sunets.data.manifest import Color, DataError, Source, existing_root, pair, used_splits
+
+CLASSES: dict[str, Color] = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+_VOID = 11
+
+
+def find(config: DataConfig, work: Path) -> Source:
+    """List the used splits."""
+    root = existing_root(config)
+    source = Source(list(CLASSES), list(CLASSES.values()), {})
+    source.label_map = {k: k for k in range(len(CLASSES))} | {_VOID: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX}
+    for split in used_splits(config):
+        images, masks = root / split, root / f"{split}annot"
+        absent = [
+            f"{d}: no such directory; data.root is the one that holds train/ and trainannot/"
+            for d in (images, masks)
+            if not d.is_dir()
+        ]
+        source.faults += absent
+        if not absent:
+            source.splits[split], faults = pair(images, masks)
+            source.faults += faults
+    if len(source.splits) < len(used_splits(config)):
+        raise DataError(source.faults)
+    return source

@@ -1,0 +1,76 @@
+"""Cityscapes, fine annotations (Cordts et al., 2016), with its 19 training classes.
+
+    data.root/leftImg8bit/<split>/<city>/<id>_leftImg8bit.png
+    data.root/gtFine/<split>/<city>/<id>_gtFine_labelIds.png
+
+The labels of the test split are not public (its files hold dummies), so it has none here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sunets.config import IGNORE_INDEX, DataConfig
+from sunets.data.manifest import Color, DataError, Entry, Source, existing_root, used_splits
+
+CLASSES: dict[str, tuple[int, Color]] = {
+    "road": (7, (128, 64, 128)),
+    "sidewalk": (8, (244, 35, 232)),
+    "building": (11, (70, 70, 70)),
+    "wall": (12, (102, 102, 156)),
+    "fence": (13, (190, 153, 153)),
+    "pole": (17, (153, 153, 153)),
+    "traffic light": (19, (250, 170, 30)),
+    "traffic sign": (20, (220, 220, 0)),
+    "vegetation": (21, (107, 142, 35)),
+    "terrain": (22, (152, 251, 152)),
+    "sky": (23, (70, 130, 180)),
+    "person": (24, (220, 20, 60)),
+    "rider": (25, (255, 0, 0)),
+    "car": (26, (0, 0, 142)),
+    "truck": (27, (0, 0, 70)),
+    "bus": (28, (0, 60, 100)),
+    "train": (31, (0, 80, 100)),
+    "motorcycle": (32, (0, 0, 230)),
+    "bicycle": (33, (119, 11, 32)),
+}
+"""Training class: its label in the labelIds files, its colour."""
+_LABELS = 34
+_IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
+_COUNTS = {"train": 2975, "val": 500, "test": 1525}
+
+
+def find(config: DataConfig, work: Path) -> Source:
+    """List the used splits."""
+    root = existing_root(config)
+    source = Source(list(CLASSES), [color for _, color in CLASSES.values()], {})
+    source.label_map = dict.fromkeys([*range(_LABELS), 255], IGNORE_INDEX) | {
+        stored: label for label, (stored, _) in enumerate(CLASSES.values())
+    }
+    for split in used_splits(config):
+        if split not in _COUNTS:
+            raise DataError(f"split {split!r}: Cityscapes has {', '.join(_COUNTS)}; change data.*_split")
+        images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
+        absent = [
+            f"{d}: no such directory; extract leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in {root}"
+            for d in ((images,) if split == "test" else (images, masks))
+            if not d.is_dir()
+        ]
+        if absent:
+            raise DataError(absent)
+        source.splits[split] = []
+        for path in sorted(images.glob(f"*/*{_IMAGE}")):
+            identity = path.name.removesuffix(_IMAGE)
+            mask = masks / path.parent.name / f"{identity}{_MASK}"
+            source.splits[split].append(Entry(identity, path, None if split == "test" else mask))
+        known = {e.id for e in source.splits[split]}
+        if split != "test":
+            source.faults += [
+                f"{path}: its image is missing in {images / path.parent.name}; extract the archive again"
+                for path in sorted(masks.glob(f"*/*{_MASK}"))
+                if path.name.removesuffix(_MASK) not in known
+            ]
+        count = len(source.splits[split])
+        if count != _COUNTS[split]:
+            source.warnings.append(f"split {split!r}: {count} images, published are {_COUNTS[split]}")
+    return source

@@ -1,0 +1,105 @@
+"""COCO 2017 (Lin et al., 2014), its objects drawn as masks of the 21 PASCAL VOC classes.
+
+    data.root/annotations/instances_{train,val}2017.json, data.root/{train,val}2017/*.jpg
+
+Only images with over 1,000 labelled pixels are kept. Where objects overlap, the first in the file is in front; crowds
+(run-length encoded) count as their class. `prepare` writes the masks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sunets.config import DataConfig
+from sunets.data.manifest import DataError, Entry, Source, color_map, existing_root, used_splits
+from sunets.data.voc import CLASSES
+
+_MIN_PIXELS = 1000
+_RENAMED = {
+    "airplane": "aeroplane",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "couch": "sofa",
+    "tv": "tvmonitor",
+}
+
+
+def find(config: DataConfig, work: Path) -> Source:
+    """List the images that have an object of a VOC class."""
+    root = existing_root(config)
+    files = {s: (root / "annotations" / f"instances_{s}2017.json", root / f"{s}2017") for s in used_splits(config)}
+    unknown = [s for s in files if s not in ("train", "val")]
+    if unknown:
+        raise DataError(
+            f"split {unknown[0]!r}: COCO's labels are public for train and val; change data.*_split (test_split: val)"
+        )
+    absent = [
+        f"{p}: missing; extract COCO's archives in {root}" for both in files.values() for p in both if not p.exists()
+    ]
+    if absent:
+        raise DataError(absent)
+    labels = {name: label for label, name in enumerate(CLASSES)}
+    annotations: dict[Path, _Annotations] = {}
+    splits: dict[str, list[Entry]] = {}
+    for split, (path, images) in files.items():
+        found = annotations[path] = _Annotations(path, labels)
+        splits[split] = [Entry(Path(name).stem, images / name, path) for name in found.names]
+
+    def read_labels(entry: Entry) -> np.ndarray | None:
+        assert isinstance(entry.target, Path)
+        mask = annotations[entry.target].draw(entry.image.name)
+        return mask if np.count_nonzero(mask) > _MIN_PIXELS else None
+
+    return Source(CLASSES, color_map(len(CLASSES)), splits, read_labels=read_labels)
+
+
+class _Annotations:
+    """One annotation file, read with pycocotools."""
+
+    def __init__(self, path: Path, labels: dict[str, int]) -> None:
+        try:
+            from pycocotools.coco import COCO
+        except ImportError:
+            raise DataError("COCO needs the package pycocotools: pip install 'sunets[suite]'") from None
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+                self.coco = COCO(str(path))
+            categories = self.coco.loadCats(self.coco.getCatIds())
+            label_of = {c["id"]: labels.get(_RENAMED.get(c["name"], c["name"]), 0) for c in categories}
+            self.objects: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+            for image in self.coco.loadImgs(sorted(self.coco.getImgIds())):
+                objects = [(label_of[a["category_id"]], a) for a in self.coco.imgToAnns[image["id"]]]
+                if any(label for label, _ in objects):
+                    self.objects[image["file_name"]] = [(label, a) for label, a in objects if label]
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise DataError(f"{path}: no COCO instance annotations ({error!r}); extract the archive again") from None
+        self.path = path
+        self.names = list(self.objects)
+
+    def draw(self, name: str) -> np.ndarray:
+        """The mask of an image, (height, width) uint8.
+
+        Raises:
+            ValueError: a polygon or run-length code that cannot be drawn.
+        """
+        mask: np.ndarray | None = None
+        for label, annotation in self.objects[name]:
+            try:
+                inside = self.coco.annToMask(annotation) if annotation["segmentation"] else None
+            except Exception as error:  # pycocotools raises whatever its C code meets
+                raise ValueError(
+                    f"{self.path}: annotation {annotation.get('id')} of {name} cannot be drawn ({error!r})"
+                ) from None
+            if mask is None:
+                image = self.coco.imgs[annotation["image_id"]]
+                mask = np.zeros((image["height"], image["width"]), np.uint8)
+            if inside is not None:
+                mask[(inside > 0) & (mask == 0)] = label
+        assert mask is not None
+        return mask

@@ -1,0 +1,62 @@
+"""A user's own data: images/ and masks/ with the same stems, and classes.txt with one class name a line.
+
+A mask has one channel; a pixel's value is the line number of its class, counted from 0, or 255 to ignore it. With
+splits/train.txt, val.txt and test.txt (stems, one a line) the splits are the user's; without that directory they are
+drawn, 70, 15 and 15 of 100, in an order that the stems' hashes decide, so that the same files make the same splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from sunets.config import DataConfig
+from sunets.data.manifest import DataError, Entry, Source, color_map, existing_root, pair, read_list, used_splits
+
+_SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
+
+
+def find(config: DataConfig, work: Path) -> Source:
+    """List the used splits."""
+    root = existing_root(config)
+    names = [root / "images", root / "masks", root / "classes.txt"]
+    absent = [f"{p}: missing; the directory needs images/, masks/ and classes.txt" for p in names if not p.exists()]
+    if absent:
+        raise DataError(absent)
+    classes = read_list(root / "classes.txt")
+    if not 2 <= len(classes) <= 255 or len(set(classes)) < len(classes):
+        raise DataError(f"{root / 'classes.txt'}: 2 to 255 different class names, one a line, not {len(classes)}")
+    entries, faults = pair(root / "images", root / "masks")
+    source = Source(classes, color_map(len(classes)), {}, faults=faults)
+    if (root / "splits").is_dir():
+        _read_splits(root, config, entries, source)
+    else:
+        drawn = _draw_splits(entries)
+        for split in used_splits(config):
+            if split not in drawn:
+                raise DataError(
+                    f"{root / 'splits'}: missing; without it the splits are train, val and test, not {split}"
+                )
+            source.splits[split] = drawn[split]
+    return source
+
+
+def _read_splits(root: Path, config: DataConfig, entries: list[Entry], source: Source) -> None:
+    by_id = {e.id: e for e in entries}
+    for split in used_splits(config):
+        path = root / "splits" / f"{split}.txt"
+        if not path.is_file():
+            raise DataError(f"{path}: missing; add it, or remove {path.parent} to have the splits drawn")
+        source.splits[split] = []
+        for name in read_list(path):
+            if name in by_id:
+                source.splits[split].append(by_id[name])
+            else:
+                source.faults.append(f"{path}: names {name!r}, but images/ and masks/ have no such pair; remove it")
+
+
+def _draw_splits(entries: list[Entry]) -> dict[str, list[Entry]]:
+    shuffled = sorted(entries, key=lambda e: hashlib.sha256(e.id.encode()).digest())
+    n = len(shuffled)
+    val, test = (max(1, round(n * _SHARES[s])) for s in ("val", "test"))
+    return {"val": shuffled[:val], "test": shuffled[val : val + test], "train": shuffled[val + test :]}

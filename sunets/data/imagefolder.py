@@ -1,0 +1,65 @@
+"""Classification from class folders: train/<class>/<image>, and likewise val/ and, where there is one, test/.
+
+ImageNet (ILSVRC 2012) in class folders is one of these; its validation archive is flat and has to be sorted into them
+first. ImageNet as published holds a few equal images in two splits, so that is a warning for it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sunets.config import DataConfig
+from sunets.data.manifest import IMAGE_SUFFIXES, DataError, Entry, Source, color_map, existing_root, used_splits
+
+_WORDNET = re.compile(r"n\d{8}")
+_IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
+
+
+def find(config: DataConfig, work: Path) -> Source:
+    """List the used splits; the training split's folders are the classes."""
+    root = existing_root(config)
+    folders: dict[str, dict[str, Path]] = {}
+    faults: list[str] = []
+    for split in used_splits(config):
+        directory = root / split
+        if not directory.is_dir():
+            faults.append(
+                f"{directory}: no such directory; data.root holds train/, val/, test/ (without test/: data.test_split: val)"
+            )
+            continue
+        inside = sorted(p for p in directory.iterdir() if not p.name.startswith("."))
+        archives = [p for p in inside if p.suffix in (".tar", ".gz", ".tgz", ".zip")]
+        loose = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
+        faults += [f"{p}: an archive; extract it into {directory / p.stem}/" for p in archives]
+        if loose:
+            faults.append(f"{directory}: {len(loose)} images outside class folders, such as {loose[0].name}; sort them")
+        folders[split] = {p.name: p for p in inside if p.is_dir()}
+    if faults:
+        raise DataError(faults)
+    classes = sorted(folders[config.train_split])
+    if len(classes) < 2:
+        raise DataError(f"{root / config.train_split}: {len(classes)} class folders; at least 2 are needed")
+    source = Source(classes, color_map(len(classes)), {})
+    imagenet = len(classes) == 1000 and all(_WORDNET.fullmatch(c) for c in classes)
+    source.overlap_is_published = imagenet
+    labels = {name: label for label, name in enumerate(classes)}
+    for split, directories in folders.items():
+        source.splits[split] = []
+        for name, directory in directories.items():
+            if name not in labels:
+                source.faults.append(
+                    f"{directory}: split {config.train_split!r} has no class {name!r}; remove or rename it"
+                )
+                continue
+            source.splits[split] += [
+                Entry(f"{split}/{name}/{path.stem}", path, labels[name])
+                for path in sorted(directory.iterdir())
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+            ]
+        count = len(source.splits[split])
+        if imagenet and count != _IMAGENET_COUNTS.get(split, count):
+            source.warnings.append(
+                f"split {split!r}: {count} images, ImageNet as published has {_IMAGENET_COUNTS[split]}"
+            )
+    return source

@@ -1,0 +1,324 @@
+"""From a manifest to batches: decoding, random changes, order.
+
+What a sample looks like depends on (seed, pass, index) and the order of an epoch on (seed, epoch) alone: neither worker
+processes, nor the number of training processes, nor a resumed training changes a bit of either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from sunets.config import IGNORE_INDEX, AugmentConfig, DataConfig, derive_seed
+from sunets.data.manifest import DataError, Item, Manifest
+
+Key: TypeAlias = int | tuple[int, int]
+"""(pass, index), or an index alone for pass 0."""
+
+# Principal components of ImageNet's RGB values, 0..1 (Krizhevsky et al., 2012), as every re-implementation has them.
+_LIGHTING_VALUES = (0.2175, 0.0188, 0.0045)
+_LIGHTING_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+class RandomScale(v2.Transform):
+    """Resize by one random factor; torchvision's own draw a target size instead, or keep the canvas."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The size that all inputs get."""
+        factor = torch.empty(()).uniform_(self.low, self.high).item()
+        return {"size": [max(1, round(side * factor)) for side in v2.query_size(flat_inputs)]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Bilinear for images; nearest for masks, which torchvision chooses by the type."""
+        return self._call_kernel(F.resize, inpt, params["size"], antialias=True)
+
+
+class Lighting(v2.Transform):
+    """Add noise along the principal components of ImageNet's colours (Krizhevsky et al., 2012); image becomes float."""
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.std = std
+        self.components = torch.tensor(_LIGHTING_VECTORS) * torch.tensor(_LIGHTING_VALUES)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """One RGB offset for the image."""
+        return {"offset": (self.components @ (torch.randn(3) * self.std)).view(3, 1, 1)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """(3, H, W) uint8 -> float 0..1 and a little beyond."""
+        return F.to_dtype(inpt, torch.float32, scale=True) + params["offset"]
+
+
+def training_transforms(augment: AugmentConfig, mean: Sequence[float]) -> v2.Transform | None:
+    """The random changes of a training image and its mask, in the order scale, rotate, crop, flip, colour, lighting.
+
+    Args:
+        augment: which of them.
+        mean: RGB, 0..1; what an image is padded with, so that padding is about 0 for the network. Masks get 255.
+    """
+    fill: dict[Any, Any] = {tv_tensors.Image: [255 * m for m in mean], tv_tensors.Mask: IGNORE_INDEX}
+    steps: list[v2.Transform] = []
+    if augment.scale is not None:
+        steps.append(RandomScale(*augment.scale))
+    if augment.rotate_degrees:
+        steps.append(v2.RandomRotation(augment.rotate_degrees, F.InterpolationMode.BILINEAR, fill=fill))
+    if augment.crop is not None:
+        steps.append(v2.RandomCrop(augment.crop, pad_if_needed=True, fill=fill))
+    if augment.resized_crop is not None:
+        steps.append(v2.RandomResizedCrop(augment.resized_crop, antialias=True))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augment.color_jitter:
+        steps.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
+    if augment.lighting:
+        steps.append(Lighting(augment.lighting))
+    return v2.Compose(steps) if steps else None
+
+
+class ImageDataset(Dataset[tuple[Tensor, Any]]):
+    """A split of a manifest; made by `make_dataset`.
+
+    `dataset[pass, index]` and `dataset[index]` (pass 0) return the image, float32 (3, H, W), normalised by the
+    manifest's mean and std, and its target: int64 (H, W) with 255 ignored, the class, or None without labels.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        split: str,
+        config: DataConfig,
+        augment: AugmentConfig | None,
+        seed: int,
+        center_crop: int | None,
+    ) -> None:
+        self.manifest = manifest
+        self.split = split
+        self.items: tuple[Item, ...] = manifest.splits[split]
+        self.size = config.size
+        self.seed = seed
+        self.center_crop = center_crop
+        self.transforms = training_transforms(augment, manifest.mean) if augment is not None else None
+        self._mean = torch.tensor(manifest.mean).view(3, 1, 1)
+        self._std = torch.tensor(manifest.std).view(3, 1, 1)
+        self._cache = [self._read(item) for item in self.items] if config.cache else None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Any]:
+        image, target = self._sample(key)
+        return self._normalize(image), _long(target)
+
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, Any]:
+        """A batch at once (the loader calls this): images (B, 3, H, W) and targets (B, H, W), (B,) or None."""
+        images, targets = zip(*map(self._sample, keys), strict=True)
+        if targets[0] is None:
+            stacked = None
+        elif isinstance(targets[0], int):
+            stacked = torch.tensor(targets)
+        else:
+            stacked = _long(torch.stack(targets))
+        return self._normalize(torch.stack(images)), stacked
+
+    def output_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image as an evaluation sees it."""
+        if self.center_crop is not None:
+            return self.center_crop, self.center_crop
+        return self.size or (self.items[index].height, self.items[index].width)
+
+    def _sample(self, key: Key) -> tuple[Tensor, Any]:
+        """Image (3, H, W), uint8 or float 0..1, and its target as stored, after the random changes."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, target = self._cache[index] if self._cache is not None else self._read(self.items[index])
+        if self.transforms is not None:
+            with torch.random.fork_rng(devices=[]):
+                # not torch.manual_seed, which would seed the GPUs too, outside the fork
+                torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))
+                image, target = self.transforms(image, target)
+        return image, target
+
+    def _read(self, item: Item) -> tuple[Tensor, Any]:
+        """Decode and resize: uint8 image (3, H, W) and uint8 mask (H, W), class or None."""
+        with Image.open(item.image) as file:
+            image: Tensor = tv_tensors.Image(F.pil_to_tensor(file.convert("RGB")))
+        target: Any = item.target
+        if item.target is not None and not isinstance(item.target, int):
+            with Image.open(item.target) as file:
+                target = tv_tensors.Mask(torch.from_numpy(np.array(file).astype(np.uint8)))
+        if self.size is not None and tuple(image.shape[-2:]) != self.size:
+            image = F.resize(image, list(self.size), antialias=True)
+            if isinstance(target, Tensor):
+                target = F.resize(target, list(self.size))
+        if self.center_crop is not None:
+            image = F.resize(image, [round(self.center_crop * 256 / 224)], antialias=True)  # the shorter side
+            image = F.center_crop(image, [self.center_crop, self.center_crop])
+        return image, target
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        """(..., 3, H, W), uint8 or float 0..1 -> float32 with the training split's mean 0 and standard deviation 1."""
+        images = images.as_subclass(Tensor)
+        scaled = images.float().div_(255) if images.dtype == torch.uint8 else images
+        return scaled.sub(self._mean).div_(self._std)
+
+
+def _long(target: Any) -> Any:
+    return target.as_subclass(Tensor).long() if isinstance(target, Tensor) else target
+
+
+def make_dataset(
+    manifest: Manifest,
+    split: str,
+    config: DataConfig,
+    augment: AugmentConfig | None,
+    seed: int,
+    *,
+    center_crop: int | None = None,
+) -> ImageDataset:
+    """A split as a map-style data set.
+
+    Args:
+        manifest: from `prepare` or `load_manifest`.
+        split: name of the split.
+        config: size and cache.
+        augment: random changes for training; None for evaluation.
+        seed: seed of the random changes.
+        center_crop: classification without `augment`: resize the shorter side to 256/224 of this and crop the centre.
+
+    Raises:
+        DataError: the split is not there, or its images would not fit into one batch.
+    """
+    if split not in manifest.splits:
+        raise DataError(f"split {split!r}: not prepared; there are {', '.join(manifest.splits)}")
+    if augment is not None:
+        if augment.resized_crop is not None and manifest.task != "classification":
+            raise DataError("train.augment.resized_crop: for classification; use scale and crop for segmentation")
+        cropped = augment.crop is not None or augment.resized_crop is not None
+        sizes = {(i.height, i.width): i for i in manifest.splits[split]}
+        if not cropped and augment.scale is not None:
+            raise DataError(
+                "train.augment.scale: needs train.augment.crop, so that all images of a batch have one size"
+            )
+        if not cropped and config.size is None and len(sizes) > 1:
+            (a, first), (b, second), *_ = sizes.items()
+            raise DataError(
+                f"split {split!r}: images differ in size ({first.id} is {a[1]}x{a[0]}, {second.id} {b[1]}x{b[0]}); "
+                "set data.size, train.augment.crop or train.augment.resized_crop"
+            )
+    return ImageDataset(manifest, split, config, augment, seed, center_crop)
+
+
+def iterations_per_epoch(n: int, batch_size: int) -> int:
+    """Batches that hold every one of `n` samples: the last is completed from the epoch's beginning."""
+    return math.ceil(n / batch_size)
+
+
+class _EpochBatches:
+    """The (pass, index) keys of one process' share of an epoch's batches."""
+
+    def __init__(self, n: int, batch_size: int, seed: int, epoch: int, start: int, rank: int, world_size: int) -> None:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        self.order = torch.randperm(n, generator=generator).tolist()
+        self.epoch, self.batch_size, self.start = epoch, batch_size, start
+        self.stop = iterations_per_epoch(n, batch_size)
+        share = batch_size // world_size
+        self.positions = range(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        n = len(self.order)
+        for iteration in range(self.start, self.stop):
+            first = iteration * self.batch_size
+            yield [(self.epoch, self.order[(first + p) % n]) for p in self.positions]
+
+
+def train_batches(
+    dataset: ImageDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start_iteration: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> DataLoader[tuple[Tensor, Any]]:
+    """One epoch of full batches: images (B, 3, H, W) float32 and targets (B, H, W) or (B,) int64.
+
+    Args:
+        dataset: with the random changes of training.
+        batch_size: images of a global batch; a process gets `batch_size / world_size` consecutive ones of it.
+        seed: of the order.
+        epoch: of the order and of the random changes.
+        start_iteration: batches to leave out, in a resumed training.
+        rank: this process.
+        world_size: number of processes.
+        workers: loader processes.
+
+    Raises:
+        DataError: the number of processes does not divide the batch.
+    """
+    if batch_size % world_size:
+        raise DataError(
+            f"train.batch_size: {batch_size} cannot be shared equally by {world_size} processes; use a multiple"
+        )
+    batches = _EpochBatches(len(dataset), batch_size, seed, epoch, start_iteration, rank, world_size)
+    return _loader(dataset, batches, workers)
+
+
+def eval_batches(
+    dataset: ImageDataset, batch_size: int, workers: int = 0, indices: Sequence[int] | None = None
+) -> Iterator[tuple[list[str], Tensor, Any]]:
+    """(ids, images, targets) in the split's order; a batch ends where the image size changes.
+
+    Args:
+        dataset: without random changes.
+        batch_size: most images of a batch.
+        workers: loader processes.
+        indices: which items, for a part of the split; None is all of them.
+
+    Yields:
+        ids of B images; images (B, 3, H, W) float32; targets (B, H, W) or (B,) int64, or None without labels.
+    """
+    batches: list[list[int]] = []
+    for index in range(len(dataset)) if indices is None else indices:
+        if (
+            batches
+            and len(batches[-1]) < batch_size
+            and dataset.output_size(batches[-1][-1]) == dataset.output_size(index)
+        ):
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    for batch, (images, targets) in zip(batches, _loader(dataset, batches, workers), strict=True):
+        yield [dataset.items[i].id for i in batch], images, targets
+
+
+def _loader(dataset: ImageDataset, batches: Any, workers: int) -> DataLoader[tuple[Tensor, Any]]:
+    # its own generator: the loader draws a base seed for its workers, which would advance the training's generator
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """`ImageDataset.__getitems__` has made the batch."""
+    return batch
