@@ -1,0 +1,120 @@
+"""The processes that `torchrun` starts to share one training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that share one training."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add the processes' tensors in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, value: Any) -> Any:
+        """The first process's value."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def world_size() -> int:
+    """How many processes share a training; 1 without `torchrun`."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextlib.contextmanager
+def join_processes(device: torch.device) -> Iterator[World]:
+    """Join the processes that `torchrun` started, if it did."""
+    if world_size() == 1:
+        yield World()
+        return
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size())
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, size = next(rendezvous("env://"))
+    # The store outlives a training when torchrun hosts it: the keys of an earlier training, or of processes that died,
+    # must not be taken for this one's.
+    attempt = f"sunets/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    turn = (store.add(attempt, 1) - 1) // size
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore(f"{attempt}/{turn}", store), rank=rank, world_size=size)
+    try:
+        yield World(rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes whose gradient is summed over them too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+class _SyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the images of all processes, on the CPU, where `nn.SyncBatchNorm` does not work.
+
+    Every process has the same number of images of the same size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        dims, count = (0, 2, 3), dist.get_world_size() * input.numel() // input.shape[1]
+        mean = _Sum.apply(input.sum(dims)) / count
+        centred = input - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum(dims)) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * (count / (count - 1)), share)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        out = centred * scale[:, None, None]
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let every BatchNorm2d of the network take its statistics over all processes."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                synced = _SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+                synced.__dict__.update(child.__dict__)  # the same parameters and buffers, not copies
+                setattr(parent, name, synced)
+    return model

@@ -1,0 +1,128 @@
+"""The one definition of every score. Needs numpy and scipy; tensors are only passed through (no import of torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from sunets.config import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Count (true class, predicted class) pairs, one matrix per image.
+
+    Args:
+        prediction: (B, ...) integer classes 0..K-1.
+        target: (B, ...) integer classes; `IGNORE_INDEX` is not counted.
+        num_classes: K.
+
+    Returns:
+        (B, K, K) int64 on the device of the input: rows are the truth, columns the prediction.
+    """
+    batch, cells = len(target), num_classes**2
+    image = (target.new_ones(batch).cumsum(0) - 1).view(-1, *[1] * (target.ndim - 1))
+    index = (image * num_classes + target) * num_classes + prediction
+    return index[target != IGNORE_INDEX].bincount(minlength=batch * cells).view(batch, num_classes, num_classes)
+
+
+def scores_from_confusion(
+    confusion: NDArray[np.integer], classes: Sequence[str] | None = None
+) -> dict[str, float | None]:
+    """Scores of one confusion matrix, as fractions 0..1.
+
+    A class counts in `score.miou` where it stands in the truth or in a prediction (its union is not empty), and in
+    `score.mean_accuracy` where it stands in the truth. Elsewhere the quotient is 0/0: the class is left out of the
+    mean and its IoU is None.
+
+    Args:
+        confusion: (K, K) counts, rows are the truth.
+        classes: K names for `score.iou.<class>`; None gives no per-class scores.
+
+    Returns:
+        score.miou, score.mean_accuracy, score.pixel_accuracy and score.iou.<class>; None where nothing was counted.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    hits, truth = counts.diagonal(), counts.sum(axis=1)
+    union = truth + counts.sum(axis=0) - hits
+    iou = [float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
+    accuracy = [float(h / t) for h, t in zip(hits, truth, strict=True) if t]
+    present = [value for value in iou if value is not None]
+    scores: dict[str, float | None] = {
+        "score.miou": float(np.mean(present)) if present else None,
+        "score.mean_accuracy": float(np.mean(accuracy)) if accuracy else None,
+        "score.pixel_accuracy": float(hits.sum() / truth.sum()) if truth.sum() else None,
+    }
+    return scores | {f"score.iou.{name}": value for name, value in zip(classes or (), iou, strict=classes is not None)}
+
+
+def top_k_errors(logits: Tensor, target: Tensor, k: int) -> int:
+    """Images whose class is not among the k highest logits (B, K); k beyond K means K."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return len(target) - int((best == target[:, None]).sum())
+
+
+def boundary_f_score(
+    prediction: NDArray[np.integer], target: NDArray[np.integer], tolerance: float = 0.0075
+) -> float | None:
+    """Boundary F-score of one image, averaged over its classes (Csurka et al., BMVC 2013).
+
+    A class's boundary are its pixels that have a 4-neighbour of another class. Precision is the share of predicted
+    boundary pixels at most `tolerance` away from a true one of the same class, recall the converse. Classes without a
+    boundary in truth and prediction are left out; one that has a boundary in only one of them scores 0.
+
+    Ignored pixels up to the tolerance away from a labelled one take the label of the nearest, so that the ignored
+    border line that PASCAL VOC draws around objects does not hide their boundaries. What lies deeper in an ignored
+    area is outside the image for truth and prediction alike.
+
+    Args:
+        prediction: (H, W) classes.
+        target: (H, W) classes or `IGNORE_INDEX`.
+        tolerance: distance as a share of the image diagonal, never less than one pixel.
+
+    Returns:
+        A fraction 0..1, or None where no class has a boundary.
+    """
+    reach = max(1.0, tolerance * math.hypot(*target.shape))
+    ignored = target == IGNORE_INDEX
+    if ignored.all():
+        return None
+    if ignored.any():
+        distance, nearest = ndimage.distance_transform_edt(ignored, return_indices=True)
+        target, ignored = target[tuple(nearest)], distance > reach
+    found, true = _boundary(prediction, ~ignored), _boundary(target, ~ignored)
+    scores = []
+    for label in np.union1d(prediction[found], target[true]):
+        a, b = np.argwhere(found & (prediction == label)), np.argwhere(true & (target == label))
+        precision, recall = _share_near(a, b, reach), _share_near(b, a, reach)
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    return float(np.mean(scores)) if scores else None
+
+
+def _boundary(labels: NDArray[np.integer], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(H, W) valid pixels with a valid 4-neighbour of another label."""
+    edge = np.zeros(labels.shape, dtype=bool)
+    across = (labels[1:] != labels[:-1]) & valid[1:] & valid[:-1]
+    along = (labels[:, 1:] != labels[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+    edge[1:] |= across
+    edge[:-1] |= across
+    edge[:, 1:] |= along
+    edge[:, :-1] |= along
+    return edge
+
+
+def _share_near(points: NDArray[np.integer], others: NDArray[np.integer], reach: float) -> float:
+    """Share of points (N, 2) at most `reach` away from one of the others (M, 2)."""
+    if not len(points) or not len(others):
+        return 0.0
+    # The bound is exclusive in scipy.
+    distance, _ = cKDTree(others).query(points, distance_upper_bound=reach + 1e-9)
+    return float(np.isfinite(distance).mean())

@@ -1,0 +1,257 @@
+"""Segmentation of a user's own pictures, and the archive that the PASCAL VOC server scores."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import nn
+
+from sunets.config import IGNORE_INDEX, TestTimeConfig
+from sunets.data import DataError, Item, Manifest
+from sunets.evaluate import multi_scale_probabilities
+from sunets.train import CheckpointError, load_trained, select_device
+
+SINGLE_SCALE = TestTimeConfig()
+"""The whole image at its own scale."""
+BORDER_COLOR = (224, 224, 192)
+"""Colour of the label 255 in a palette image, as in PASCAL VOC."""
+
+
+def predict_images(
+    checkpoint: str | Path,
+    paths: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    variant: TestTimeConfig = SINGLE_SCALE,
+    batch_size: int = 8,
+    device: str = "auto",
+) -> list[Path]:
+    """Segment pictures: `<stem>_mask.png` (palette image of the labels) and `<stem>_overlay.png` for each.
+
+    Pictures may be of any size and kind; both files have the picture's size, after the rotation its EXIF data ask for.
+    A network trained on resized images sees the picture resized to the same number of pixels.
+
+    Args:
+        checkpoint: a weights file of a segmentation network.
+        paths: picture files.
+        out_dir: directory for the results; created where absent, files of the same name are replaced.
+        variant: scales, mirroring, window.
+        batch_size: windows and mirrors per forward pass.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The files written.
+
+    Raises:
+        DataError: pictures that cannot be read, or two of one name; all of them, before anything is written.
+        CheckpointError, FileNotFoundError: the weights file cannot be used.
+    """
+    pictures = [Path(path) for path in paths]
+    faults: list[str] = []
+    for path in pictures:
+        try:
+            read_picture(path)
+        except DataError as error:
+            faults += error.faults
+    stems: dict[str, Path] = {}
+    for path in pictures:
+        if stems.setdefault(path.stem, path) != path:
+            faults.append(f"{path}: {stems[path.stem]} would write the same files; rename one or use two calls")
+    if faults:
+        raise DataError(faults)
+    predictor = _Predictor(checkpoint, variant, batch_size, device)
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in stems.values():
+        picture = read_picture(path)
+        labels = predictor(picture)
+        colors = np.array(predictor.info["palette"], dtype=np.uint8)[labels]
+        overlay = (picture.astype(np.uint16) + colors) // 2
+        written += [out / f"{path.stem}_mask.png", out / f"{path.stem}_overlay.png"]
+        palette_image(labels, predictor.info["palette"]).save(written[-2])
+        Image.fromarray(overlay.astype(np.uint8)).save(written[-1])
+    return written
+
+
+def write_server_archive(
+    checkpoint: str | Path,
+    manifest: Manifest,
+    out_dir: str | Path,
+    *,
+    split: str = "test",
+    variant: TestTimeConfig = SINGLE_SCALE,
+    outside_data: bool = False,
+    batch_size: int = 8,
+    device: str = "auto",
+) -> Path:
+    """Segment a split, which needs no labels, into the archive that the PASCAL VOC server takes, and check it.
+
+    Args:
+        checkpoint: a weights file of a network for the data set's classes.
+        manifest: the prepared data set.
+        out_dir: directory for the archive.
+        split: a split of the data set.
+        variant: scales, mirroring, window.
+        outside_data: whether other data than VOC's were trained on (comp6 instead of comp5).
+        batch_size: windows and mirrors per forward pass.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The archive; a palette PNG an image under results/VOC2012/Segmentation/comp5_<split>_cls/.
+
+    Raises:
+        DataError: no such split, an unreadable image, or an archive that fails its check.
+        CheckpointError, FileNotFoundError: the weights file cannot be used, or has other classes.
+    """
+    if split not in manifest.splits:
+        raise DataError(f"split {split!r}: the data set has no such split; it has {', '.join(manifest.splits)}")
+    predictor = _Predictor(checkpoint, variant, batch_size, device)
+    if predictor.info["classes"] != list(manifest.classes):
+        raise CheckpointError(f"{checkpoint}: its classes are not those of {manifest.name}; name another weights file")
+    competition = f"{'comp6' if outside_data else 'comp5'}_{split}_cls"
+    path = Path(out_dir) / f"{competition}.tgz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with (
+        temporary.open("wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(mode="w", fileobj=packed) as archive,
+    ):
+        for item in manifest.splits[split]:
+            png = io.BytesIO()
+            palette_image(predictor(read_picture(item.image)), manifest.palette).save(png, format="PNG")
+            member = tarfile.TarInfo(f"results/VOC2012/Segmentation/{competition}/{item.id}.png")
+            member.size = png.tell()
+            png.seek(0)
+            archive.addfile(member, png)
+    check_server_archive(temporary, manifest, split=split, outside_data=outside_data)
+    return temporary.replace(path)
+
+
+def check_server_archive(
+    path: str | Path, manifest: Manifest, *, split: str = "test", outside_data: bool = False
+) -> None:
+    """Check an archive for the PASCAL VOC server: names, completeness, sizes, kind, palette, labels.
+
+    Raises:
+        DataError: all faults, each naming the file.
+    """
+    folder = f"results/VOC2012/Segmentation/{'comp6' if outside_data else 'comp5'}_{split}_cls"
+    expected = {f"{folder}/{item.id}.png": item for item in manifest.splits[split]}
+    palette = _palette_bytes(manifest.palette)
+    faults: list[str] = []
+    found: set[str] = set()
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                item, file = expected.get(member.name), archive.extractfile(member)
+                if item is None or file is None or member.name in found:
+                    faults.append(f"{path}: {member.name}: not expected (or twice) in {folder}/")
+                    continue
+                found.add(member.name)
+                wrong = _png_faults(file.read(), item, palette, manifest.num_classes)
+                faults += [f"{path}: {member.name}: {fault}" for fault in wrong]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{path}: not a readable archive ({error}); write it again") from None
+    faults += [f"{path}: {name}: missing" for name in expected if name not in found]
+    if faults:
+        raise DataError(faults)
+
+
+def read_picture(path: str | Path) -> NDArray[np.uint8]:
+    """A picture file of any kind as (H, W, 3) RGB: 16-bit values are scaled, transparency is laid on white.
+
+    Raises:
+        DataError: it is absent, damaged or of a kind without a defined conversion; names the file.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # decoders fail in many ways
+        raise DataError(f"{path}: not a readable picture ({error}); save it again as PNG or JPEG") from None
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{path}: values outside 0..65535; save it with 8 or 16 bits")
+        picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif picture.mode == "F":
+        raise DataError(f"{path}: floating-point values have no defined white; save it with 8 or 16 bits")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"))
+
+
+def palette_image(labels: NDArray[np.integer], palette: Iterable[Sequence[int]]) -> Image.Image:
+    """An 8-bit palette image of labels (H, W)."""
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette(_palette_bytes(palette))
+    return image
+
+
+class _Predictor:
+    """A trained segmentation network that labels pictures."""
+
+    def __init__(self, checkpoint: str | Path, variant: TestTimeConfig, batch_size: int, device: str) -> None:
+        self.model: nn.Module
+        self.info: dict[str, Any]
+        self.model, self.info = load_trained(checkpoint)
+        if self.info["task"] != "segmentation":
+            raise CheckpointError(f"{checkpoint}: a {self.info['task']} network; name one trained for segmentation")
+        self.variant, self.batch_size, self.device = variant, batch_size, select_device(device)
+        self.model.to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Labels (H, W) of a picture (H, W, 3)."""
+        height, width = picture.shape[:2]
+        trained = self.info["config"]["data"]["size"]
+        zoom = (trained[0] * trained[1] / (height * width)) ** 0.5 if trained else 1.0
+        seen = self.variant.model_copy(update={"scales": tuple(scale * zoom for scale in self.variant.scales)})
+        image = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)[None].float() / 255
+        mean, std = (torch.tensor(self.info[k], device=self.device).view(3, 1, 1) for k in ("mean", "std"))
+        probabilities = multi_scale_probabilities(self.model, (image - mean) / std, seen, self.batch_size)
+        return probabilities[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def _palette_bytes(palette: Iterable[Sequence[int]]) -> bytes:
+    colors = bytearray(768)
+    flat = [value for color in palette for value in color]
+    colors[: len(flat)] = bytes(flat)
+    colors[3 * IGNORE_INDEX :] = bytes(BORDER_COLOR)
+    return bytes(colors)
+
+
+def _png_faults(content: bytes, item: Item, palette: bytes, num_classes: int) -> list[str]:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:
+        return [f"not a readable image ({error})"]
+    faults = []
+    if image.format != "PNG" or image.mode != "P":
+        return [f"an 8-bit palette PNG is expected, not {image.format} of mode {image.mode}"]
+    if image.size != (item.width, item.height):
+        faults.append(f"{image.height}x{image.width} pixels, not the image's {item.height}x{item.width}")
+    found, count = bytes(image.getpalette() or []), 3 * num_classes
+    if found[:count] != palette[:count]:
+        faults.append("another palette than the data set's")
+    labels = np.unique(np.asarray(image))
+    if labels.max() >= num_classes:
+        faults.append(f"label {labels.max()}, but the classes are 0..{num_classes - 1}")
+    return faults
