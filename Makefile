@@ -1,6 +1,7 @@
 # make repro | test | check | ui | env: each creates .venv from requirements.lock where it is absent or older than the lock.
 PYTHON ?= python3
 VENV   ?= .venv
+PORT   ?= 5000
 PY     := $(VENV)/bin/python
 
 # The stages of dvc.yaml call `python`: the environment's comes first. PYTHONPATH is relative on purpose, so that a
@@ -21,3 +22,21 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost, ablations, tables and figures
+	$(VENV)/bin/dvc repro
+
+test: env  ## run the tests
+	$(PY) -m pytest
+
+check: env  ## lint, format, types, tests
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest
+
+ui: env  ## open MLflow on this checkout's runs
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
+
+clean:  ## delete what can be made again: checkpoints, prepared data, outputs, the MLflow database
+	rm -rf .work data outputs mlflow.db* mlruns

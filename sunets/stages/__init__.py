@@ -28,7 +28,7 @@ class Layout:
     """Where a benchmark's files lie below the root of the checkout."""
 
     benchmark: str
-    root: Path = Path(".")
+    root: Path = Path()
 
     @property
     def data(self) -> Path:

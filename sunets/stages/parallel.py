@@ -12,7 +12,7 @@ from typing import Any
 
 from sunets.stages import StageError, die_with_parent
 
-type Send = Callable[[Any], None]
+Send = Callable[[Any], None]
 
 _queue: Any = None
 

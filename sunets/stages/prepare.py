@@ -9,7 +9,7 @@ from sunets.data import Manifest, prepare
 from sunets.stages import Layout, stage
 
 
-def prepare_stage(suite: Suite, root: Path = Path(".")) -> Manifest:
+def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
     """Prepare the benchmark's data under `data/<benchmark>/`.
 
     Raises:

@@ -1,0 +1,226 @@
+"""Commands: `python -m sunets --help`. Thin: each reads its arguments and calls one function of the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sunets.config import Suite, flatten, load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Benchmark and ablate Stacked U-Nets. `dvc repro` runs all of params.yaml; these are its parts.",
+)
+PIPELINE = "Stages of the pipeline"
+TOOLS = "Tools"
+
+Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one parameter for this call; repeatable.")
+]
+Key = Annotated[str, typer.Argument(metavar="MODEL", help="Key under `models` in the parameter file.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes at a time; default: what the cores carry.")]
+PARAMS = Path("params.yaml")
+
+
+def _suite(params: Path, settings: list[str] | None) -> Suite:
+    return load(params, settings or [])
+
+
+@app.command(rich_help_panel=PIPELINE)
+def prepare(params: Params = PARAMS, settings: Settings = None, download: bool = False) -> None:
+    """Check the data set, or draw the embedded one, and write its manifest to data/BENCHMARK/."""
+    from sunets.data import download as fetch
+    from sunets.stages.prepare import prepare_stage
+
+    suite = _suite(params, settings)
+    if download:
+        fetch(suite.data)
+    manifest = prepare_stage(suite)
+    for warning in manifest.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    counts = ", ".join(f"{name} {len(items)}" for name, items in manifest.splits.items())
+    typer.echo(f"{manifest.name}: {counts} images, {manifest.num_classes} classes, digest {manifest.digest[:16]}")
+
+
+@app.command(rich_help_panel=PIPELINE)
+def train(key: Key, params: Params = PARAMS, settings: Settings = None, workers: Workers = None) -> None:
+    """Train one model of the benchmark on every seed; goes on where it was interrupted."""
+    from sunets.stages.train import train_stage
+
+    train_stage(_suite(params, settings), key, workers=workers)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def evaluate(key: Key, params: Params = PARAMS, settings: Settings = None, workers: Workers = None) -> None:
+    """Score one trained model on the test split, every seed and test-time variant."""
+    from sunets.stages.evaluate import evaluate_stage
+
+    evaluate_stage(_suite(params, settings), key, workers=workers)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def cost(key: Key, params: Params = PARAMS, settings: Settings = None) -> None:
+    """Count one model's parameters, multiply-adds, saved memory and receptive field (exact figures)."""
+    from sunets.stages.cost import cost_stage
+
+    cost_stage(_suite(params, settings), key)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def speed(params: Params = PARAMS, settings: Settings = None) -> None:
+    """Time all models of the benchmark, taken in turn within one run (noisy figures)."""
+    from sunets.stages.cost import speed_stage
+
+    speed_stage(_suite(params, settings))
+
+
+@app.command(rich_help_panel=PIPELINE)
+def report(params: Params = PARAMS, settings: Settings = None) -> None:
+    """Make the tables, figures and page of results/BENCHMARK/ from its records."""
+    from sunets.report import build_report
+
+    for path in build_report(_suite(params, settings), Path()):
+        typer.echo(path)
+
+
+@app.command(name="list", rich_help_panel=TOOLS)
+def list_(task: Annotated[str | None, typer.Option(help="segmentation or classification")] = None) -> None:
+    """List the models of the zoo."""
+    from sunets.zoo import list_models
+
+    for name in list_models(task):
+        typer.echo(name)
+
+
+@app.command(rich_help_panel=TOOLS)
+def profile(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of the zoo; see `list`.")],
+    size: Annotated[tuple[int, int], typer.Option(metavar="H W", help="Input size in pixels.")] = (512, 512),
+    output_stride: Annotated[int | None, typer.Option(help="Output stride; default: each model's own.")] = None,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes.")] = 21,
+    task: Annotated[str, typer.Option(help="segmentation or classification")] = "segmentation",
+    json: Annotated[Path | None, typer.Option(help="Write the exact records as JSON.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the exact records as CSV.")] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Time them too, in turn.")] = False,
+    speed_json: Annotated[Path | None, typer.Option(help="Write the timings as JSON; implies --speed.")] = None,
+    field: Annotated[bool, typer.Option("--field", help="Measure the receptive fields too.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw the effective receptive fields; implies --field.")] = None,
+) -> None:
+    """Tell what models cost: parameters, multiply-adds, saved memory, speed, receptive field."""
+    from sunets.profile import run_profile
+
+    run_profile(
+        models,
+        size=size,
+        output_stride=output_stride,
+        num_classes=num_classes,
+        task=task,
+        json_path=json,
+        csv_path=csv,
+        speed=speed or speed_json is not None,
+        speed_json_path=speed_json,
+        field=field or picture is not None,
+        picture_path=picture,
+    )
+
+
+@app.command(rich_help_panel=TOOLS)
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A file of outputs/BENCHMARK/weights/MODEL/.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Pictures of any size.")],
+    out: Annotated[Path, typer.Option(help="Directory for the masks and overlays.")] = Path("predictions"),
+) -> None:
+    """Segment your own pictures: palette masks and overlays."""
+    from sunets.predict import predict_images
+
+    for path in predict_images(checkpoint, images, out):
+        typer.echo(path)
+
+
+@app.command(rich_help_panel=TOOLS)
+def explain(
+    table: Annotated[str, typer.Argument(help="Name of a table, such as accuracy.")],
+    row: Annotated[str, typer.Argument(help="Row: a model's key.")],
+    column: Annotated[str, typer.Argument(help="Column, such as score.miou.")],
+    params: Params = PARAMS,
+    settings: Settings = None,
+) -> None:
+    """Trace a number of a table to its runs: seeds, commit, data digest, command."""
+    from sunets.report import explain as trace
+
+    typer.echo(trace(Path("results"), _suite(params, settings).benchmark, table, row, column))
+
+
+@app.command(name="mlflow-sync", rich_help_panel=TOOLS)
+def mlflow_sync(
+    benchmark: Annotated[str | None, typer.Option(help="One benchmark; default: all under results/.")] = None,
+) -> None:
+    """Bring MLflow in line with results/: rebuilds a deleted database, adds nothing twice."""
+    from sunets.tracking import sync
+
+    typer.echo(sync(Path("results"), benchmark))
+
+
+@app.command(rich_help_panel=TOOLS)
+def preset(
+    name: Annotated[str | None, typer.Argument(help="A file of presets/; without a name, list them.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Directory that holds the data set: becomes data.root.")] = None,
+) -> None:
+    """Put presets/NAME.yaml in place of params.yaml; the default is presets/default.yaml."""
+    folder = Path("presets")
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name is None:
+        for known in names:
+            typer.echo(f"{known:24} {(folder / f'{known}.yaml').read_text().splitlines()[0].lstrip('# ')}")
+        return
+    if name not in names:
+        raise ValueError(f"{name}: no such preset; there are {', '.join(names)}")
+    text = (folder / f"{name}.yaml").read_text()
+    if root is not None:
+        if not root.is_dir():
+            raise FileNotFoundError(f"--root {root}: no such directory")
+        if "root: null" not in text:
+            raise ValueError(f"--root: the preset {name} has embedded data and takes no directory")
+        text = text.replace("root: null", f"root: {root.resolve()}")
+    PARAMS.write_text(text)
+    typer.echo(f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it")
+
+
+@app.command(rich_help_panel=TOOLS)
+def config(params: Params = PARAMS, settings: Settings = None) -> None:
+    """Check the parameter file and print every parameter by its dotted name."""
+    console = Console(soft_wrap=True, highlight=False)
+    for key, value in flatten(_suite(params, settings)).items():
+        console.print(f"{key} = {value}", markup=False)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        # A defect of ours has a traceback to show; SUNETS_DEBUG=1 shows it for every error.
+        if os.environ.get("SUNETS_DEBUG") or not _is_ours(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by this package's own check, in words made for the user."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return module.split(".")[0] in ("sunets", "ablations", "__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The stage `report` in one call: records -> tables, figures and pages of one benchmark, rewritten as a whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sunets.config import IGNORE_INDEX, Suite
+from sunets.report import figures, tables
+from sunets.report.page import Content, benchmark_page, index_page
+from sunets.report.published import published
+from sunets.report.records import Records, load_records
+from sunets.report.tables import Table
+
+TABLES = ("architectures", "accuracy", "per_class", "test_time", "published", "speed", "training_time")
+FIGURES = (*figures.DRAWN, "qualitative")
+"""What this report writes, so that it can take away its own stale files and nobody else's."""
+
+
+def build_report(suite: Suite, root: Path) -> list[Path]:
+    """Write `results/<benchmark>/` tables, figures and README.md, and `results/README.md`.
+
+    Pixels of a data set that somebody else owns do not go to `results/`, which is committed: the qualitative figure of
+    anything but the embedded sets is written to `outputs/<benchmark>/figures/`.
+
+    Args:
+        suite: the benchmark.
+        root: root of the checkout.
+
+    Returns:
+        Every path written.
+
+    Raises:
+        FileNotFoundError: no record at all.
+        ReportError: a record that cannot be read.
+    """
+    root = Path(root)
+    records = load_records(suite, root)
+    out, private = root / "results" / suite.benchmark, root / "outputs" / suite.benchmark / "figures"
+    made = _tables(suite, records)
+    drawn = {name: figure for name, draw in figures.DRAWN.items() if (figure := draw(records)) is not None}
+    examples, palette, why_not = _examples(suite, records, root)
+    notes = [why_not] if why_not else []
+    _remove_stale(out, private)
+    written = [path for table in made for path in tables.write(table, out / "tables")]
+    for name, figure in drawn.items():
+        written += figures.save_figure(figure, out / "figures" / name)
+    picture = figures.qualitative(examples, list(records.labels.values()), records.classes, palette)
+    linked = {name: f"figures/{name}" for name in drawn}
+    if picture is not None:
+        embedded = suite.data.name.startswith("synthetic")
+        written += figures.save_figure(picture, (out / "figures" if embedded else private) / "qualitative")
+        if embedded:
+            linked["qualitative"] = "figures/qualitative"
+        else:
+            notes.append(
+                f"The qualitative figure shows pixels of {suite.data.name}, which are not ours to publish: "
+                f"`outputs/{suite.benchmark}/figures/qualitative.png`, not committed."
+            )
+    content = Content({t.name: t for t in made}, linked, notes)
+    pages = {out / "README.md": lambda: benchmark_page(suite, records, content)}
+    pages[out.parent / "README.md"] = lambda: index_page(out.parent)
+    for path, text in pages.items():
+        path.write_text(text(), encoding="utf-8", newline="\n")
+        written.append(path)
+    return written
+
+
+def _tables(suite: Suite, records: Records) -> list[Table]:
+    names = {key: entry.name for key, entry in suite.models.items()}
+    made = (
+        tables.architectures(records),
+        tables.accuracy(records, suite.report.reference),
+        tables.per_class(records),
+        tables.test_time(records),
+        published(records, names),
+        tables.speed(records),
+        tables.training_time(records),
+    )
+    return [table for table in made if table is not None]
+
+
+def _remove_stale(out: Path, private: Path) -> None:
+    for folder, stems, suffixes in (
+        (out / "tables", TABLES, (".md", ".tex", ".csv")),
+        (out / "figures", FIGURES, (".png", ".pdf")),
+        (private, ("qualitative",), (".png", ".pdf")),
+    ):
+        for stem in stems:
+            for suffix in suffixes:
+                (folder / f"{stem}{suffix}").unlink(missing_ok=True)
+
+
+def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[figures.Example], NDArray, str | None]:
+    """The qualitative images with truth and predictions, the palette, and why there are none."""
+    nothing: tuple[list[figures.Example], NDArray] = ([], np.zeros((0, 3), dtype=np.uint8))
+    if records.task != "segmentation" or suite.evaluate.num_qualitative == 0:
+        return *nothing, None
+    data = root / "data" / suite.benchmark
+    outputs = root / "outputs" / suite.benchmark / "predictions"
+    listing = data / "splits" / f"{suite.data.test_split}.csv"
+    if not (data / "manifest.json").exists() or not listing.exists():
+        return *nothing, f"No qualitative figure: `data/{suite.benchmark}` has not been prepared here."
+    palette = np.array(json.loads((data / "manifest.json").read_text())["palette"], dtype=np.uint8)
+    with listing.open(newline="") as file:
+        items = {row["id"]: row for row in csv.DictReader(file)}
+    names = list(dict.fromkeys(p.stem for model in records.labels for p in sorted((outputs / model).glob("*.png"))))
+    bases = {"out": data, "root": Path(suite.data.root) if suite.data.root else data}
+    examples = []
+    for name in [n for n in names if n in items][: suite.evaluate.num_qualitative]:
+        predictions = {
+            label: np.asarray(Image.open(path))
+            for model, label in records.labels.items()
+            if (path := outputs / model / f"{name}.png").exists()
+        }
+        height, width = next(iter(predictions.values())).shape
+        image, target = (_below(bases, items[name][k]) for k in ("image", "target"))
+        if image is None or not image.exists():
+            return *nothing, f"No qualitative figure: the images of `{suite.data.name}` are not here."
+        picture = Image.open(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        truth = np.full((height, width), IGNORE_INDEX, dtype=np.uint8)
+        if target is not None and target.exists():
+            truth = np.asarray(Image.open(target).resize((width, height), Image.Resampling.NEAREST)).astype(np.uint8)
+        examples.append(figures.Example(name, np.asarray(picture), truth, predictions))
+    if not examples:
+        return *nothing, f"No qualitative figure: no predictions in `outputs/{suite.benchmark}/predictions`."
+    return examples, palette, None
+
+
+def _below(bases: dict[str, Path], text: str) -> Path | None:
+    """A path of a split list: `root/...` is the data set's own directory, `out/...` what `prepare` wrote."""
+    base, _, rest = text.partition("/")
+    return bases[base] / rest if base in bases and rest else None

@@ -1,0 +1,145 @@
+"""From a number in a table back to the records it was made of."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
+from sunets.report.tables import SPEED_COLUMNS
+
+_SUFFIX = re.compile(
+    r"\.(mean|low95|high95|image_low95|image_high95|difference\.(reference|mean|low95|high95|n_seeds|p|p_holm|verdict))$"
+)
+_KEYS = {
+    "architectures": ("model",), "accuracy": ("model",), "per_class": ("model",), "test_time": ("model", "variant"),
+    "speed": ("model",), "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
+}  # fmt: skip
+_KIND = {"architectures": "profile", "speed": "speed", "training_time": "train"}
+
+
+def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:
+    """Tell which runs a number of a table comes from: seeds and values, commit, data digest, code, command.
+
+    Args:
+        results_dir: the directory that holds the benchmarks' results.
+        benchmark: name of the benchmark.
+        table: file stem of a table, such as accuracy.
+        row: a model's key or its label; where rows have several keys, all of them joined by a slash.
+        column: name of a CSV column, without its .mean or .low95 if one likes, or the heading that the page shows.
+
+    Returns:
+        Lines of plain text.
+
+    Raises:
+        ReportError: no such table, row or column; names those there are.
+    """
+    folder = results_dir / benchmark / "tables"
+    tables = sorted(p.stem for p in folder.glob("*.csv") if p.stem in _KEYS)
+    if table not in tables:
+        raise ReportError(
+            f"{table}: no such table in {folder}; there are {', '.join(tables) or 'none: run `dvc repro` first'}"
+        )
+    frame = pd.read_csv(folder / f"{table}.csv")
+    records = find_records(results_dir, benchmark)
+    found = _row(frame, _KEYS[table], table, row)
+    base, columns = _column(frame, table, column)
+    shown = [f"{name} = {_plain(found[name])}" for name in columns]
+    lines = [f"{benchmark}, table {table}, row {row}", *(f"  {line}" for line in shown), ""]
+    model = str(found["our_model"] if table == "published" else found["model"])
+    if table == "published":
+        base = str(found["metric"])
+        lines += [f"published value: {found['source']}", ""]
+    kind = _KIND.get(table, "evaluate")
+    variant = str(found["variant"]) if "variant" in frame else records.variants[0]
+    seed = int(found["seed"]) if table == "training_time" else None
+    used = [
+        r
+        for r in records.all(kind)
+        if r["model"] == model
+        and (kind != "evaluate" or r["variant"] == variant)
+        and (seed is None or r["seed"] == seed)
+    ]
+    if not used:
+        return "\n".join([*lines, f"no record of {model}: it has not been run"])
+    lines += _runs(used, base, f"{results_dir / benchmark / 'records' / _file(kind, model)}")
+    if ".difference." in " ".join(columns) and kind == "evaluate":
+        lines += _reference(records, table, found, base)
+    return "\n".join(lines)
+
+
+def _row(frame: pd.DataFrame, keys: tuple[str, ...], table: str, row: str) -> dict[str, Any]:
+    names = frame[list(keys)].astype(str).agg("/".join, axis=1)
+    hit = names == row
+    for other in ("label", "our_label"):  # what the page shows
+        if other in frame and not hit.any():
+            hit = frame[other] == row
+    if hit.sum() == 1:
+        return frame[hit].iloc[0].to_dict()
+    there = ", ".join(names)
+    raise ReportError(f"{row}: {'several rows' if hit.any() else 'no row'} of table {table}; there are {there}")
+
+
+def _column(frame: pd.DataFrame, table: str, column: str) -> tuple[str, list[str]]:
+    """The record key and the CSV columns that are meant."""
+    bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in frame.columns))
+    headings = {quantity(b).heading.lower(): b for b in bases} | {quantity(b).name.lower(): b for b in bases}
+    headings |= {name.lower(): key for key, name, _, _ in SPEED_COLUMNS if key in bases}
+    if column in frame.columns:
+        return _SUFFIX.sub("", column), [column]
+    base = column if column in bases else headings.get(column.lower())
+    if base is None:
+        raise ReportError(f"{column}: no column of table {table}; there are {', '.join(bases)}")
+    return base, [c for c in frame.columns if _SUFFIX.sub("", c) == base]
+
+
+def _runs(used: list[dict[str, Any]], key: str, path: str) -> list[str]:
+    lines = [f"from {len(used)} record{'s' if len(used) > 1 else ''} in {path}:"]
+    for r in used:
+        name = ", ".join(f"{k} {r[k]}" for k in ("kind", "seed", "variant") if r[k] is not None)
+        value = r["scores"].get(key, r["cost"].get(key))
+        state = f"{key} = {value}" if r["status"] == FINISHED else f"{r['status']}: {r['reason']}"
+        lines.append(
+            f"  {name}: {state if key in r['scores'] or key in r['cost'] or r['status'] != FINISHED else 'finished'}"
+        )
+    for title, key_ in (
+        ("git commit", "git_commit"), ("data digest", "data_digest"), ("code hash", "code_hash"),
+        ("config hash", "config_hash"), ("command", "command"),
+    ):  # fmt: skip
+        values: dict[str, list[int]] = {}
+        for r in used:
+            text = str(r["provenance"].get(key_))
+            if key_ == "git_commit" and r["provenance"].get("git_dirty"):
+                text += " with uncommitted changes"
+            values.setdefault(text, []).append(r["seed"])
+        for text, seeds in values.items():
+            lines.append(f"{title}: {text}" + (f" (seed {', '.join(map(str, seeds))})" if len(values) > 1 else ""))
+    e = used[0]["environment"]
+    versions = ", ".join(
+        f"{k} {e[k]}" for k in ("python", "torch", "torchvision", "device", "gpu", "threads") if e.get(k)
+    )
+    return [*lines, f"environment: {versions}"]
+
+
+def _reference(records: Records, table: str, found: dict[str, Any], key: str) -> list[str]:
+    """The other side of a paired difference."""
+    other = found.get(f"{key}.difference.reference")
+    if not isinstance(other, str):
+        return []
+    model, variant = (found["model"], other) if table == "test_time" else (other, records.variants[0])
+    return [
+        "",
+        f"difference to {model}, {variant.replace('_', ' ')}, paired by seed:",
+        *(f"  seed {seed}: {key} = {value}" for seed, value in records.scores(model, key, variant).items()),
+    ]
+
+
+def _file(kind: str, model: str) -> str:
+    return "speed.json" if kind == "speed" else f"{kind}/{model}.json"
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None or (isinstance(value, float) and value != value) else str(value)

@@ -1,0 +1,321 @@
+"""The readable pages: `results/<benchmark>/README.md`, and `results/README.md` that leads to them.
+
+A page is made from the records and from the tables of the same build. It holds exact figures only: of the noisy tables
+it gives the link, so that it does not change when nothing did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sunets.config import Suite
+from sunets.report.published import published_everywhere
+from sunets.report.records import FINISHED, Records, quantity
+from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, Difference, mean_interval, paired_difference
+from sunets.report.tables import Table, difference_text, estimate_text, markdown
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page joins."""
+
+    tables: Mapping[str, Table]
+    figures: Mapping[str, str]
+    """Name of a figure -> its path as seen from the page."""
+    notes: Sequence[str] = ()
+    """Why a figure is not there, or not here."""
+
+
+def benchmark_page(suite: Suite, records: Records, content: Content) -> str:
+    """The page of one benchmark, as Markdown."""
+    parts = [
+        f"# {suite.report.title}",
+        "Made by `dvc repro` (stage `report`) from [`records/`](records): do not edit. Every number leads back to its "
+        "runs by `python -m sunets explain TABLE ROW COLUMN`.",
+        "## Findings",
+        "\n".join(f"- {sentence}" for sentence in findings(suite, records)),
+        "## What was run",
+        _what_was_run(suite, records),
+    ]
+    for title, names in SECTIONS:
+        body = [
+            _table(content.tables[n]) if kind == "table" else _figure(n, content)
+            for kind, n in names
+            if _has(kind, n, content)
+        ]
+        if body:
+            parts += [f"## {title}", *body]
+    noisy = [t for t in content.tables.values() if t.noisy]
+    if noisy:
+        links = ", ".join(f"[{t.caption.rstrip('.').lower()}](tables/{t.name}.md)" for t in noisy)
+        parts += ["## Speed", f"Measured, hence different on every run and machine, and kept apart: {links}."]
+    parts += ["## Limits", "\n".join(f"- {sentence}" for sentence in limits(suite, records, content))]
+    parts += ["## How it was made", _how(records, content)]
+    return "\n\n".join(parts) + "\n"
+
+
+SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("Accuracy", (("table", "accuracy"), ("figure", "accuracy"), ("figure", "accuracy_cost"), ("table", "published"))),
+    ("Classes", (("table", "per_class"), ("figure", "per_class"), ("figure", "confusion"))),
+    ("Testing variants", (("table", "test_time"),)),
+    ("Cost", (("table", "architectures"), ("figure", "receptive_field"))),
+    ("Training", (("figure", "training_curves"),)),
+    ("Pictures", (("figure", "qualitative"),)),
+)
+"""Order of the page."""
+
+FIGURE_CAPTIONS = {
+    "accuracy": "{headline} of every seed (dots) and its mean with the 95 % t-interval.",
+    "accuracy_cost": "{headline} against multiply-adds and against parameters. Bars: 95 % t-intervals over the seeds.",
+    "training_curves": "Training loss and validation score; mean over the seeds, band: 95 % t-interval.",
+    "per_class": "IoU of each class, mean over the seeds.",
+    "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
+    "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "
+    "untrained network, averaged over initialisations and images.",
+    "qualitative": "Test images, their truth, and what the first seed of each model predicts.",
+}
+
+
+def findings(suite: Suite, records: Records) -> list[str]:
+    """Headline results as sentences, made by the statistics alone."""
+    key, reference = records.headline, suite.report.reference
+    q = quantity(key)
+    scores = {m: s for m in records.labels if (s := records.scores(m))}
+    if not scores:
+        return [f"No model has been scored: {_unscored(records)}"]
+    name = records.labels
+    means = {m: mean_interval(list(s.values())) for m, s in scores.items()}
+    ranked = sorted(means, key=lambda m: means[m].mean, reverse=q.higher_is_better)
+    best = ranked[0]
+    word = "highest" if q.higher_is_better else "lowest"
+    lead = (
+        f"**{name[best]}** has the {word} {q.name}: {estimate_text(q, means[best])} {q.unit} ({_seeds(means[best].n)})"
+    )
+    if len(ranked) > 1:
+        second = ranked[1]
+        gap = paired_difference(scores[best], scores[second], higher_is_better=q.higher_is_better)
+        lead += f"; its difference to the next, {name[second]}, is {_verdict_words(q.name, gap, key)}"
+    sentences = [lead + "."]
+    groups: dict[str, list[str]] = {}
+    for model in scores:
+        if model == reference or reference not in scores:
+            continue
+        d = paired_difference(scores[model], scores[reference], higher_is_better=q.higher_is_better)
+        if d is not None:
+            groups.setdefault(d.verdict, []).append(f"{name[model]} ({difference_text(q, d)})")
+    for verdict in (BETTER, WORSE, WITHIN_NOISE):
+        if members := groups.pop(verdict, []):
+            sentences.append(f"Against {name.get(reference, reference)}, {verdict}: {_join(members)}.")
+    for verdict, members in groups.items():
+        sentences.append(f"Against {name[reference]}, {verdict}: {_join(members)}.")
+    if reference not in scores:
+        sentences.append(f"The reference {name[reference]} has no score, so no difference is shown.")
+    return sentences + _cost_findings(records)
+
+
+def _cost_findings(records: Records) -> list[str]:
+    sentences = []
+    for key, what in (
+        ("cost.params_m", "the fewest parameters"),
+        ("cost.gmacs", "the fewest multiply-adds"),
+        ("memory.saved_mib", "the least memory saved for the backward pass"),
+    ):
+        if key in records.cost:
+            order = records.cost.dropna(subset=[key]).sort_values(key, kind="stable")
+            if len(order) > 1:
+                q, low, high = quantity(key), order.iloc[0], order.iloc[-1]
+                least, most = (f"{q.text(row[key])} {q.unit}" for row in (low, high))
+                sentences.append(f"{low.label} has {what} ({least}), {high.label} the most ({most}).")
+    return sentences
+
+
+def limits(suite: Suite, records: Records, content: Content) -> list[str]:
+    """What the numbers do not say: runs that are missing, few seeds, one budget, mixed sources."""
+    e = records.evaluated
+    sentences = []
+    for (label, status, reason), rows in e[(e.status != FINISHED) & (e.variant == records.variants[0])].groupby(
+        ["label", "status", "reason"], sort=False
+    ):
+        sentences.append(f"{label}, {_seeds_named(rows.seed)}: {status} ({reason}).")
+    for r in records.cost[records.cost.status != FINISHED].itertuples():
+        sentences.append(f"Cost of {r.label}: {r.status} ({r.reason}).")
+    if len(records.seeds) == 1:
+        sentences.append(
+            "One seed: differences between models are not tested, and training again would move every score."
+        )
+    elif len(records.seeds) < 5:
+        sentences.append(f"{len(records.seeds)} seeds: the intervals are wide, and small differences stay undecided.")
+    epochs = _values(records, "train.epochs")
+    if epochs:
+        sentences.append(
+            f"One data set and one budget ({_join(epochs)} epochs): another ranking with more of either is possible. "
+            "Recipes were not tuned for each model unless `params.yaml` says so."
+        )
+    for key, what in (("data_digest", "versions of the data"), ("code_hash", "versions of the code")):
+        for kind in ("train", "evaluate"):
+            found = {r["provenance"].get(key) for r in records.all(kind)}
+            if len(found) > 1:
+                sentences.append(f"The {kind} records come from {len(found)} {what}: run `dvc repro` until they agree.")
+    if any(r["provenance"].get("git_dirty") for kind in ("train", "evaluate") for r in records.all(kind)):
+        sentences.append("Some records were made with uncommitted changes; their code hash tells which code it was.")
+    return [*sentences, *content.notes]
+
+
+def index_page(results: Path) -> str:
+    """`results/README.md`: the benchmarks that are there, and every published number with ours beside it."""
+    rows = []
+    for page in sorted(results.glob("*/README.md")):
+        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        path = page.parent / "tables" / "accuracy.csv"
+        models = pd.read_csv(path) if path.exists() else pd.DataFrame({"n_seeds": []})
+        done = models[models.n_seeds > 0]
+        seeds = sorted(set(done.n_seeds))
+        rows.append(
+            {
+                "Benchmark": f"[{title}]({page.parent.name}/README.md)",
+                "Name": f"`{page.parent.name}`",
+                "Models scored": f"{len(done)} of {len(models)}",
+                "Seeds": "-".join(dict.fromkeys(str(s) for s in seeds[:1] + seeds[-1:])),
+            }
+        )
+    table = published_everywhere(results)
+    return "\n\n".join(
+        [
+            "# Results",
+            "Outputs only; each page is made from the records beside it by `dvc repro`. One directory a benchmark: "
+            "`records/` (what the runs left), `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF).",
+            markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
+            "## Published numbers",
+            markdown(table.view, table.caption, table.notes).rstrip("\n"),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _what_was_run(suite: Suite, records: Records) -> str:
+    runs = [*records.all("train"), *records.all("evaluate")]
+    rows: list[tuple[str, str]] = [
+        ("Task", f"{records.task} on `{suite.data.name}`"),
+        ("Classes", ", ".join(records.classes) if len(records.classes) <= 30 else str(len(records.classes))),
+        ("Data digest", _codes(r["provenance"].get("data_digest") for r in runs)),
+        ("Models", _join(list(records.labels.values()))),
+        ("Seeds", _seeds_named(pd.Series(records.seeds)).partition(" ")[2]),
+        ("Recipe", _recipe(records)),
+        ("Scored on", _join([f"`{v}`" for v in _values(records, "data.test_split")])),
+        ("Test-time variants", _join([v.replace("_", " ") for v in records.variants])),
+        ("Device", _join(_distinct(_device(r["environment"]) for r in runs))),
+        ("Versions", _join(_distinct(_versions(r["environment"]) for r in runs))),
+        ("Commit", _codes(r["provenance"].get("git_commit") for r in runs)),
+    ]
+    body = pd.DataFrame([(k, v) for k, v in rows if v], columns=["What", "Value"])
+    return body.to_markdown(index=False, disable_numparse=True, colalign=("left", "left"))
+
+
+def _recipe(records: Records) -> str:
+    keys = (
+        "train.epochs",
+        "train.batch_size",
+        "train.optimizer",
+        "train.lr",
+        "train.weight_decay",
+        "train.schedule",
+        "train.amp",
+    )
+    names = ("epochs", "batch", "optimizer", "learning rate", "weight decay", "schedule", "autocast")
+    shown = [(n, _values(records, k)) for k, n in zip(keys, names, strict=True)]
+    return "; ".join(f"{name} {' or '.join(values)}" for name, values in shown if values)
+
+
+def _device(e: Mapping[str, Any]) -> str:
+    chip = (
+        f"{e['gpu']}, CUDA {e.get('cuda')}"
+        if e.get("gpu")
+        else f"{e.get('cpu')}, {e.get('threads')} thread(s) a training"
+    )
+    return f"{e.get('device')}: {chip}" if e.get("device") else ""
+
+
+def _versions(e: Mapping[str, Any]) -> str:
+    return " ".join(f"{k} {e[k]}" for k in ("python", "torch", "torchvision") if e.get(k))
+
+
+def _values(records: Records, key: str) -> list[str]:
+    """Every value of a parameter in the training records, or in the evaluations where there are none."""
+    runs = records.all("train") or records.all("evaluate")
+    return _distinct(str(r["params"][key]) for r in runs if r["params"].get(key) is not None)
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return [v for v in dict.fromkeys(values) if v]
+
+
+def _codes(values: Iterable[Any]) -> str:
+    return ", ".join(f"`{str(v)[:16]}`" for v in dict.fromkeys(values) if v)
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' if n > 1 else ''}"
+
+
+def _seeds_named(seeds: pd.Series) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(str(int(s)) for s in seeds)}"
+
+
+def _join(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+
+
+def _verdict_words(name: str, d: Difference | None, key: str) -> str:
+    if d is None:
+        return "not tested (no common seed)"
+    return f"{d.verdict if d.verdict not in (BETTER, WORSE) else 'beyond noise'} ({difference_text(quantity(key), d)})"
+
+
+def _unscored(records: Records) -> str:
+    first = records.evaluated.iloc[0]
+    return f"{first.label}: {first.status} ({first.reason})."
+
+
+def _has(kind: str, name: str, content: Content) -> bool:
+    return name in (content.tables if kind == "table" else content.figures)
+
+
+def _table(table: Table) -> str:
+    files = f"[LaTeX](tables/{table.name}.tex), [CSV](tables/{table.name}.csv)"
+    text = markdown(table.view, table.caption, table.notes).rstrip("\n")
+    return f"{text}\n\n<sub>Table `{table.name}`: {files}</sub>"
+
+
+def _figure(name: str, content: Content) -> str:
+    caption = FIGURE_CAPTIONS[name]
+    headline = content.tables["accuracy"].view.columns[2] if "accuracy" in content.tables else ""
+    caption = caption.format(headline=re.sub(r"\s*\(.*\)", "", headline))
+    path = content.figures[name]
+    return f"![{caption}]({path}.png)\n\n<sub>{caption} [PDF]({path}.pdf)</sub>"
+
+
+def _how(records: Records, content: Content) -> str:
+    rows = []
+    for kind, what in (
+        ("train", "weights and training curves"), ("evaluate", "scores and confusion matrices"),
+        ("profile", "parameters, multiply-adds, memory, receptive field"), ("speed", "latency and throughput"),
+    ):  # fmt: skip
+        found = records.all(kind)
+        commands = _distinct(r["provenance"].get("command") or "" for r in found)
+        shared = _distinct(" ".join(c.split()[:4]) for c in commands)
+        shown = commands if len(commands) <= 1 else [f"{c} MODEL" for c in shared]
+        path = "records/speed.json" if kind == "speed" else f"records/{kind}/"
+        if found:
+            rows.append((what.capitalize(), ", ".join(f"`{c}`" for c in shown), f"[{path}]({path})", str(len(found))))
+    rows.append(
+        ("Tables, figures, this page", "`python -m sunets report`", "[tables/](tables), [figures/](figures)", "")
+    )
+    frame = pd.DataFrame(rows, columns=["What", "Command", "Where", "Records"])
+    return "`dvc repro` runs all of it.\n\n" + frame.to_markdown(
+        index=False, disable_numparse=True, colalign=("left", "left", "left", "right")
+    )

@@ -1,0 +1,299 @@
+"""What the runs left under `results/<benchmark>/records/`, as tidy tables, and what each quantity in them is called.
+
+A record that failed, and a run that never happened, stay visible: they are rows whose `status` is not "finished" and
+whose `reason` says why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sunets.config import Suite, Task
+
+FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
+
+
+class ReportError(ValueError):
+    """Records that no report can be made of: names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a number of the records is shown; `results/` files keep the record's own unit."""
+
+    name: str
+    """In words, without the unit."""
+    unit: str = ""
+    """As shown; empty for counts and ratios."""
+    scale: float = 1.0
+    """Shown value over recorded value."""
+    digits: int = 2
+    """Digits after the point when shown."""
+    higher_is_better: bool = True
+
+    @property
+    def heading(self) -> str:
+        """Column heading or axis label."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def text(self, value: float | None, *, sign: bool = False) -> str:
+        """The shown form of a recorded value; empty where there is none."""
+        if value is None or pd.isna(value):
+            return ""
+        shown = round(self.scale * value, self.digits) + 0.0  # + 0.0 turns -0.0 into 0.0
+        return f"{shown:{'+' if sign else ''},.{self.digits}f}"
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "score.miou": Quantity("mIoU", "%", 100),
+    "score.pixel_accuracy": Quantity("Pixel accuracy", "%", 100),
+    "score.mean_accuracy": Quantity("Mean class accuracy", "%", 100),
+    "score.boundary_f": Quantity("Boundary F", "%", 100),
+    "score.top1_error_percent": Quantity("Top-1 error", "%", higher_is_better=False),
+    "score.top5_error_percent": Quantity("Top-5 error", "%", higher_is_better=False),
+    "cost.params_m": Quantity("Parameters", "M", digits=3, higher_is_better=False),
+    "cost.gmacs": Quantity("Multiply-adds", "G", digits=3, higher_is_better=False),
+    "memory.saved_mib": Quantity("Saved for backward", "MiB", digits=1, higher_is_better=False),
+}
+"""Record key -> how it is shown. Any other number of a record reaches the CSV files under its own key."""
+
+SCORES: dict[Task, tuple[str, ...]] = {
+    "segmentation": ("score.miou", "score.pixel_accuracy", "score.mean_accuracy", "score.boundary_f"),
+    "classification": ("score.top1_error_percent", "score.top5_error_percent"),
+}
+"""Scores of the accuracy table; the first is the headline."""
+
+
+def quantity(key: str) -> Quantity:
+    """How a record key is shown; class scores and unknown keys included."""
+    if key.startswith("score.iou."):
+        return Quantity(key.removeprefix("score.iou."), "%", 100)
+    return QUANTITIES.get(key, Quantity(key))
+
+
+@dataclass(frozen=True)
+class Records:
+    """All records of one benchmark."""
+
+    benchmark: str
+    directory: Path
+    """results/<benchmark>/records."""
+    labels: dict[str, str]
+    """Model key -> name in tables and figures, in the order of `params.yaml`."""
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...]
+    """Test-time variants; the first is the headline."""
+    task: Task
+    raw: dict[str, list[dict[str, Any]]] = field(repr=False)
+    """Path below `directory` -> its records as read."""
+    classes: tuple[str, ...] = ()
+    """Class names in label order; empty where no manifest is at hand."""
+
+    @property
+    def headline(self) -> str:
+        """Key of the score that models are compared by."""
+        return SCORES[self.task][0]
+
+    @cached_property
+    def evaluated(self) -> pd.DataFrame:
+        """One row per model, seed and variant: model, label, seed, variant, status, reason and every score.*."""
+        rows = []
+        for model, label in self.labels.items():
+            done = {(r["seed"], r["variant"]): r for r in self.raw.get(f"evaluate/{model}.json", [])}
+            trained = {r["seed"]: r for r in self.raw.get(f"train/{model}.json", [])}
+            for seed in self.seeds:
+                for variant in self.variants:
+                    row: dict[str, Any] = {"model": model, "label": label, "seed": seed, "variant": variant}
+                    if record := done.get((seed, variant)):
+                        row |= {"status": record["status"], "reason": record["reason"], **record["scores"]}
+                    elif (record := trained.get(seed)) and record["status"] != FINISHED:
+                        row |= {"status": record["status"], "reason": record["reason"]}
+                    else:
+                        row |= {"status": NOT_RUN, "reason": f"no record in records/evaluate/{model}.json"}
+                    rows.append(row)
+        frame = pd.DataFrame(rows)
+        for key in SCORES[self.task]:
+            if key not in frame:
+                frame[key] = np.nan
+        return _numbers(frame, "score.")
+
+    @cached_property
+    def cost(self) -> pd.DataFrame:
+        """One row per model: model, label, status, reason and every cost.*, memory.* and field.*."""
+        rows = []
+        for model, label in self.labels.items():
+            row: dict[str, Any] = {"model": model, "label": label}
+            if found := self.raw.get(f"profile/{model}.json"):
+                row |= {"status": found[0]["status"], "reason": found[0]["reason"], **found[0]["cost"]}
+            else:
+                row |= {"status": NOT_RUN, "reason": f"no record in records/profile/{model}.json"}
+            rows.append(row)
+        frame = pd.DataFrame(rows)
+        for key in ("cost.params_m", "cost.gmacs"):
+            if key not in frame:
+                frame[key] = np.nan
+        return _numbers(frame, "cost.", "memory.", "field.")
+
+    @cached_property
+    def speed(self) -> pd.DataFrame:
+        """One row per timed model: model, label, status, reason, every speed.* and memory.*; empty if never timed."""
+        rows = [
+            {"model": r["model"], "label": self.labels[r["model"]], "status": r["status"], "reason": r["reason"]}
+            | r["cost"]
+            | r["scores"]
+            for r in self.raw.get("speed.json", [])
+            if r["model"] in self.labels
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["model", "label", "status", "reason"])
+
+    @cached_property
+    def timing(self) -> pd.DataFrame:
+        """One row per model and seed: how long training took, on what; noisy."""
+        rows = [
+            {"model": model, "label": label} | row
+            for model, label in self.labels.items()
+            for row in self.raw.get(f"timing/{model}.json", [])
+        ]
+        return pd.DataFrame(rows, columns=None if rows else ["model", "label", "seed", "seconds"])
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per model, seed and epoch: model, label, seed, epoch and every train.* and val.* number."""
+        frames = []
+        for model, label in self.labels.items():
+            path = self.directory / "history" / f"{model}.csv"
+            if path.exists() and path.stat().st_size > 1:
+                frame = pd.read_csv(path)
+                frame.insert(1, "label", label)
+                frames.append(frame)
+        columns = ["model", "label", "seed", "epoch"]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+    def scores(self, model: str, key: str | None = None, variant: str | None = None) -> dict[int, float]:
+        """Seed -> score of one model's finished runs.
+
+        Args:
+            model: key of the model.
+            key: the score; the headline by default.
+            variant: test-time variant; the first by default.
+        """
+        e, key = self.evaluated, key or self.headline
+        if key not in e:
+            return {}
+        rows = e[(e.model == model) & (e.variant == (variant or self.variants[0])) & (e.status == FINISHED)]
+        return {int(s): float(v) for s, v in zip(rows.seed, rows[key], strict=True) if pd.notna(v)}
+
+    def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
+        """Each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""
+        path = self.directory / "confusion" / f"{model}.npz"
+        if not path.exists():
+            return [], []
+        with np.load(path) as arrays:
+            names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.seeds]
+            found = [arrays[name] for name in names if name in arrays]
+            return found, [str(i) for i in arrays["images"]] if "images" in arrays else []
+
+    def effective_field(self, model: str) -> NDArray | None:
+        """(H, W) mean absolute input gradient of a centre logit, or None."""
+        path = self.directory / "profile" / f"{model}.npz"
+        if not path.exists():
+            return None
+        with np.load(path) as arrays:
+            return arrays["field"]
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        """Every record of a kind ("train", "evaluate", "profile", "speed"), of the models in `labels`."""
+        paths = ["speed.json"] if kind == "speed" else [f"{kind}/{model}.json" for model in self.labels]
+        return [r for path in paths for r in self.raw.get(path, []) if r["model"] in self.labels]
+
+
+def load_records(suite: Suite, root: Path) -> Records:
+    """The records of a suite's benchmark below `root`.
+
+    Raises:
+        FileNotFoundError: there is no record at all.
+        ReportError: a file is not JSON, or a record lacks a field.
+    """
+    directory = root / "results" / suite.benchmark / "records"
+    labels = {key: entry.label or key for key, entry in suite.models.items()}
+    if len(set(labels.values())) < len(labels):  # tables and figures must not merge two models
+        labels = {key: f"{label} [{key}]" for key, label in labels.items()}
+    return Records(
+        benchmark=suite.benchmark,
+        directory=directory,
+        labels=labels,
+        seeds=suite.seeds,
+        variants=tuple(suite.evaluate.variants),
+        task=suite.data.task,
+        raw=_read_all(directory, labels),
+        classes=_classes(root / "data" / suite.benchmark / "manifest.json"),
+    )
+
+
+def find_records(results: Path, benchmark: str) -> Records:
+    """The records of a benchmark as its files alone tell, without `params.yaml`.
+
+    Raises:
+        FileNotFoundError: no such benchmark, or it has no record.
+        ReportError: a file is not JSON, or a record lacks a field.
+    """
+    directory = results / benchmark / "records"
+    names = sorted({p.stem for kind in ("train", "evaluate", "profile") for p in (directory / kind).glob("*.json")})
+    raw = _read_all(directory, dict.fromkeys(names, ""))
+    records = [r for rows in raw.values() for r in rows]
+    evaluated = [r for r in records if r["kind"] == "evaluate"]
+    wrong = any("score.top1_error_percent" in r["scores"] for r in evaluated)
+    return Records(
+        benchmark=benchmark,
+        directory=directory,
+        labels={name: next((r["label"] for r in records if r["model"] == name), name) for name in names},
+        seeds=tuple(dict.fromkeys(r["seed"] for r in records if r["seed"] is not None)),
+        variants=tuple(dict.fromkeys(r["variant"] for r in evaluated)) or ("single_scale",),
+        task="classification" if wrong else "segmentation",
+        raw=raw,
+    )
+
+
+def _read_all(directory: Path, models: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "profile", "timing")]
+    raw = {name: _read(directory / name) for name in [*wanted, "speed.json"] if (directory / name).exists()}
+    if not raw:
+        raise FileNotFoundError(f"{directory}: no records of any model; run `dvc repro` first")
+    return raw
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro` again") from None
+    rows = content if isinstance(content, list) else [content]
+    required: Sequence[str] = ("model",) if path.parent.name == "timing" else (
+        "kind", "status", "reason", "model", "label", "seed", "variant", "params", "scores", "cost", "environment",
+        "provenance",
+    )  # fmt: skip
+    for number, row in enumerate(rows):
+        if missing := [key for key in required if not isinstance(row, dict) or key not in row]:
+            raise ReportError(f"{path}: record {number} lacks {', '.join(missing)}; run its stage again")
+    return rows
+
+
+def _classes(manifest: Path) -> tuple[str, ...]:
+    return tuple(json.loads(manifest.read_text())["classes"]) if manifest.exists() else ()
+
+
+def _numbers(frame: pd.DataFrame, *prefixes: str) -> pd.DataFrame:
+    """None, which JSON has for "no value", becomes NaN, so that the columns are numeric."""
+    for column in frame.columns[frame.columns.str.startswith(prefixes)]:
+        if not frame[column].map(lambda v: isinstance(v, str)).any():
+            frame[column] = pd.to_numeric(frame[column])
+    return frame

@@ -1,0 +1,169 @@
+"""What a handful of seeds allows to be said: means, intervals, paired differences and their verdicts.
+
+Two sources of uncertainty are kept apart. *Seeds*: the same recipe trained again (`mean_interval`,
+`paired_difference`), which is what a comparison of models needs. *Images*: other test images of the same kind
+(`bootstrap_scores`), which is all that can be had from one seed and says nothing about training again.
+
+Every interval is for one comparison. Where a table makes several against one reference, `holm` adjusts their p-values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+"""Coverage of every interval in tables and figures."""
+
+BETTER, WORSE, WITHIN_NOISE = "better", "worse", "within noise"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the interval around it, in the unit of the values."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width; None without an interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """Mean paired difference to a reference, with a two-sided p-value and a verdict in words."""
+
+    p_value: float | None
+    verdict: str
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean and Student t-interval of independent values; one value has no interval.
+
+    Raises:
+        ValueError: no value, or one that is not finite.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.size == 0:
+        raise ValueError("mean_interval: no values")
+    if not np.isfinite(x).all():
+        raise ValueError(f"mean_interval: values that are not finite: {list(values)}")
+    mean = float(x.mean())
+    if x.size == 1:
+        return Estimate(mean, None, None, 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    return Estimate(mean, mean - half, mean + half, int(x.size))
+
+
+def paired_difference(
+    values: Mapping[int, float],
+    reference: Mapping[int, float],
+    *,
+    higher_is_better: bool = True,
+    confidence: float = CONFIDENCE,
+) -> Difference | None:
+    """Mean of value - reference over the seeds that both have, with its t-interval.
+
+    Args:
+        values: seed -> score of a model.
+        reference: seed -> score of the model it is compared with.
+        higher_is_better: direction of the score; decides between "better" and "worse".
+        confidence: coverage of the interval.
+
+    Returns:
+        The difference. Its verdict is "within noise" where the interval contains 0, else "better" or "worse";
+        with one common seed there is no interval and the verdict says that nothing was tested. None without a
+        common seed.
+    """
+    common = sorted(values.keys() & reference.keys())
+    if not common:
+        return None
+    delta = np.array([values[s] - reference[s] for s in common], dtype=np.float64)
+    estimate = mean_interval(delta.tolist(), confidence)
+    if estimate.low is None or estimate.high is None:
+        return Difference(estimate.mean, None, None, 1, None, "not tested (1 seed)")
+    spread = float(delta.std(ddof=1)) / math.sqrt(len(delta))
+    if spread > 0:
+        p_value = float(2 * stats.t.sf(abs(estimate.mean) / spread, len(delta) - 1))
+    else:  # every seed differs by the same amount
+        p_value = 1.0 if estimate.mean == 0 else 0.0
+    if estimate.low <= 0 <= estimate.high:
+        verdict = WITHIN_NOISE
+    else:
+        verdict = BETTER if (estimate.mean > 0) == higher_is_better else WORSE
+    return Difference(estimate.mean, estimate.low, estimate.high, estimate.n, p_value, verdict)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment of a family of p-values (Holm, 1979); None stays None and does not count."""
+    tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+def miou(confusion: NDArray) -> NDArray[np.float64]:
+    """Mean intersection over union of confusion matrices.
+
+    Args:
+        confusion: (..., K, K) counts, rows are the truth.
+
+    Returns:
+        (...) mean over the classes that occur in truth or prediction; NaN where none does.
+    """
+    c = np.asarray(confusion, dtype=np.float64)
+    hit = np.diagonal(c, axis1=-2, axis2=-1)
+    union = c.sum(-1) + c.sum(-2) - hit
+    present = union > 0
+    iou = np.divide(hit, union, out=np.zeros_like(hit), where=present)
+    count = present.sum(-1)
+    return np.divide(iou.sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def bootstrap_scores(
+    confusions: Sequence[NDArray], *, resamples: int = 1000, seed: int = 0, max_bytes: int = 1 << 28
+) -> NDArray[np.float64]:
+    """Scores (mIoU) of resampled test sets, averaged over seeds.
+
+    The draws depend on `seed` and the number of images only, so two models on the same images get the same
+    resamples, and the difference of their results is the paired one.
+
+    Args:
+        confusions: one (n_images, K, K) array a training seed, on the same images.
+        resamples: test sets drawn with replacement.
+        seed: of the drawing.
+        max_bytes: working memory for the resampled matrices.
+
+    Returns:
+        (resamples,) scores in 0..1; `percentile_interval` makes an interval of them.
+    """
+    n, k, _ = confusions[0].shape
+    rng = np.random.default_rng(seed)
+    chunk = max(1, min(resamples, max_bytes // (8 * max(n, k * k))))
+    flat = [c.reshape(n, -1).astype(np.float64) for c in confusions]
+    parts = []
+    for start in range(0, resamples, chunk):
+        # How often each image is drawn; row by row, so that the chunk size does not change the draws.
+        size = min(chunk, resamples - start)
+        weights = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float64)
+        parts.append(np.mean([miou((weights @ c).reshape(-1, k, k)) for c in flat], axis=0))
+    return np.concatenate(parts)
+
+
+def percentile_interval(samples: NDArray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile interval of bootstrap results."""
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(samples, [tail, 1 - tail])
+    return float(low), float(high)

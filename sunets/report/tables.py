@@ -1,0 +1,528 @@
+"""Tables: one function each, records -> `Table`; and the one writer of .md, .tex and .csv.
+
+A table is made twice from the same numbers: `data` is tidy, in full precision, with record keys as column names, and
+becomes the CSV; `view` is what a reader sees, as text, and becomes Markdown and LaTeX. Whether a table holds exact
+figures or noisy ones is told by `Table.noisy`; no table holds both.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sunets.report.records import FINISHED, NOT_RUN, SCORES, Quantity, Records, quantity
+from sunets.report.statistics import (
+    BETTER,
+    CONFIDENCE,
+    WITHIN_NOISE,
+    WORSE,
+    Difference,
+    Estimate,
+    bootstrap_scores,
+    holm,
+    mean_interval,
+    paired_difference,
+    percentile_interval,
+)
+
+BOOTSTRAP_LIMIT = 50_000_000
+"""Confusion counts per model above which no interval over images is computed (it would take minutes)."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, before it is written."""
+
+    name: str
+    """File stem, and the name that `explain` takes."""
+    caption: str
+    data: pd.DataFrame
+    view: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ("model",)
+    """Columns of `data` that name a row."""
+    noisy: bool = False
+
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+
+def architectures(records: Records) -> Table:
+    """Parameters, multiply-adds, memory and receptive field of every model: exact figures."""
+    data = records.cost.copy()
+    columns = [c for c in ARCHITECTURE_COLUMNS if c.key in data and data[c.key].notna().any()]
+    view = pd.DataFrame({"Model": data.label})
+    for column in columns:
+        view[column.heading] = [column.text(v) for v in data[column.key]]
+    view = _state_in_place(view, data)
+    notes = [_input_note(records)] if records.all("profile") else []
+    notes += [c.note for c in columns if c.note] + _failures(data)
+    return Table("architectures", "Architectures and their cost.", data, view, tuple(n for n in notes if n))
+
+
+@dataclass(frozen=True)
+class _Column:
+    key: str
+    shown: Quantity
+    note: str = ""
+
+    @property
+    def heading(self) -> str:
+        return self.shown.heading
+
+    def text(self, value: Any) -> str:
+        return value if isinstance(value, str) else self.shown.text(value)
+
+
+ARCHITECTURE_COLUMNS = (
+    _Column("cost.params_m", quantity("cost.params_m")),
+    _Column("cost.gmacs", quantity("cost.gmacs")),
+    _Column(
+        "memory.saved_mib",
+        quantity("memory.saved_mib"),
+        "Saved for backward: what autograd keeps of one forward pass in training mode, parameters left out.",
+    ),
+)
+
+
+def accuracy(records: Records, reference: str) -> Table:
+    """Mean and interval of every score over the seeds, and the paired difference of the headline to a reference.
+
+    Args:
+        records: of the benchmark.
+        reference: key of the model that the others are compared with.
+    """
+    headline, metrics = records.headline, SCORES[records.task]
+    q = quantity(headline)
+    samples = {m: _image_samples(records, m) for m in records.labels}
+    compared = _compared(
+        {m: records.scores(m) for m in records.labels if m != reference}, records.scores(reference), headline
+    )
+    rows, shown = [], []
+    for model, label in records.labels.items():
+        status, reason, seeds = _status(records, model)
+        row: dict[str, Any] = {
+            "model": model,
+            "label": label,
+            "status": status,
+            "reason": reason,
+            "n_seeds": len(seeds),
+        }
+        line: dict[str, Any] = {"Model": label, "Seeds": str(len(seeds)) if seeds else ""}
+        for key in metrics:
+            values = list(records.scores(model, key).values())
+            estimate = mean_interval(values) if values else None
+            row |= _estimate_columns(key, estimate)
+            line[quantity(key).heading] = estimate_text(quantity(key), estimate)
+        image = samples[model]
+        if image is not None:
+            low, high = percentile_interval(image)
+            row |= {f"{headline}.image_low95": low, f"{headline}.image_high95": high}
+            line[f"{q.name} over images ({q.unit})"] = f"[{q.text(low)}, {q.text(high)}]"
+        difference, adjusted = compared.get(model, (None, None))
+        row |= _difference_columns(headline, reference, difference, adjusted)
+        line[f"Difference to {records.labels[reference]}"] = difference_text(q, difference)
+        line["Verdict"] = "reference" if model == reference else verdict_text(difference, adjusted)
+        if not seeds:
+            line |= {q.heading: _state(status, reason), "Verdict": ""}
+        rows.append(row)
+        shown.append(line)
+    view = pd.DataFrame(shown).fillna("")
+    if not any(s is not None for s in samples.values()):
+        notes = []
+    else:
+        notes = [
+            "Over images: 95 % bootstrap interval over the test images with the trained weights held fixed; it says "
+            "nothing about training again."
+        ]
+        last = [c for c in view if c.startswith("Difference") or c == "Verdict"]
+        view = view[[c for c in view if c not in last] + last]
+    tests = len([1 for d, _ in compared.values() if d and d.p_value is not None])
+    notes = [
+        f"Mean ± half the 95 % t-interval over the seeds. Difference: paired by seed, in points of {q.name}, "
+        "with its 95 % interval; within noise where that contains 0. Each interval is for one comparison"
+        + (f"; Holm's adjustment is over the {tests} comparisons of this table." if tests > 1 else "."),
+        *notes,
+        *_run_failures(records),
+    ]
+    split = _split(records)
+    return Table("accuracy", f"Accuracy{split}.", pd.DataFrame(rows), view, tuple(notes))
+
+
+def per_class(records: Records) -> Table | None:
+    """Mean IoU of each class over the seeds; None for classification."""
+    keys = class_keys(records)
+    if not keys:
+        return None
+    rows, shown = [], []
+    for model, label in records.labels.items():
+        status, reason, seeds = _status(records, model)
+        row: dict[str, Any] = {
+            "model": model,
+            "label": label,
+            "status": status,
+            "reason": reason,
+            "n_seeds": len(seeds),
+        }
+        line: dict[str, Any] = {"Model": label}
+        for key in [*keys, "score.miou"]:
+            values = list(records.scores(model, key).values())
+            estimate = mean_interval(values) if values else None
+            row |= _estimate_columns(key, estimate)
+            line[quantity(key).name] = estimate_text(quantity(key), estimate)
+        if not seeds:
+            line[quantity(keys[0]).name] = _state(status, reason)
+        rows.append(row)
+        shown.append(line)
+    notes = ["IoU in %, mean ± half the 95 % t-interval over the seeds."]
+    absent = [
+        quantity(k).name
+        for k in keys
+        if k in records.evaluated and records.evaluated.loc[records.evaluated.status == FINISHED, k].isna().all()
+    ]
+    if absent:
+        notes.append(f"Left out of the mean, since no test image has them: {', '.join(absent)}.")
+    return Table(
+        "per_class", f"IoU of each class{_split(records)}.", pd.DataFrame(rows), pd.DataFrame(shown), tuple(notes)
+    )
+
+
+def test_time(records: Records) -> Table | None:
+    """Every test-time variant against the first one; None where there is one variant only."""
+    if len(records.variants) < 2:
+        return None
+    headline = records.headline
+    q = quantity(headline)
+    names = list(SCORES[records.task])
+    rows, shown = [], []
+    for model, label in records.labels.items():
+        base = records.scores(model)
+        family = {v: records.scores(model, variant=v) for v in records.variants[1:]}
+        compared = _compared(family, base, headline)
+        for variant in records.variants:
+            status, reason, seeds = _status(records, model, variant)
+            row: dict[str, Any] = {
+                "model": model,
+                "variant": variant,
+                "label": label,
+                "status": status,
+                "reason": reason,
+            }
+            row["n_seeds"] = len(seeds)
+            line: dict[str, Any] = {"Model": label, "Variant": variant.replace("_", " ")}
+            for key in names:
+                values = list(records.scores(model, key, variant).values())
+                estimate = mean_interval(values) if values else None
+                row |= _estimate_columns(key, estimate)
+                line[quantity(key).heading] = estimate_text(quantity(key), estimate)
+            difference, adjusted = compared.get(variant, (None, None))
+            row |= _difference_columns(headline, records.variants[0], difference, adjusted)
+            line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, difference)
+            line["Verdict"] = "reference" if variant == records.variants[0] else verdict_text(difference, adjusted)
+            if not seeds:
+                line |= {q.heading: _state(status, reason), "Verdict": ""}
+            rows.append(row)
+            shown.append(line)
+    notes = (
+        "Mean ± half the 95 % t-interval over the seeds; difference to the first variant of the same network, paired "
+        "by seed, with its 95 % interval.",
+    )
+    return Table(
+        "test_time",
+        f"Test-time variants{_split(records)}.",
+        pd.DataFrame(rows),
+        pd.DataFrame(shown),
+        notes,
+        keys=("model", "variant"),
+    )
+
+
+def speed(records: Records) -> Table | None:
+    """Measured speed: noisy, comparable within this one run only; None where nothing was timed."""
+    data = records.speed
+    if data.empty:
+        return None
+    view = pd.DataFrame({"Model": data.label})
+    for key, name, unit, digits in SPEED_COLUMNS:
+        if key in data and pd.to_numeric(data[key], errors="coerce").notna().any():
+            shown = Quantity(name, unit, digits=digits)
+            view[shown.heading] = [shown.text(v) for v in pd.to_numeric(data[key], errors="coerce")]
+    view = _state_in_place(view, data)
+    notes = (_protocol(records), *_failures(data))
+    caption = "Speed, all models taken in turn within one run."
+    return Table("speed", caption, data, view, tuple(n for n in notes if n), noisy=True)
+
+
+SPEED_COLUMNS = (
+    ("speed.latency_ms", "Latency", "ms", 2),
+    ("speed.images_per_second", "Throughput", "images/s", 1),
+    ("memory.peak_mib", "Peak memory", "MiB", 1),
+)
+
+
+def training_time(records: Records) -> Table | None:
+    """Wall-clock time of the trainings: noisy; None where no record has it."""
+    data = records.timing
+    if data.empty or "seconds" not in data:
+        return None
+    data = data.copy()
+    resumed = data["resumed"].fillna(False).astype(bool) if "resumed" in data else pd.Series(False, index=data.index)
+    rows = []
+    for model, label in records.labels.items():
+        mine = data[data.model == model]
+        whole = mine[~resumed[mine.index] & mine.seconds.notna()]
+        line = {"Model": label, "Trainings": str(len(mine)), "Resumed": str(int(resumed[mine.index].sum()))}
+        line["Median time (s)"] = f"{whole.seconds.median():,.1f}" if len(whole) else ""
+        line["Device"] = ", ".join(sorted(set(mine.device.dropna()))) if "device" in mine else ""
+        rows.append(line)
+    note = (
+        "Median over the seeds of the time from start to finished weights, several trainings side by side on one "
+        "machine; resumed trainings are left out of it."
+    )
+    return Table(
+        "training_time", "Time to train.", data, pd.DataFrame(rows), (note,), keys=("model", "seed"), noisy=True
+    )
+
+
+# --- shared by them, and by the ablations' tables -------------------------------------------------------------------
+
+
+def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
+    """`48.31 ± 0.92` in the quantity's unit; the mean alone where there is no interval."""
+    if estimate is None:
+        return ""
+    half = estimate.half_width
+    return q.text(estimate.mean) + (f" ± {q.text(half)}" if half is not None else "")
+
+
+def difference_text(q: Quantity, difference: Difference | None) -> str:
+    """`+1.20 [+0.31, +2.09]` in the quantity's unit."""
+    if difference is None:
+        return ""
+    text = q.text(difference.mean, sign=True)
+    if difference.low is None:
+        return text
+    return f"{text} [{q.text(difference.low, sign=True)}, {q.text(difference.high, sign=True)}]"
+
+
+def verdict_text(difference: Difference | None, adjusted_p: float | None) -> str:
+    """The verdict, and whether it survives Holm's adjustment."""
+    if difference is None:
+        return "not tested (no common seed)"
+    if difference.verdict in (BETTER, WORSE) and adjusted_p is not None and adjusted_p > 1 - CONFIDENCE:
+        return f"{difference.verdict}, but {WITHIN_NOISE} after Holm"
+    return difference.verdict
+
+
+def class_keys(records: Records) -> list[str]:
+    """Keys of the class scores, in label order where the classes are known."""
+    keys = [c for c in records.evaluated if c.startswith("score.iou.")]
+    order = {f"score.iou.{name}": i for i, name in enumerate(records.classes)}
+    return sorted(keys, key=lambda k: order.get(k, len(order)))
+
+
+def _compared(
+    family: Mapping[str, dict[int, float]], reference: dict[int, float], key: str
+) -> dict[str, tuple[Difference | None, float | None]]:
+    """Each member's difference to the reference, with the p-value adjusted over the family."""
+    better = quantity(key).higher_is_better
+    differences = {k: paired_difference(v, reference, higher_is_better=better) for k, v in family.items()}
+    adjusted = holm([d.p_value if d else None for d in differences.values()])
+    return {k: (d, p) for (k, d), p in zip(differences.items(), adjusted, strict=True)}
+
+
+def _image_samples(records: Records, model: str) -> np.ndarray | None:
+    if records.headline != "score.miou":
+        return None
+    confusions, _ = records.confusions(model)
+    if not confusions or sum(c.size for c in confusions) > BOOTSTRAP_LIMIT:
+        return None
+    return bootstrap_scores(confusions)
+
+
+def _estimate_columns(key: str, estimate: Estimate | None) -> dict[str, float | None]:
+    e = estimate
+    return {
+        f"{key}.mean": e.mean if e else None,
+        f"{key}.low95": e.low if e else None,
+        f"{key}.high95": e.high if e else None,
+    }
+
+
+def _difference_columns(
+    key: str, reference: str, difference: Difference | None, adjusted: float | None
+) -> dict[str, Any]:
+    d = difference
+    return {
+        f"{key}.difference.reference": reference if d else None,
+        f"{key}.difference.mean": d.mean if d else None,
+        f"{key}.difference.low95": d.low if d else None,
+        f"{key}.difference.high95": d.high if d else None,
+        f"{key}.difference.n_seeds": d.n if d else None,
+        f"{key}.difference.p": d.p_value if d else None,
+        f"{key}.difference.p_holm": adjusted,
+        f"{key}.difference.verdict": d.verdict if d else None,
+    }
+
+
+def _status(records: Records, model: str, variant: str | None = None) -> tuple[str, str | None, list[int]]:
+    """Overall status of a model, its first reason, and the seeds that finished."""
+    e = records.evaluated
+    rows = e[(e.model == model) & (e.variant == (variant or records.variants[0]))]
+    seeds = [int(s) for s in rows.seed[rows.status == FINISHED]]
+    if len(seeds) == len(rows):
+        return FINISHED, None, seeds
+    first = rows[rows.status != FINISHED].iloc[0]
+    if seeds:
+        return f"{len(seeds)} of {len(rows)} seeds", first.reason, seeds
+    return first.status, first.reason, seeds
+
+
+def _state(status: str, reason: str | None) -> str:
+    return status if status == NOT_RUN or not reason else f"{status}: {reason}"
+
+
+def _state_in_place(view: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
+    """Rows without numbers say why in their first number's place."""
+    if view.shape[1] < 2:
+        view.insert(1, "Status", "")
+    column = view.columns[1]
+    for i, (status, reason) in enumerate(zip(data.status, data.reason, strict=True)):
+        if status != FINISHED:
+            view.loc[view.index[i], column] = _state(status, reason)
+    return view
+
+
+def _failures(data: pd.DataFrame) -> list[str]:
+    bad = data[data.status != FINISHED]
+    return [f"{r.label}: {r.status} ({r.reason})." for r in bad.itertuples()]
+
+
+def _run_failures(records: Records) -> list[str]:
+    """One sentence per model and reason, naming the seeds."""
+    e = records.evaluated
+    bad = e[(e.status != FINISHED) & (e.variant == records.variants[0])]
+    return [
+        f"{label}, seed{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows.seed))}: {status} ({reason})."
+        for (label, status, reason), rows in bad.groupby(["label", "status", "reason"], sort=False)
+    ]
+
+
+def _split(records: Records) -> str:
+    params: dict[str, Any] = next((r["params"] for r in records.all("evaluate")), {})
+    return f" on the {params['data.test_split']} split" if params.get("data.test_split") else ""
+
+
+def _input_note(records: Records) -> str:
+    return ""
+
+
+def _protocol(records: Records) -> str:
+    return ""
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write(table: Table, directory: Path) -> list[Path]:
+    """Write a table as `<directory>/<name>.md`, `.tex` and `.csv`."""
+    return write_table(table.data, directory / table.name, table.caption, view=table.view, notes=table.notes)
+
+
+def write_table(
+    frame: pd.DataFrame,
+    path_stem: Path,
+    caption: str,
+    *,
+    view: pd.DataFrame | None = None,
+    notes: Sequence[str] = (),
+    label: str | None = None,
+) -> list[Path]:
+    """Write one table as Markdown, LaTeX (booktabs) and CSV, the same bytes for the same input.
+
+    Args:
+        frame: tidy numbers in full precision, units in the column names; becomes the CSV.
+        path_stem: path of the three files without their suffix.
+        caption: one line, without markup.
+        view: the same table as a reader should see it; the frame itself, numbers to four digits, by default.
+        notes: sentences below the table.
+        label: LaTeX label; `tab:<stem>` by default.
+
+    Returns:
+        The paths written.
+    """
+    view = _plain_view(frame) if view is None else view.fillna("").astype(str)
+    path_stem.parent.mkdir(parents=True, exist_ok=True)
+    texts = {
+        ".md": markdown(view, caption, notes),
+        ".tex": latex(view, caption, notes, label or f"tab:{path_stem.name}"),
+        ".csv": frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL),
+    }
+    paths = []
+    for suffix, text in texts.items():
+        path = path_stem.with_name(path_stem.name + suffix)
+        path.write_text(text, encoding="utf-8", newline="\n")
+        paths.append(path)
+    return paths
+
+
+def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str:
+    """A GitHub table with its caption above and notes below; number columns are right-aligned."""
+    escaped = view.map(_markdown_cell)
+    escaped.columns = pd.Index([_markdown_cell(c) for c in view.columns])
+    align = ["right" if _is_number_column(view.iloc[:, i]) else "left" for i in range(view.shape[1])]
+    body = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
+    below = "".join(f"\n{_markdown_cell(note)}\n" for note in notes)
+    return f"**{_markdown_cell(caption)}**\n\n{body}\n{below}"
+
+
+def latex(view: pd.DataFrame, caption: str, notes: Sequence[str], label: str) -> str:
+    """A `table` environment with booktabs rules; needs the package booktabs and nothing else."""
+    escaped = view.map(latex_escape)
+    escaped.columns = pd.Index([latex_escape(str(c)) for c in view.columns])
+    columns = "".join("r" if _is_number_column(view.iloc[:, i]) else "l" for i in range(view.shape[1]))
+    lines = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}"]
+    lines.append(escaped.to_latex(index=False, column_format=columns).rstrip("\n"))
+    if notes:
+        text = " ".join(latex_escape(note) for note in notes)
+        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {text}\end{{minipage}}")
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$",
+    "×": r"$\times$", "−": r"$-$", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "→": r"$\to$",
+    "\n": " ",
+}  # fmt: skip
+
+
+def latex_escape(text: object) -> str:
+    """Text that LaTeX prints as it stands; a number's leading minus sign becomes a real one."""
+    shown = re.sub(r"(?<![\w.])-(?=\d)", "−", str(text))
+    return "".join(_LATEX.get(c, c) for c in shown)
+
+
+def _markdown_cell(text: object) -> str:
+    return re.sub(r"\s*\n\s*", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _is_number_column(values: Iterable[str]) -> bool:
+    shown = [str(v) for v in values if str(v)]
+    return bool(shown) and sum(bool(re.match(r"[+\-−\[]?[\d.,]+", v)) for v in shown) * 2 > len(shown)
+
+
+def _plain_view(frame: pd.DataFrame) -> pd.DataFrame:
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if np.isnan(value) else f"{value:.4g}"
+        return "" if value is None or value is pd.NA else str(value)
+
+    return frame.map(text)

@@ -1,0 +1,165 @@
+"""Stage `train`: one model on every seed of the benchmark, and the records of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from sunets.config import Config, Suite
+from sunets.data import load_manifest
+from sunets.record import environment, make_record, provenance, utc_now, write_json, write_rows
+from sunets.stages import Layout, stage
+from sunets.stages.parallel import Send, default_workers, run_jobs
+from sunets.train import TrainingError, check, fit, run_fingerprint, select_device
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, as a worker process receives it."""
+
+    config: Config
+    data: Path
+    work_dir: Path
+
+
+def train_one(job: Job, send: Send) -> dict[str, Any]:
+    """Train one configuration; sends each epoch's row.
+
+    Returns:
+        status, reason, rows (the history), seconds of this process, images_per_second, started (UTC), resumed,
+        device and environment.
+    """
+    manifest = load_manifest(job.data, job.config.data)
+    started = utc_now()
+    device = select_device(job.config.train.device)
+    outcome: dict[str, Any] = {
+        "status": "finished",
+        "reason": None,
+        "started": started,
+        "environment": environment(device, job.config.train.threads),
+        "rows": [],
+    }
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        outcome["rows"].append(row)
+        send(row)
+
+    try:
+        result = fit(job.config, manifest, work_dir=job.work_dir, on_epoch=on_epoch, progress=False)
+    except TrainingError as error:  # a diverged training is a result; a defect or a kill is not
+        return outcome | {"status": "failed", "reason": str(error)}
+    return outcome | {"rows": result.history, "seconds": result.seconds, "resumed": result.resumed}
+
+
+def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
+    """Train `models.<key>` on every seed of the suite; finished trainings are reused, interrupted ones go on.
+
+    Returns:
+        The records, one a seed.
+
+    Raises:
+        ConfigError, ValueError: the model cannot be built or trained as configured; raised before any training.
+        StageError: a worker was killed, or the source changed meanwhile; run again to go on.
+    """
+    layout = Layout(suite.benchmark, root)
+    configs = [suite.run(key, seed) for seed in suite.seeds]
+    manifest = load_manifest(layout.data, suite.data)
+    check(configs[0], manifest)
+    with stage(f"train@{key}", layout, __name__) as code:
+        from sunets.tracking import Tracker
+
+        jobs = [Job(c, layout.data, layout.work / run_fingerprint(c, manifest)) for c in configs]
+        sources = [provenance(manifest.digest, code, c, f"python -m sunets train {key}") for c in configs]
+        tracker = Tracker("train", suite, key, list(zip(configs, sources, strict=True)))
+        with _EpochProgress(key, configs) as progress:
+
+            def on_epoch(index: int, row: dict[str, Any]) -> None:
+                progress.update(index, row)
+                tracker.log_epoch(configs[index].seed, row)
+
+            device = select_device(configs[0].train.device)
+            if "WORLD_SIZE" in os.environ:  # torchrun: all its processes work on one training at a time
+                workers = 1
+            outcomes = run_jobs(
+                train_one,
+                jobs,
+                workers=workers or default_workers(configs[0].train.threads, device.type),
+                preload=["sunets.stages.train"],
+                on_message=on_epoch,
+            )
+        if int(os.environ.get("RANK", 0)) != 0:
+            return []
+        records, rows, timing = [], [], []
+        for job, source, outcome in zip(jobs, sources, outcomes, strict=True):
+            config, history = job.config, outcome["rows"]
+            record = make_record(
+                "train",
+                benchmark=suite.benchmark,
+                model=key,
+                label=suite.models[key].label or key,
+                seed=config.seed,
+                config=config,
+                status=outcome["status"],
+                reason=outcome["reason"],
+                scores={k: v for k, v in (history[-1] if history else {}).items() if "." in k},
+                environment=outcome["environment"],
+                provenance=source,
+            )
+            records.append(record)
+            rows += [{"model": key, "seed": config.seed, **row} for row in history]
+            timing.append(
+                {"model": key, "seed": config.seed}
+                | {k: outcome.get(k) for k in ("started", "seconds", "resumed")}
+                | {"device": outcome["environment"]["device"], "threads": config.train.threads}
+            )
+            if outcome["status"] == "finished":
+                target = layout.weights(key, config.seed)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(job.work_dir / "weights.pt", target)
+            tracker.finish(config.seed, record)
+        # A seed that failed has no weights, and DVC wants the directory even when all did.
+        layout.weights(key, 0).parent.mkdir(parents=True, exist_ok=True)
+        write_rows(layout.records / "history" / f"{key}.csv", rows)
+        write_json(layout.records / "timing" / f"{key}.json", timing)
+        write_json(layout.records / "train" / f"{key}.json", records)
+        tracker.close()
+    return records
+
+
+class _EpochProgress:
+    """A bar per seed on a terminal, a line per epoch elsewhere."""
+
+    def __init__(self, key: str, configs: list[Config]) -> None:
+        self._key, self._configs = key, configs
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[scores]}"), TimeRemainingColumn()
+        )
+        self._tasks: list[TaskID] = []
+
+    def __enter__(self) -> _EpochProgress:
+        if self._bars.console.is_terminal:
+            self._bars.start()
+            self._tasks = [
+                self._bars.add_task(f"{self._key} seed {c.seed}", total=c.train.epochs, scores="")
+                for c in self._configs
+            ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, index: int, row: dict[str, Any]) -> None:
+        """Show the row of an epoch of the training at this index."""
+        shown = ", ".join(
+            f"{k} {row[k]:.4f}" for k in ("train.loss", "train.miou", "val.miou") if row.get(k) is not None
+        )
+        if self._tasks:
+            self._bars.update(self._tasks[index], completed=row["epoch"], scores=shown)
+        else:
+            config = self._configs[index]
+            print(f"{self._key} seed {config.seed} epoch {row['epoch']}/{config.train.epochs}: {shown}", flush=True)

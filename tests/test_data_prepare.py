@@ -1,0 +1,285 @@
+"""prepare: what it writes, and every fault it has to find before anything trains."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from standins import make_camvid, make_folder, make_imagefolder
+
+from sunets.config import DataConfig, SyntheticConfig
+from sunets.data import DataError, download, load_manifest, prepare
+from sunets.data.synthetic import SHAPES, draw
+
+
+def synthetic(**values):
+    return DataConfig(synthetic=SyntheticConfig(**({"image_size": 32, "train": 6, "val": 2, "test": 3} | values)))
+
+
+def camvid(root):
+    return DataConfig(name="camvid", root=str(root))
+
+
+def faults_of(config, out):
+    with pytest.raises(DataError) as caught:
+        prepare(config, out)
+    assert all(fault in str(caught.value) for fault in caught.value.faults[:100])
+    assert list(out.parent.glob(f".{out.name}*")) == []  # nothing half-written
+    return caught.value.faults
+
+
+def files(directory):
+    return {p.relative_to(directory): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_synthetic_manifest(tmp_path):
+    manifest = prepare(synthetic(), tmp_path / "data")
+    assert manifest.task == "segmentation"
+    assert manifest.classes == ("background", "disc_lighter", "disc_darker", "square_lighter", "square_darker")
+    assert len(manifest.palette) == manifest.num_classes == 5
+    assert {s: len(items) for s, items in manifest.splits.items()} == {"train": 6, "val": 2, "test": 3}
+    images = np.stack([np.asarray(Image.open(i.image)) for i in manifest.splits["train"]]) / 255
+    np.testing.assert_allclose(manifest.mean, images.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(manifest.std, images.std((0, 1, 2)), atol=1e-6)
+    masks = np.stack([np.asarray(Image.open(i.target)) for i in manifest.splits["train"]])
+    assert manifest.class_pixels["train"] == np.bincount(masks.ravel(), minlength=5).tolist()
+    assert load_manifest(tmp_path / "data", synthetic()) == manifest
+    with Image.open(tmp_path / "data" / "samples.png") as samples:
+        assert samples.width > 100
+        assert len(samples.getcolors(1 << 20)) > 100
+
+
+def test_synthetic_is_deterministic(tmp_path):
+    first, again = prepare(synthetic(), tmp_path / "a"), prepare(synthetic(), tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert first.digest == again.digest
+    assert prepare(synthetic(seed=1), tmp_path / "c").digest != first.digest
+    longer = prepare(synthetic(train=8), tmp_path / "d")
+    assert longer.splits["train"][2].image.read_bytes() == first.splits["train"][2].image.read_bytes()
+
+
+def test_control_has_the_same_scenes_and_other_pixels():
+    settings = SyntheticConfig(image_size=64)
+    scenes = [
+        draw(np.random.default_rng(3), settings.model_copy(update={"context": c}), SHAPES, single=False) for c in (True, False)
+    ]
+    assert np.array_equal(scenes[0][1], scenes[1][1])
+    outside = scenes[0][1] == 0
+    assert np.array_equal(scenes[0][0][outside], scenes[1][0][outside])
+    assert not np.array_equal(scenes[0][0][~outside], scenes[1][0][~outside])
+
+
+def test_labels_say_shape_and_side():
+    """Means inside and outside decide lighter or darker; the share of the bounding box decides disc or square."""
+    for seed in range(12):
+        image, labels = draw(np.random.default_rng(seed), SyntheticConfig(), ("disc", "square"), single=True)
+        label = labels.max()
+        rows, columns = np.nonzero(labels)
+        box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert (rows.size / box > 0.9) == (label >= 3)
+        near = np.zeros_like(labels, bool)
+        near[max(0, rows.min() - 8) : rows.max() + 9, max(0, columns.min() - 8) : columns.max() + 9] = True
+        brighter = image[labels > 0].mean() > image[near & (labels == 0)].mean()
+        assert brighter == (label % 2 == 1)
+
+
+def test_shapes_are_a_classification_set(tmp_path):
+    config = DataConfig(name="synthetic_shapes", synthetic=SyntheticConfig(image_size=32, train=60, val=2, test=2))
+    manifest = prepare(config, tmp_path / "data")
+    assert manifest.task == "classification"
+    assert manifest.num_classes == 8
+    assert {i.target for i in manifest.splits["train"]} == set(range(8))
+    assert manifest.class_pixels["train"] == np.bincount([i.target for i in manifest.splits["train"]]).tolist()
+    assert load_manifest(tmp_path / "data", config) == manifest
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_camvid(tmp_path, suffix):
+    root = make_camvid(tmp_path / "camvid", suffix=suffix)
+    manifest = prepare(camvid(root), tmp_path / "data")
+    assert manifest.classes[:3] == ("sky", "building", "pole")
+    assert manifest.num_classes == 11
+    stored = np.asarray(Image.open(root / "trainannot" / "train_001.png"))
+    item = manifest.splits["train"][1]
+    assert (item.id, item.height, item.width) == ("train_001", 24, 32)
+    assert item.image == root / "train" / f"train_001{suffix}"
+    labels = np.asarray(Image.open(item.target))
+    assert np.array_equal(labels, np.where(stored == 11, 255, stored))
+    assert set(np.unique(labels)) - set(range(11)) == {255}  # void survives the file format
+
+
+def test_manifest_does_not_hold_the_place(tmp_path):
+    root = make_camvid(tmp_path / "camvid")
+    first = prepare(camvid(root), tmp_path / "a")
+    moved = Path(shutil.move(root, tmp_path / "elsewhere"))
+    with pytest.raises(DataError, match="data.root"):
+        load_manifest(tmp_path / "a", camvid(root))
+    second = prepare(camvid(moved), tmp_path / "b")
+    assert second.digest == first.digest
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert str(tmp_path).encode() not in b"".join(files(tmp_path / "a").values())
+    assert load_manifest(tmp_path / "a", camvid(moved)).splits["val"][0].image.exists()
+
+
+def test_digest_follows_every_content(tmp_path):
+    root = make_camvid(tmp_path / "camvid")
+    digests = [prepare(camvid(root), tmp_path / "data").digest]
+    for name in ("testannot/test_000.png", "val/val_000.png"):
+        pixels = np.array(Image.open(root / name))
+        pixels[-1, -1] = 1
+        Image.fromarray(pixels).save(root / name)
+        digests.append(prepare(camvid(root), tmp_path / "data").digest)
+    assert len(set(digests)) == 3
+
+
+def test_all_faults_in_one_list(tmp_path):
+    root = make_camvid(tmp_path / "camvid", train=6)
+    out = tmp_path / "data"
+    prepare(camvid(root), out)
+    before = files(out)
+
+    truncated = root / "train" / "train_000.png"
+    truncated.write_bytes(truncated.read_bytes()[:-400])
+    (root / "train" / "train_001.png").write_text("no image")
+    Image.new("L", (30, 24)).save(root / "trainannot" / "train_002.png")
+    Image.fromarray(np.full((24, 32), 12, np.uint8)).save(root / "trainannot" / "train_003.png")
+    Image.new("RGB", (32, 24)).save(root / "trainannot" / "train_004.png")
+    (root / "trainannot" / "train_005.png").unlink()
+    (root / "val" / "val_000.png").unlink()
+    shutil.copy(root / "val" / "val_001.png", root / "test" / "test_001.png")
+    (root / "testannot" / "test_000.png").write_bytes(b"")
+
+    faults = faults_of(camvid(root), out)
+    for name, text in {
+        "train_000.png": "decoded",
+        "train_001.png": "decoded",
+        "train_002.png": "30x24 pixels",
+        "train_003.png": "out of range: 12; allowed are 0..11, 255",
+        "train_004.png": "mode RGB",
+        "train_005.png": "no mask",
+        "val_000.png": "no image",
+        "test_001.png": "same content",
+        "test_000.png": "decoded",
+    }.items():
+        assert any(name in f and text in f for f in faults), (name, text, faults)
+    assert len(faults) == 9
+    assert files(out) == before  # the old data stay until new ones are whole
+
+
+def test_truncated_jpeg(tmp_path):
+    root = make_camvid(tmp_path / "camvid", suffix=".jpg", size=(64, 64))
+    path = root / "test" / "test_001.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+    (fault,) = faults_of(camvid(root), tmp_path / "data")
+    assert str(path) in fault
+
+
+def test_absent_directories_and_splits(tmp_path):
+    assert "data.root" in faults_of(camvid(tmp_path / "nowhere"), tmp_path / "data")[0]
+    root = make_camvid(tmp_path / "camvid")
+    shutil.rmtree(root / "valannot")
+    assert str(root / "valannot") in faults_of(camvid(root), tmp_path / "data")[0]
+    (root / "valannot").mkdir()
+    shutil.rmtree(root / "val")
+    (root / "val").mkdir()
+    assert "split 'val'" in faults_of(camvid(root), tmp_path / "data")[0]
+    assert not (tmp_path / "data").exists()
+
+
+def test_empty_class_is_a_warning(tmp_path):
+    root = make_camvid(tmp_path / "camvid", train=1)
+    warnings = prepare(camvid(root), tmp_path / "data").warnings
+    assert any("'bicyclist'" in w for w in warnings)
+    assert not any("'road'" in w for w in warnings)
+
+
+def test_same_image_in_two_splits_of_a_list(tmp_path):
+    root = make_folder(tmp_path / "own")
+    (root / "splits").mkdir()
+    for split, numbers in (("train", [0, 1, 2, 2]), ("val", [3, 4]), ("test", [4, 9])):
+        (root / "splits" / f"{split}.txt").write_text("".join(f"photo {n}\n" for n in numbers))
+    faults = faults_of(DataConfig(name="folder", root=str(root)), tmp_path / "data")
+    assert any("photo 2" in f and "2 times" in f for f in faults)
+    assert any("photo 4.jpg" in f and "'val'" in f and "'test'" in f for f in faults)
+    assert any("photo 9" in f and "test.txt" in f for f in faults)
+    assert len(faults) == 3
+
+
+def test_folder(tmp_path):
+    root = make_folder(tmp_path / "own", count=20)
+    config = DataConfig(name="folder", root=str(root))
+    manifest = prepare(config, tmp_path / "data")
+    assert manifest.classes == ("class 0", "class 1", "class 2")
+    ids = {s: [i.id for i in items] for s, items in manifest.splits.items()}
+    assert {s: len(v) for s, v in ids.items()} == {"train": 14, "val": 3, "test": 3}
+    assert len({i for v in ids.values() for i in v}) == 20
+    assert manifest.splits["train"][0].target == root / "masks" / f"{ids['train'][0]}.png"  # used where it lies
+    (root / "images" / "photo 7.jpg").rename(root / "images" / "other.jpg")
+    (root / "classes.txt").write_text("a\nb\n")
+    faults = faults_of(config, tmp_path / "data")
+    assert any("other.jpg" in f and "no mask" in f for f in faults)
+    assert any("photo 7.png" in f and "no image" in f for f in faults)
+    assert any("out of range: 2" in f for f in faults)
+    (root / "classes.txt").unlink()
+    assert "classes.txt" in faults_of(config, tmp_path / "data")[0]
+
+
+def test_imagefolder(tmp_path):
+    root = make_imagefolder(tmp_path / "imagenet")
+    config = DataConfig(name="imagefolder", root=str(root), test_split="val")
+    manifest = prepare(config, tmp_path / "data")
+    assert manifest.task == "classification"
+    assert manifest.num_classes == 6
+    assert len(manifest.splits["train"]) == 24
+    item = manifest.splits["train"][0]
+    assert (item.id, item.target) == ("train/n01440764/n01440764_0", 0)
+    assert manifest.class_pixels == {"train": [4] * 6, "val": [2] * 6}
+
+    Image.new("RGB", (8, 8)).save(root / "val" / "n00000000" / "a.png") if (root / "val" / "n00000000").mkdir() else None
+    assert "n00000000" in faults_of(config, tmp_path / "data")[0]
+    (root / "val" / "n00000000").rmdir()
+    shutil.copy(item.image, root / "val" / "ILSVRC2012_val_00000001.JPEG")
+    (root / "train" / "n99999999.tar").write_bytes(b"")
+    faults = faults_of(config, tmp_path / "data")
+    assert any("outside class folders" in f for f in faults)
+    assert any("n99999999.tar" in f for f in faults)
+    absent = config.model_copy(update={"test_split": "test"})
+    assert any("test_split: val" in f for f in faults_of(absent, tmp_path / "data"))
+
+
+def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
+    (tmp_path / ".data.partial" / "images").mkdir(parents=True)
+    prepare(synthetic(), tmp_path / "data")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+
+def test_load_manifest_refuses(tmp_path):
+    with pytest.raises(DataError, match="prepare"):
+        load_manifest(tmp_path / "data", synthetic())
+    prepare(synthetic(), tmp_path / "data")
+    with pytest.raises(DataError, match="synthetic_shapes"):
+        load_manifest(tmp_path / "data", DataConfig(name="synthetic_shapes"))
+    with pytest.raises(DataError, match="extra"):
+        load_manifest(tmp_path / "data", DataConfig(train_split="extra"))
+    (tmp_path / "data" / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="not readable"):
+        load_manifest(tmp_path / "data", synthetic())
+
+
+def test_manifest_json_is_plain(tmp_path):
+    manifest = prepare(synthetic(), tmp_path / "data")
+    tree = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert tree["counts"] == {"train": 6, "val": 2, "test": 3}
+    assert tree["digest"] == manifest.digest
+    assert (tmp_path / "data" / "splits" / "val.csv").read_text().splitlines()[1] == (
+        "val_00000,out/images/val_00000.png,out/masks/val_00000.png,32,32"
+    )
+
+
+def test_download_says_where_to_get_the_rest():
+    with pytest.raises(DataError, match="cocodataset"):
+        download(DataConfig(name="coco", root="x"))
+    with pytest.raises(DataError, match="nothing to download"):
+        download(DataConfig())

@@ -1,0 +1,76 @@
+"""Tiny data and configurations for the tests of training, scoring and prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sunets.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, override
+from sunets.data import Item, Manifest
+
+COLORS = np.array([[40, 40, 40], [200, 60, 60], [60, 200, 90]], dtype=np.uint8)
+SUNET = {
+    "model.name": "sunet_tiny",
+    "model.width": 4,
+    "model.stem_channels": 8,
+    "model.stage_channels": [8, 8, 8],
+    "model.num_blocks": 1,
+    "model.unet_depth": 1,
+}
+"""The smallest network with every kind of layer of a SUNet."""
+
+
+def tiny_config(**values: Any) -> Config:
+    """A configuration of two short epochs; keys are dotted paths with `__` for the dot."""
+    base = Config(
+        benchmark="tiny",
+        seed=0,
+        data=DataConfig(),
+        model=ModelConfig(name="plain_conv_small", width=4),
+        train=TrainConfig(epochs=2, batch_size=4, lr=0.01),
+        evaluate=EvaluateConfig(batch_size=3, num_qualitative=2),
+    )
+    return override(base, {key.replace("__", "."): value for key, value in values.items()})
+
+
+def tiny_manifest(folder: Path, task: str = "segmentation", train: int = 10, val: int = 5, size: int = 32) -> Manifest:
+    """Rectangles of three colours with an ignored border; as classes of images, the rectangle's colour.
+
+    The images of `val` differ in size. The same arguments give the same files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    splits: dict[str, tuple[Item, ...]] = {}
+    counts: dict[str, list[int]] = {}
+    for split, number in {"train": train, "val": val, "test": 2}.items():
+        items, pixels = [], np.zeros(256, dtype=np.int64)
+        for index in range(number):
+            draw = np.random.default_rng([len(split), index])
+            height, width = size, size + (8 * (index % 2) if split == "val" and task == "segmentation" else 0)
+            label = 1 + index % 2
+            mask = np.zeros((height, width), dtype=np.uint8)
+            (top, left), border = draw.integers(4, size // 2, 2), 1 + index % 3
+            mask[top - border : top + size // 2 + border, left - border : left + size // 2 + border] = 255
+            mask[top : top + size // 2, left : left + size // 2] = label
+            noise = draw.integers(-30, 30, (height, width, 3))
+            image = COLORS[np.where(mask == 255, 0, mask)].astype(np.int64) + noise
+            name = f"{split}{index}"
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{name}.png")
+            Image.fromarray(mask).save(folder / f"{name}_mask.png")
+            target = folder / f"{name}_mask.png" if task == "segmentation" else label
+            items.append(Item(id=name, image=folder / f"{name}.png", target=target, height=height, width=width))
+            pixels += np.bincount(mask.ravel(), minlength=256)
+        splits[split], counts[split] = tuple(items), pixels[:3].tolist()
+    return Manifest(
+        name="synthetic",
+        task=task,  # type: ignore[arg-type]
+        classes=("ground", "red", "green"),
+        palette=((0, 0, 0), (128, 0, 0), (0, 128, 0)),
+        digest=f"tiny-{task}-{train}-{val}-{size}",
+        mean=(0.4, 0.3, 0.3),
+        std=(0.25, 0.2, 0.2),
+        splits=splits,
+        class_pixels=counts,
+    )
