@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import optuna
 from filelock import FileLock
@@ -100,10 +100,12 @@ class Outcome:
     """What an objective returns."""
 
     values: tuple[float, ...] | None
-    """One value an objective of the phase; None for a pruned trial."""
+    """One value an objective of the phase; None for a pruned or failed trial."""
     content: dict[str, Any]
     """Plain values to keep with the trial."""
     pruned: bool = False
+    failure: str | None = None
+    """Why the trial failed, if it did; an exception fails it too, and keeps nothing."""
 
 
 class Objective(Protocol):
@@ -131,7 +133,7 @@ class Finished:
     reason: str | None
     values: tuple[float, ...] | None
     content: dict[str, Any]
-    """What the objective kept; empty for a failed trial."""
+    """What the objective kept; empty where it raised an exception or its process died."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,11 @@ class Event:
 
     kind: Literal["started", "reported", "ended"]
     phase: str
+    number: int
+    """Of the trial; of a phase that is not exclusive, what it is likely to be in the end."""
     setting: Setting
     message: Any = None
-    """Of `report`; of an end, the `Finished` less its number."""
+    """Of `report`; of an end, the `Finished`."""
 
 
 class TrialTakenError(RuntimeError):
@@ -152,12 +156,13 @@ class TrialTakenError(RuntimeError):
 # Storage -------------------------------------------------------------------------------------------------------------
 
 
-def open_storage(address: str) -> BaseStorage:
+def open_storage(address: str, *, prepared: bool = False) -> BaseStorage:
     """Connect to a storage.
 
     Args:
         address: path of a journal file; a database URL such as postgresql+psycopg://user@host/name; or grpc://host:port
-            of Optuna's proxy in front of a database.
+            of Optuna's proxy in front of such a database.
+        prepared: a database has its tables, of this version of Optuna: a launcher has connected before.
 
     Raises:
         ValueError: the address cannot be used; says why, without the password that it may hold.
@@ -178,12 +183,21 @@ def open_storage(address: str) -> BaseStorage:
         except ConnectionError:
             raise ValueError(f"OPTUNA_STORAGE: no answer from grpc://{host}:{port} within 30 s") from None
         return proxy
+    if scheme.startswith("sqlite"):  # it has no row locks
+        raise ValueError("OPTUNA_STORAGE: SQLite gives one trial to two workers; name a journal file or PostgreSQL")
     import sqlalchemy
 
     last: Exception | None = None
     for attempt in range(5):  # two machines that create the tables at once disturb each other
         try:
-            return RDBStorage(address, engine_kwargs={"pool_pre_ping": True})
+            # No pool: workers would hold idle connections for hours, and meet dead ones after.
+            storage = RDBStorage(
+                address,
+                engine_kwargs={"poolclass": sqlalchemy.pool.NullPool},
+                skip_compatibility_check=prepared,
+                skip_table_creation=prepared,
+            )
+            return optuna.storages.get_storage(storage)
         except (sqlalchemy.exc.DatabaseError, sqlalchemy.exc.ArgumentError, ImportError) as error:
             last = error
             if not isinstance(error, sqlalchemy.exc.DatabaseError):
@@ -191,6 +205,13 @@ def open_storage(address: str) -> BaseStorage:
             time.sleep(0.5 * (attempt + 1))
     text = str(last).splitlines()[0].replace(address, f"{scheme}://...")
     raise ValueError(f"OPTUNA_STORAGE: cannot open {scheme}://...: {text}") from None
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Close the connections to a database or proxy; a journal has none."""
+    storage.remove_session()
+    if isinstance(storage, optuna.storages.GrpcStorageProxy):
+        storage.close()
 
 
 class _JournalLock(JournalFileOpenLock):
@@ -238,6 +259,14 @@ def _choice(value: Any) -> bool | int | float | str | None:
 
 def _key(setting: Setting) -> str:
     return json.dumps(setting, sort_keys=True)
+
+
+class _Claim(NamedTuple):
+    """A trial that a worker has taken."""
+
+    trial: Trial
+    number: int
+    setting: Setting
 
 
 class _Study:
@@ -299,24 +328,34 @@ class _Study:
     def complete(self) -> bool:
         return len(self.finished()) >= self.phase.size
 
-    def fill(self) -> None:
-        """Queue the cells that nobody has run, runs or waits to run."""
+    def fill(self, seconds: float = POLL_SECONDS) -> bool:
+        """Queue the cells that nobody has run, runs or has queued, for a while; returns whether all are queued.
+
+        A database takes its time for each, and another launcher may be at it too: that one's are seen the next time.
+        """
         if self.phase.cells is None:
-            return
+            return True
+        end = time.monotonic() + seconds
         trials = self.trials()
         known = {t.user_attrs["key"] for t in trials if t.state in (WAITING, RUNNING) or self.counts(t)}
         cells = self.phase.cells
-        choices = {path: list(dict.fromkeys(_choice(c[path]) for c in cells)) for path in cells[0]}
+        choices: dict[str, list[Any]] = {}
+        for path, value in ((p, _choice(v)) for cell in cells for p, v in cell.items()):
+            if value not in choices.setdefault(path, []):
+                choices[path].append(value)
         for cell in cells:
             if (key := _key(cell)) not in known:
+                if time.monotonic() > end:
+                    return False
                 self.study.add_trial(
                     optuna.trial.create_trial(
                         state=WAITING,
                         params={path: _choice(value) for path, value in cell.items()},
-                        distributions={path: CategoricalDistribution(options) for path, options in choices.items()},
+                        distributions={path: CategoricalDistribution(choices[path]) for path in cell},
                         user_attrs={"key": key, "setting": cell},
                     )
                 )
+        return True
 
     def claimable(self) -> int:
         """How many workers could take a trial now."""
@@ -329,11 +368,11 @@ class _Study:
 
     # Taking a trial.
 
-    def claim(self, worker: dict[str, Any]) -> tuple[Trial, Setting] | None:
+    def claim(self, worker: dict[str, Any]) -> _Claim | None:
         """Take the next trial, or None if there is none to take now."""
         return self._claim_cell(worker) if self.phase.cells is not None else self._draw(worker)
 
-    def _claim_cell(self, worker: dict[str, Any]) -> tuple[Trial, Setting] | None:
+    def _claim_cell(self, worker: dict[str, Any]) -> _Claim | None:
         for waiting in self.trials():
             if waiting.state != WAITING:
                 continue
@@ -349,10 +388,11 @@ class _Study:
             if any(self.counts(t) or (t.state == RUNNING and t.number < waiting.number) for t in twins):
                 self.storage.set_trial_state_values(trial_id, FAIL)
                 continue
-            return Trial(self.study, trial_id), waiting.user_attrs["setting"]
+            number = [_key(cell) for cell in self.phase.cells or ()].index(key)
+            return _Claim(Trial(self.study, trial_id), number, waiting.user_attrs["setting"])
         return None
 
-    def _draw(self, worker: dict[str, Any]) -> tuple[Trial, Setting] | None:
+    def _draw(self, worker: dict[str, Any]) -> _Claim | None:
         phase = self.phase
         trials = self.trials()
         before = sum(map(self.counts, trials))
@@ -360,9 +400,12 @@ class _Study:
         if before >= phase.trials or (running and phase.exclusive) or before + running >= phase.trials:
             return None
         self.study.sampler = optuna.samplers.TPESampler(
-            seed=_sampler_seed(phase.seed, before if phase.exclusive else before + running),
-            n_startup_trials=phase.startup, multivariate=True, constant_liar=True,
-        )  # fmt: skip
+            # Workers that share a search and draw at the same moment must not draw the same.
+            seed=_sampler_seed(phase.seed, before) if phase.exclusive else None,
+            n_startup_trials=phase.startup,
+            multivariate=True,
+            constant_liar=True,
+        )
         trial = self.study.ask({path: drawn for path, (drawn, _) in phase.space.items()})
         trial.set_user_attr("slot", before)
         trial.set_user_attr("worker", worker)
@@ -377,7 +420,7 @@ class _Study:
             value = trial.params[path]
             setting[path] = values[drawn.choices.index(value)] if isinstance(drawn, CategoricalDistribution) else value
         trial.set_user_attr("setting", setting)
-        return trial, setting
+        return _Claim(trial, counted + others, setting)
 
     # Ending a trial.
 
@@ -469,7 +512,7 @@ class _Vigil(threading.Thread):
         while not wait([parent.sentinel], timeout=BEAT_SECONDS):
             if (trial_id := self.trial_id) is not None:
                 with contextlib.suppress(Exception):  # the trial has just ended, or the storage is away for a while
-                    storage = storage or open_storage(self.address)
+                    storage = storage or open_storage(self.address, prepared=True)
                     storage.set_trial_user_attr(trial_id, "beat", beat := beat + 1)
         os.kill(os.getpid(), signal.SIGKILL)  # no trace of this process may outlive its launcher
 
@@ -479,23 +522,29 @@ def _work(phase: Phase, objective: Objective, address: str, launcher: dict[str, 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     vigil = _Vigil(address)
     vigil.start()
-    study = _Study(phase, open_storage(address))
+    study = _Study(phase, open_storage(address, prepared=True))
     while (claimed := study.claim({"launcher": launcher, "pid": os.getpid()})) is not None:
-        trial, setting = claimed
-        vigil.trial_id = study.trial_id(trial.number)
-        launcher_end.send(Event("started", phase.name, setting))
-        end = _run_trial(study, trial, setting, objective, launcher_end)
+        vigil.trial_id = study.trial_id(claimed.trial.number)
+        _tell(launcher_end, Event("started", phase.name, claimed.number, claimed.setting))
+        end = _run_trial(study, claimed, objective, launcher_end)
         with contextlib.suppress(TrialTakenError):
-            study.end(trial, end)
-            launcher_end.send(Event("ended", phase.name, setting, end))
+            study.end(claimed.trial, end)
+            _tell(launcher_end, Event("ended", phase.name, claimed.number, claimed.setting, end))
         vigil.trial_id = None
 
 
-def _run_trial(study: _Study, trial: Trial, setting: Setting, objective: Objective, launcher: Connection) -> Finished:
-    phase = study.phase
+def _tell(launcher: Connection, event: Event) -> None:
+    try:
+        launcher.send(event)
+    except OSError:  # it is gone; raised in a trial, this would become the trial's failure
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_trial(study: _Study, claimed: _Claim, objective: Objective, launcher: Connection) -> Finished:
+    phase, (trial, number, setting) = study.phase, claimed
 
     def report(step: int, value: float | None, message: Any) -> bool:
-        launcher.send(Event("reported", phase.name, setting, message))
+        _tell(launcher, Event("reported", phase.name, number, setting, message))
         if not phase.pruning or value is None:
             return False
         trial.report(value, step)
@@ -506,14 +555,16 @@ def _run_trial(study: _Study, trial: Trial, setting: Setting, objective: Objecti
     outcome = Outcome(None, {})
     try:
         outcome = objective(phase.name, setting, report)
-        if outcome.pruned:
+        if outcome.failure is not None:
+            status, reason = "failed", outcome.failure
+        elif outcome.pruned:
             status, reason = "pruned", "below the median of the finished trials"
         elif outcome.values is None or not all(map(math.isfinite, outcome.values)):
             status, reason = "failed", "the score is not a number"
     except Exception as error:  # whatever a trial dies of is its result
         status, reason = "failed", " ".join(f"{type(error).__name__}: {error}".split())
     values = outcome.values if status == "finished" else None
-    return Finished(phase.name, -1, setting, status, reason, values, outcome.content)
+    return Finished(phase.name, number, setting, status, reason, values, outcome.content)
 
 
 # Launcher ------------------------------------------------------------------------------------------------------------
@@ -557,7 +608,8 @@ def run_phases(
     studies = {phase.name: _Study(phase, storage) for phase in phases}
     # forkserver: imports are paid once, and unlike fork it starts without torch's threads or a CUDA context.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload) or ["ablations.engine"])
+    database = ["sqlalchemy.dialects.postgresql.psycopg", "alembic.command"] if "://" in address else []
+    context.set_forkserver_preload([__name__, *database, *preload])
     me = {"host": _host(), "pid": os.getpid(), "born": _born(os.getpid())}
     pool: list[_Worker] = []
     silent: dict[tuple[str, int], tuple[Any, float]] = {}
@@ -603,7 +655,6 @@ def run_phases(
                 dead = time.monotonic() - silent[place][1] > (CLAIM_SECONDS if owner is None else dead_seconds)
             if dead:
                 study.give_back(trial)
-        study.fill()
 
     def start(study: _Study) -> None:
         ours, theirs = context.Pipe(duplex=False)
@@ -617,12 +668,16 @@ def run_phases(
             reap()
             for study in studies.values():
                 recover(study)
+            queued = min(study.fill() for study in studies.values())
             open_studies = [s for s in studies.values() if not s.complete()]
             if not open_studies and not pool:
                 return [study.finished() for study in studies.values()]
             for study in _shared_out(open_studies, workers, pool):
                 start(study)
-            ready = wait([*(w.process.sentinel for w in pool), *(w.connection for w in pool)], timeout=POLL_SECONDS)
+            ready = wait(
+                [*(w.process.sentinel for w in pool), *(w.connection for w in pool)],
+                timeout=POLL_SECONDS if queued else 0,
+            )
             for worker in pool:
                 if worker.connection in ready:
                     drain(worker)
@@ -634,6 +689,7 @@ def run_phases(
             for trial in study.trials() if pool else ():
                 if trial.state == RUNNING and trial.user_attrs.get("worker", {}).get("launcher") == me:
                     study.give_back(trial)
+        close_storage(storage)
 
 
 def _shared_out(studies: Sequence[_Study], workers: int, pool: Sequence[_Worker]) -> Iterator[_Study]:

@@ -9,6 +9,7 @@ heads. Nothing is downloaded unless `weights` names something.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -59,6 +60,7 @@ class LibraryModel(Baseline):
         self.min_size = min_size
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
         check_input(x, self.in_channels)
         height, width = x.shape[2:]
         below, right = (
@@ -78,6 +80,7 @@ class FullyConvolutional(Baseline):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
         check_input(x, self.in_channels)
         return F.interpolate(self.head(self.backbone(x)), size=x.shape[2:], mode="bilinear", align_corners=False)
 
@@ -89,22 +92,21 @@ class SmallUNet(Baseline):
     """
 
     def __init__(self, *, width: int, unet_depth: int, **shared: Any) -> None:
-        super().__init__(
-            task="segmentation", output_stride=2**unet_depth, head_prefixes=("head.",), **shared
-        )
+        super().__init__(task="segmentation", output_stride=2**unet_depth, head_prefixes=("head.",), **shared)
         channels = [width * 2 ** min(level, 3) for level in range(unet_depth + 1)]
         inputs = [self.in_channels, *channels[:-1]]
         self.downs = nn.ModuleList(
             nn.Sequential(*_conv_norm_relu(i, o), *_conv_norm_relu(o, o)) for i, o in zip(inputs, channels, strict=True)
         )
         self.ups, self.joins = nn.ModuleList(), nn.ModuleList()
-        for fine, coarse in reversed(list(zip(channels[:-1], channels[1:], strict=True))):
+        for fine, coarse in reversed(list(pairwise(channels))):
             self.ups.append(nn.ConvTranspose2d(coarse, fine, 2, stride=2))
             self.joins.append(nn.Sequential(*_conv_norm_relu(2 * fine, fine), *_conv_norm_relu(fine, fine)))
         self.head = nn.Conv2d(width, self.num_classes, 1)
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
         check_input(x, self.in_channels)
         y, kept = x, []
         for level, down in enumerate(self.downs):
@@ -142,7 +144,8 @@ def _choose_stride(name: str, given: int | None, allowed: tuple[int, ...]) -> in
 
 def _check_count(name: str, value: object, high: int | None = None) -> int:
     if type(value) is not int or value < 1 or (high is not None and value > high):
-        raise ValueError(f"{name}: an integer {'of at least 1' if high is None else f'from 1 to {high}'}, not {value!r}")
+        allowed = "of at least 1" if high is None else f"from 1 to {high}"
+        raise ValueError(f"{name}: an integer {allowed}, not {value!r}")
     return value
 
 
@@ -199,9 +202,7 @@ def dilated_resnet(
     )
     _initialise(head)
     backbone = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, *stages)
-    model = FullyConvolutional(
-        backbone, head, num_classes=num_classes, in_channels=in_channels, output_stride=stride
-    )
+    model = FullyConvolutional(backbone, head, num_classes=num_classes, in_channels=in_channels, output_stride=stride)
     set_bn_momentum(model, 0.05)
     return model
 
@@ -304,7 +305,7 @@ def unet_small(
 
 
 def _torchvision_weights(weights: str | None, name: str, field: str, or_from: Iterable[str] = ()) -> Any:
-    """torchvision's weights entry of that name, or None.
+    """The weights entry of that name in torchvision, or None.
 
     Raises:
         ValueError: torchvision publishes no such weights for the network `name`; lists those it does.
@@ -472,9 +473,11 @@ def smp_segmentation(
     if weights is not None and weights not in published:
         raise ValueError(f"weights: one of {', '.join(published)} for {name}, not {weights!r}")
     options = {"encoder_output_stride": stride} if len(strides) > 1 else {}
-    net = getattr(smp, kind)(
-        encoder, encoder_weights=weights, in_channels=in_channels, classes=num_classes, **options
-    )
+    with torch.device("cpu"):  # its SegFormer reads values of tensors, which the meta device has not
+        net = getattr(smp, kind)(
+            encoder, encoder_weights=weights, in_channels=in_channels, classes=num_classes, **options
+        )
+    net.to(torch.get_default_device())
     return LibraryModel(
         net,
         multiple=32,

@@ -325,16 +325,16 @@ class AxisConfig(Section):
     @model_validator(mode="after")
     def _values_or_range(self) -> Self:
         if self.values and (self.low is not None or self.high is not None):
-            raise ValueError("values: give either values or low and high, not both")
+            raise ValueError(f"values: {self.path}: give either values or low and high, not both")
         if not self.values:
             if self.low is None or self.high is None:
-                raise ValueError("values: the axis is empty; give values, or low and high")
+                raise ValueError(f"values: {self.path}: the axis is empty; give values, or low and high")
             if not self.low < self.high:
                 raise ValueError(f"low: less than high ({self.high}), not {self.low}")
             if self.log and self.low <= 0:
                 raise ValueError(f"low: above 0 on a logarithmic scale, not {self.low}")
         if len({json.dumps(v) for v in self.values}) < len(self.values):
-            raise ValueError("values: a value stands twice")
+            raise ValueError(f"values: {self.path}: a value stands twice")
         return self
 
 

@@ -194,7 +194,7 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.asarray(picture.convert("RGB"))
+    return np.array(picture.convert("RGB"))
 
 
 def palette_image(labels: NDArray[np.integer], palette: Iterable[Sequence[int]]) -> Image.Image:

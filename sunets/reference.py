@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -161,7 +162,7 @@ def load_reference_weights(model: nn.Module, source: str | PathLike[str] | Mappi
 
 def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise

@@ -62,10 +62,10 @@ class SUNetConfig:
     """Input size over feature size: a power of two from 4 to the natural stride, 4 * 2^(stages - 1), which None means.
     It alone decides which pools between the stages are dropped."""
     dilation: str | tuple[int | tuple[int, ...], ...] = "multi_grid"
-    """What stages do that follow a dropped pool, with a = 2 (stages after the last pool): multi_grid (the authors': D, 2D
-    on the way down and 2D, D up, where D = a * 2^level), uniform (every 3x3 has rate a), none (the stage keeps its
-    resolution with rate 1), strided (its U-Nets pool as elsewhere). Or explicit, one entry a stage: 0 is strided, an
-    integer is a uniform rate, a tuple holds one D a level."""
+    """What stages after a dropped pool do; a is twice the number of pools dropped before the stage. multi_grid (the
+    authors'): D, 2D on the way down and 2D, D up, where D = a * 2^level. uniform: rate a in every 3x3 convolution. none:
+    the stage keeps its resolution with rate 1. strided: its U-Nets pool as elsewhere. Or explicit, one entry a stage: 0
+    is strided, an integer is a uniform rate, a tuple holds one D a level."""
     skip: str = "concat"
     """How a U-Net joins its ways down and up: concat or sum."""
     head: str = "linear"
@@ -265,6 +265,7 @@ class Unit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
         return cast(Tensor, self.conv(F.relu(self.norm(x), inplace=True)))
 
 
@@ -281,6 +282,7 @@ class TransposedUnit(nn.Module):
         )
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        """(B, in_channels, h, w) -> (B, out_channels, H, W), where `like` is (B, any, H, W)."""
         y = self.conv(F.relu(self.norm(x), inplace=True))
         return _cut(y, like.shape[2], like.shape[3])
 
@@ -300,7 +302,7 @@ def _cut(x: Tensor, height: int, width: int) -> Tensor:
 
 
 class UNet(nn.Module):
-    """One pre-activated residual U-Net, (B, in_channels, H, W) -> (B, out_channels, H, W).
+    """One pre-activated residual U-Net, which returns the size it is given.
 
     Level i goes down by two 3x3 convolutions and up by a transposed and a plain one. A strided level halves the size;
     a dilated one keeps it.
@@ -334,6 +336,7 @@ class UNet(nn.Module):
         self.expand = Unit(width, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
         activated = F.relu(self.norm(x), inplace=True)
         identity = x if self.shortcut is None else self.shortcut(activated)
         y = self.reduce(activated)
@@ -350,7 +353,7 @@ class UNet(nn.Module):
 
 
 class Stem(nn.Module):
-    """7x7 convolution and one residual block, each of stride 2: (B, in_channels, H, W) -> (B, 2 channels, H/4, W/4)."""
+    """7x7 convolution and one residual block, each of stride 2."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -361,6 +364,7 @@ class Stem(nn.Module):
         self.expand = Unit(2 * channels, 2 * channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, 2 channels, H / 4, W / 4)."""
         activated = F.relu(self.norm(self.conv(x)), inplace=True)
         return cast(Tensor, self.shortcut(activated) + self.expand(self.reduce(activated)))
 
@@ -442,6 +446,11 @@ class SUNet(nn.Module):
         return cast(Tensor, self.norm(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> logits, (B, num_classes, H, W) or (B, num_classes).
+
+        Raises:
+            ValueError: the input is not (B, in_channels, H, W) with H and W of at least 16.
+        """
         with _symbolic_sizes():
             features = F.relu(self.forward_features(x), inplace=True)
             if self.task == "classification":
@@ -468,10 +477,9 @@ def check_input(x: Tensor, in_channels: int) -> None:
 
 
 def _symbolic_sizes() -> AbstractContextManager[None]:
-    """Let torch.export take every size: by default it decides that no feature map is one pixel wide, which small inputs
-    make false."""
+    """Let torch.export take every size: left alone it decides that no feature map is one pixel wide."""
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        return cast(AbstractContextManager[None], fx_config.patch(backed_size_oblivious=True))
+        return cast(Any, fx_config).patch(backed_size_oblivious=True)
     return nullcontext()
 
 
@@ -484,6 +492,8 @@ def set_bn_momentum(module: nn.Module, momentum: float) -> None:
 
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """`block(x)`, whose activations are computed again in the backward pass instead of being kept."""
+    if torch.compiler.is_compiling():  # the compiler splits off the update of the statistics by itself
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False, preserve_rng_state=False))
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _discarded_statistics(block)

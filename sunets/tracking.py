@@ -255,6 +255,7 @@ class _Store:
         # Before the import: telemetry starts there. A server that does not answer shall not hold up a training.
         for name, value in {
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would tear the progress bars
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
             "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -267,9 +268,9 @@ class _Store:
         self.entities: Any = mlflow.entities
         self.uri = tracking_uri()
         file = Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
-        # Find-or-create is not atomic in MLflow: processes of this machine take turns.
-        name = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
-        self.lock = FileLock(f"{file}.lock" if file else Path(tempfile.gettempdir()) / f"sunets-mlflow-{name}.lock")
+        # Find-or-create is not atomic in MLflow: a user's processes on one machine take turns.
+        elsewhere = Path(tempfile.gettempdir()) / f"sunets-mlflow-{fingerprint(self.uri, str(Path.home()))}.lock"
+        self.lock = FileLock(f"{file}.lock" if file else elsewhere)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
@@ -277,7 +278,7 @@ class _Store:
                 _create_database(file, mlflow.MlflowClient)
             self.client: Any = mlflow.MlflowClient(self.uri)
             self.client.search_experiments(max_results=1)  # fails here, once, if it fails
-        self._artifacts = None if "://" in self.uri and file is None else (file or Path("mlflow.db")).resolve().parent
+        self._artifacts = file and file.resolve().parent / "mlruns"
         self._experiments: dict[str, str] = {}
 
     def experiment(self, name: str, *, create: bool = True) -> str | None:
@@ -289,11 +290,10 @@ class _Store:
                     if not create:
                         return None
                     # Absolute, or the artifacts would follow the working directory; a server has its own place.
-                    place = self._artifacts / "mlruns" / name if self._artifacts else None
+                    place = self._artifacts and (self._artifacts / name).as_uri()
                     note = NOTE.format(item="study" if name.endswith("/ablations") else "model")
-                    self._experiments[name] = self.client.create_experiment(
-                        name, place and place.as_uri(), {"mlflow.note.content": note}
-                    )
+                    tags = {"mlflow.note.content": note}
+                    self._experiments[name] = self.client.create_experiment(name, place, tags)
                     return self._experiments[name]
                 if found.lifecycle_stage == "deleted":
                     self.client.restore_experiment(found.experiment_id)
@@ -313,19 +313,23 @@ class _Store:
             if not token:
                 return found
 
-    def open(self, run: _Run, parent: str | None = None, *, compatible: Callable[[Any], bool] | None = None) -> Any:
+    def open(self, run: _Run, parent: str | None, compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
         """The MLflow run under this key, created where there is none, current and alone so in its slot.
 
         Args:
             run: what it should look like; its name, tags, parameters and data set are written.
             parent: id of the parent run.
             compatible: whether a run of the same key may be taken; its curves may differ on another machine.
+
+        Returns:
+            The run as it was before, and whether it is new.
         """
         tags = {**run.tags, KEY: run.key, SLOT: run.slot, CURRENT: "true"} | ({PARENT: parent} if parent else {})
         with self.lock:
             same = self.search(run.experiment, KEY, run.key)
             same.sort(key=lambda found: found.data.tags.get(CURRENT) != "true")
-            chosen = next((found for found in same if compatible is None or compatible(found)), None)
+            chosen = next(filter(compatible, same), None)
+            created = chosen is None
             if chosen is None:
                 start = int(1000 * (run.seconds[0] if run.seconds else time.time()))
                 chosen = self.client.create_run(self.experiment(run.experiment), start, tags, run.name)
@@ -333,7 +337,7 @@ class _Store:
                 if other.info.run_id != chosen.info.run_id and other.data.tags.get(CURRENT) == "true":
                     self.retire(other)
         self._write(chosen, run, tags)
-        return chosen
+        return chosen, created
 
     def retire(self, run: Any) -> None:
         """Mark a run as one of an earlier configuration; one that looks as if it still ran was interrupted."""
@@ -381,21 +385,17 @@ class _Store:
         digest = run.digest
         probe = next((name for name, _ in run.points if name == "train.loss"), next((n for n, _ in run.points), None))
         wanted = {step: value for (name, step), value in run.points.items() if name == probe}
-        before: list[Any] = []
 
         def compatible(found: Any) -> bool:
-            agrees = found.data.tags.get(DIGEST) == digest or (
-                all(run.params.get(k, v) == v for k, v in found.data.params.items())
-                and (probe is None or self.curve(found.info.run_id, probe).items() <= wanted.items())
-            )
-            before.extend([found] if agrees else [])
-            return agrees
+            if found.data.tags.get(DIGEST) == digest:
+                return True
+            agrees = all(run.params.get(name, value) == value for name, value in found.data.params.items())
+            return agrees and (probe is None or self.curve(found.info.run_id, probe).items() <= wanted.items())
 
-        found = self.open(run, parent, compatible=compatible)
-        run_id = found.info.run_id
-        if before and before[0].data.tags.get(DIGEST) == digest and found.info.status == run.status:
-            same = found.data.tags.get(CURRENT) == "true" and found.data.tags.get(PARENT) == parent
-            return run_id, "unchanged" if same else "updated"
+        found, created = self.open(run, parent, compatible)
+        run_id, tags = found.info.run_id, found.data.tags
+        if not created and tags.get(DIGEST) == digest and found.info.status == run.status:
+            return run_id, "unchanged" if tags.get(CURRENT) == "true" and tags.get(PARENT) == parent else "updated"
         self.log(run_id, run.points)
         latest = {name: value for name, value in run.metrics.items() if found.data.metrics.get(name) != value}
         self.log(run_id, {(name, 0): value for name, value in latest.items()}, int(1000 * time.time()))
@@ -404,12 +404,12 @@ class _Store:
         if found.info.status != run.status:
             self.client.set_terminated(run_id, run.status, run.seconds and int(1000 * run.seconds[1]))
         self.client.set_tag(run_id, DIGEST, digest)  # last: what was cut short is written again
-        return run_id, "updated" if before else "created"
+        return run_id, "created" if created else "updated"
 
 
 def _create_database(file: Path, client: Callable[[str], Any]) -> None:
     """Create MLflow's tables beside `file` and move them into place: a kill meanwhile leaves no broken database."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         client(f"sqlite:///{temporary}").search_experiments(max_results=1)
         temporary.replace(file)
@@ -543,7 +543,7 @@ class Tracker:
         def compatible(found: Any) -> bool:
             return not fresh and all(run.params.get(k, v) == v for k, v in found.data.params.items())
 
-        found = store.open(replace(run, tags=tags), self._parent or None, compatible=compatible)
+        found, _ = store.open(replace(run, tags=tags), self._parent or None, compatible)
         if found.info.status != "RUNNING":
             store.client.update_run(found.info.run_id, "RUNNING")
         return found

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ LOCK_SECONDS = 10.0
 
 NOT_IN_IDENTITY = ("benchmark", "evaluate.", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds")
 """Configuration that a training's result does not depend on (of the data, the digest speaks)."""
+
+_CALM = "lower train.lr, lengthen train.warmup_epochs or set train.clip_grad_norm"
 
 Row = dict[str, Any]
 """One epoch: epoch, iteration, lr, train.loss, train.miou, val.loss, ...; what was not scored is absent."""
@@ -118,7 +121,7 @@ def fit(
         display = _Display(config, trainer.iterations, progress and world.rank == 0)
         resumed = trainer.restore()
         with display:
-            display.say(trainer.note)
+            display.say(f"going on after iteration {trainer.iteration}" if resumed else trainer.note)
             pruned = trainer.run(on_epoch, stop_early, display)
         if world.rank == 0:
             atomic_save(trainer.weights(), work_dir / "weights.pt")
@@ -232,15 +235,14 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 def class_weights(config: Config, manifest: Manifest) -> tuple[float, ...] | None:
     """Weights of the cross entropy, one a class, or None.
 
-    `median_frequency` is the median of the classes' pixel shares over each class's own (after Eigen and Fergus, 2015,
-    who count a class's share within the images that show it); a class without a training pixel weighs 1.
+    `median_frequency` is the median of the classes' pixel counts (classification: images) over each class's own (after
+    Eigen and Fergus, 2015, who count a class's share within the images that show it); an absent class weighs 1.
     """
     setting = config.train.class_weights
     if setting is None or isinstance(setting, tuple):
         return setting
     pixels = manifest.class_pixels[config.data.train_split]
-    present = sorted(count for count in pixels if count)
-    median = (present[(len(present) - 1) // 2] + present[len(present) // 2]) / 2
+    median = statistics.median([count for count in pixels if count] or [1])
     return tuple(median / count if count else 1.0 for count in pixels)
 
 
@@ -319,8 +321,6 @@ def _check_config(config: Config, manifest: Manifest) -> None:
         raise ConfigError(
             f"train.class_weights: {manifest.num_classes} values, one a class, not {len(train.class_weights)}"
         )
-    if train.class_weights == "median_frequency" and manifest.task == "classification":
-        raise ConfigError("train.class_weights: median_frequency counts pixels; give values for classification")
 
 
 def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
@@ -440,9 +440,8 @@ class _Trainer:
             self.model.compile()
         self.parallel: DistributedDataParallel | None = None
         if world.size > 1:
-            # Running statistics need no exchange at every step: the first process's are the ones kept.
             ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.model, device_ids=ids, broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(self.model, device_ids=ids)
 
         # 255 is a class like any other when images, not pixels, are classified.
         self.ignore_index = IGNORE_INDEX if manifest.task == "segmentation" else -100
@@ -649,8 +648,7 @@ class _Trainer:
             epoch, step = divmod(self.iteration, self.per_epoch)
             raise TrainingError(
                 f"the loss became {loss_sum} in epoch {epoch + 1}, step {step + 1} of {self.per_epoch} (iteration "
-                f"{self.iteration}), at learning rate {lr:.3g}, on the images {self._batch_ids(epoch, step)}; "
-                "lower train.lr, lengthen train.warmup_epochs or set train.clip_grad_norm"
+                f"{self.iteration}), at learning rate {lr:.3g}, on the images {self._batch_ids(epoch, step)}; {_CALM}"
             )
         self.loss_sum += loss_sum
         self.weight_sum += weight_sum
@@ -722,7 +720,7 @@ class _Trainer:
         """The finished epoch's row; scores the validation split where its turn has come."""
         train, epoch = self.config.train, self.iteration // self.per_epoch
         name, score = next(iter(self._scores(self.world.sum(self.tally)).items()))
-        row = {
+        row: Row = {
             "epoch": epoch,
             "iteration": self.iteration,
             "lr": train.lr * lr_factor(self.iteration - 1, train, self.per_epoch),
@@ -731,6 +729,11 @@ class _Trainer:
         }
         if epoch % train.validate_every == 0 or epoch == train.epochs:
             row |= self._validate()
+            if not math.isfinite(row["val.loss"]):
+                raise TrainingError(
+                    f"the validation loss became {row['val.loss']} in epoch {epoch}, after step {self.per_epoch} "
+                    f"(iteration {self.iteration - 1}) at learning rate {row['lr']:.3g}; {_CALM}"
+                )
         return row
 
     @torch.inference_mode()

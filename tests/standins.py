@@ -6,6 +6,7 @@ learn something.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def make_voc(root: Path, train: int = 4, val: int = 2, test: int = 2, size: tupl
 
 
 def make_sbd(root: Path, extra: int = 3, size: tuple[int, int] = (48, 64)) -> Path:
-    """SBD beside an existing `make_voc(root)`: `extra` images of its own, VOC's first train image, and *all VOC val images*.
+    """SBD beside an existing `make_voc(root)`: `extra` own images, VOC's first train image and *all VOC val images*.
 
     The real SBD holds VOC val images as well; none of them may reach train_aug.
     """
@@ -156,21 +157,9 @@ def make_coco(root: Path, train: int = 3, val: int = 2, size: tuple[int, int] = 
     height, width = size
     (root / "annotations").mkdir(parents=True)
     for split, count in (("train", train), ("val", val)):
-        images, annotations = [], []
-
-        def annotate(image_id: int, category: int, segmentation: object, crowd: int = 0) -> None:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category,
-                    "segmentation": segmentation,
-                    "area": 1200.0,
-                    "bbox": [0, 0, 10, 10],
-                    "iscrowd": crowd,
-                }
-            )
-
+        images: list[dict[str, object]] = []
+        annotations: list[dict[str, object]] = []
+        annotate = partial(_annotate, annotations)
         for index in range(count + 2):
             number = index + 1 + 100 * (split == "val")
             name = f"{number:012d}.jpg"
@@ -191,6 +180,22 @@ def make_coco(root: Path, train: int = 3, val: int = 2, size: tuple[int, int] = 
         tree = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(tree))
     return root
+
+
+def _annotate(
+    annotations: list[dict[str, object]], image_id: int, category: int, segmentation: object, crowd: int = 0
+) -> None:
+    annotations.append(
+        {
+            "id": len(annotations) + 1,
+            "image_id": image_id,
+            "category_id": category,
+            "segmentation": segmentation,
+            "area": 1200.0,
+            "bbox": [0, 0, 10, 10],
+            "iscrowd": crowd,
+        }
+    )
 
 
 def _compressed(height: int, width: int, rows: slice, columns: slice) -> dict[str, object]:

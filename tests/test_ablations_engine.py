@@ -5,7 +5,6 @@ Run as a program, this file is one launcher: `python tests/test_ablations_engine
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -14,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ import pytest
 from optuna.trial import TrialState
 
 from ablations import engine
-from ablations.engine import Finished, Outcome, Phase, Setting, distribution, open_storage, run_phases
+from ablations.engine import Finished, Outcome, Phase, Setting, close_storage, distribution, open_storage, run_phases
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve()
@@ -92,7 +92,7 @@ def phases(kind: str) -> list[Phase]:
             widths = (4, 8, 16)
             space = {"width": (distribution(widths, None, None, log=False), widths), **RATES}
             return [Phase("search", ("maximize", "minimize"), space=space, trials=9, startup=3)]
-    raise ValueError(kind)
+    return [Phase(kind, ("maximize",), cells=tuple({"seed": s} for s in range(int(kind.removeprefix("cells ")))))]
 
 
 def launch(address: str, log: Path, kind: str, workers: int, **options: Any) -> list[list[Finished]]:
@@ -134,15 +134,14 @@ def test_a_study_killed_again_and_again_equals_one_left_alone(kind: str, journal
     log, out = tmp_path / "log", tmp_path / "out"
     # While the first trials run, in the middle of one, just as one ends, before the first claim of a rerun.
     for started, delay in ((1, 0.01), (2, 0.05), (3, 0.1), (0, 0.4)):
-        process = program(journal, log, out, kind)
-        seen = len(starts(log))
-        until(lambda want=seen + started: len(starts(log)) >= want or process.poll() is not None)  # type: ignore[misc]
-        time.sleep(delay)
-        process.kill()
-        process.wait()
+        wanted = len(starts(log)) + started
+        with program(journal, log, out, kind) as process:
+            until(lambda n=wanted: len(starts(log)) >= n)  # type: ignore[misc]
+            time.sleep(delay)
+            process.kill()
     assert not out.exists(), "the study ended before it was killed; the test shows nothing"
-    process = program(journal, log, out, kind)
-    assert process.wait(timeout=120) == 0
+    with program(journal, log, out, kind) as process:
+        assert process.wait(timeout=120) == 0
     assert json.loads(out.read_text()) == expected
     assert len(starts(log)) > sum(map(len, expected)), "no kill hit a trial"
 
@@ -194,15 +193,16 @@ def test_failures_are_rows_and_the_study_goes_on(journal: str, tmp_path: Path) -
     assert "ended nothing" in told
 
 
-def unloadable(phase: str, setting: Setting, report: Any) -> Outcome:
-    raise AssertionError("not reached")
+class Unloadable:
+    """Cannot be received by a worker."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
 
 
-def test_workers_that_cannot_start_are_an_error(journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unloadable, "__module__", "no.such.module")
-    monkeypatch.setitem(sys.modules, "no.such.module", sys.modules[__name__])
+def test_workers_that_cannot_start_are_an_error(journal: str) -> None:
     with pytest.raises(RuntimeError, match="workers end with exit code 1 before they take a trial"):
-        run_phases([Phase("p", ("maximize",), cells=({"a": 1},))], unloadable, journal)
+        run_phases([Phase("p", ("maximize",), cells=({"a": 1},))], Unloadable(), journal)  # type: ignore[arg-type]
 
 
 def test_a_silent_worker_elsewhere_loses_its_trial_and_a_beating_one_keeps_it(journal: str, tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_a_silent_worker_elsewhere_loses_its_trial_and_a_beating_one_keeps_it(jo
     def beat() -> None:
         for number in range(15):
             time.sleep(0.2)
-            beating[0].set_user_attr("beat", number)
+            beating.trial.set_user_attr("beat", number)
         assert not over.is_set()
-        study.end(beating[0], Finished("grid", -1, beating[1], "finished", None, (7.0,), {}))
+        study.end(beating.trial, Finished("grid", 1, beating.setting, "finished", None, (7.0,), {}))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -230,7 +230,7 @@ def test_a_silent_worker_elsewhere_loses_its_trial_and_a_beating_one_keeps_it(jo
     assert starts(tmp_path / "log") == [["grid", {"seed": 0}]]
     assert trials[1].values == (7.0,)
     with pytest.raises(engine.TrialTakenError):  # the silent worker wakes up
-        study.end(silent[0], Finished("grid", -1, silent[1], "finished", None, (9.0,), {}))
+        study.end(silent.trial, Finished("grid", 0, silent.setting, "finished", None, (9.0,), {}))
 
 
 def test_a_line_that_a_killed_writer_left_unfinished_is_cut(journal: str, tmp_path: Path) -> None:
@@ -244,21 +244,24 @@ def test_a_line_that_a_killed_writer_left_unfinished_is_cut(journal: str, tmp_pa
 # Several launchers on one storage ------------------------------------------------------------------------------------
 
 
-def shared_by_two(address: str, tmp_path: Path) -> None:
+def shared_by_two(address: str, tmp_path: Path, kind: str = "cells 16") -> None:
     """Two launchers with two workers each share a study; one is killed with all its workers."""
-    cells = tuple({"seed": s} for s in range(16))
+    (phase,) = phases(kind)
+    cells = phase.cells or ()
     log, outs = tmp_path / "log", [tmp_path / "out0", tmp_path / "out1"]
-    processes = [program(address, log, out, f"cells {len(cells)}", 2) for out in outs]
-    until(lambda: len({json.loads(line)[2] for line in log.read_text().splitlines()} if log.exists() else ()) >= 4)
-    processes[0].kill()
-    processes[0].wait()
-    assert processes[1].wait(timeout=120) == 0
+    with program(address, log, outs[0], kind, 2) as first, program(address, log, outs[1], kind, 2) as second:
+        try:
+            until(lambda: log.exists() and len({json.loads(text)[2] for text in log.read_text().splitlines()}) >= 4)
+        finally:
+            first.kill()
+        assert second.wait(timeout=120) == 0
     assert not outs[0].exists()
     (trials,) = json.loads(outs[1].read_text())
     assert [t["setting"] for t in trials] == list(cells)
     assert {t["status"] for t in trials} == {"finished"}
     storage = open_storage(address)
-    done = storage.get_all_trials(storage.get_study_id_from_name("cells"), states=(TrialState.COMPLETE,))
+    done = storage.get_all_trials(storage.get_study_id_from_name(phase.name), states=(TrialState.COMPLETE,))
+    close_storage(storage)
     assert len(done) == len(cells), "a trial is lost or there twice"
     assert len(starts(log)) <= len(cells) + 2, "only the dead launcher's two trials are run again"
 
@@ -268,7 +271,7 @@ def test_two_launchers_share_a_journal(journal: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a PostgreSQL server of its own, run by an unprivileged user."""
     found = [Path(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin")) if (p / "initdb").exists()]
     if not found and (which := shutil.which("initdb")):
@@ -276,15 +279,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not found:
         pytest.skip("PostgreSQL is not installed: no initdb in /usr/lib/postgresql/*/bin or on PATH")
     bin_dir, as_user = found[-1], []
-    home = tmp_path_factory.mktemp("postgres")
+    home = Path(tempfile.mkdtemp(prefix="sunets-postgres-"))  # pytest's own directories are closed to other users
     if os.geteuid() == 0:
         if not shutil.which("runuser") or subprocess.run(["id", "postgres"], capture_output=True).returncode:
             pytest.skip("PostgreSQL refuses root, and there is no user `postgres` to run it as")
         as_user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(home, "postgres")
-        for parent in list(home.parents)[:3]:  # pytest's directories are closed to other users
-            with contextlib.suppress(OSError):
-                parent.chmod(parent.stat().st_mode | 0o011)
     data = home / "data"
 
     def run(*command: str) -> None:
@@ -298,27 +298,27 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql+psycopg://sunets@/postgres?host={home}"
     finally:
         run(str(bin_dir / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(home)
 
 
 def test_two_launchers_share_postgresql(postgres: str, tmp_path: Path) -> None:
     shared_by_two(postgres, tmp_path)
 
 
-def test_two_launchers_share_a_proxy(tmp_path: Path) -> None:
+def test_two_launchers_share_a_proxy(postgres: str, tmp_path: Path) -> None:
     pytest.importorskip("grpc")
     import socket
 
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    database = f"sqlite:///{tmp_path / 'a.db'}"
     code = (
         "import optuna, warnings; warnings.simplefilter('ignore')\n"
-        f"optuna.storages.run_grpc_proxy_server(optuna.storages.get_storage({database!r}), port={port})"
+        f"optuna.storages.run_grpc_proxy_server(optuna.storages.get_storage({postgres!r}), port={port})"
     )
     server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
-        shared_by_two(f"grpc://localhost:{port}", tmp_path)
+        shared_by_two(f"grpc://localhost:{port}", tmp_path, "cells 17")
     finally:
         server.kill()
         server.wait()
@@ -328,6 +328,7 @@ def test_two_launchers_share_a_proxy(tmp_path: Path) -> None:
     ("address", "message"),
     [
         ("grpc://nohost", "grpc://host:port is expected"),
+        ("sqlite:///a.db", "SQLite gives one trial to two workers"),
         ("nosuchdb://user:secret@host/name", "cannot open nosuchdb"),
     ],
 )
@@ -338,13 +339,9 @@ def test_a_storage_that_cannot_be_opened_is_named_without_its_password(address: 
 
 
 def main(address: str, log: str, out: str, kind: str, workers: str) -> None:
-    if kind.startswith("cells"):
-        cells = tuple({"seed": s} for s in range(int(kind.split()[1])))
-        results = run_phases(
-            [Phase("cells", ("maximize",), cells=cells)], Fast(Path(log), seconds=0.1), address, workers=int(workers)
-        )
-    else:
-        results = launch(address, Path(log), kind, int(workers))
+    results = run_phases(
+        phases(kind), Fast(Path(log), seconds=0.1 if kind.startswith("cells") else 0.03), address, workers=int(workers)
+    )
     temporary = Path(out).with_suffix(".tmp")
     temporary.write_text(json.dumps(plain(results)))
     temporary.replace(out)

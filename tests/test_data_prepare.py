@@ -63,7 +63,8 @@ def test_synthetic_is_deterministic(tmp_path):
 def test_control_has_the_same_scenes_and_other_pixels():
     settings = SyntheticConfig(image_size=64)
     scenes = [
-        draw(np.random.default_rng(3), settings.model_copy(update={"context": c}), SHAPES, single=False) for c in (True, False)
+        draw(np.random.default_rng(3), settings.model_copy(update={"context": c}), SHAPES, single=False)
+        for c in (True, False)
     ]
     assert np.array_equal(scenes[0][1], scenes[1][1])
     outside = scenes[0][1] == 0
@@ -114,7 +115,7 @@ def test_manifest_does_not_hold_the_place(tmp_path):
     root = make_camvid(tmp_path / "camvid")
     first = prepare(camvid(root), tmp_path / "a")
     moved = Path(shutil.move(root, tmp_path / "elsewhere"))
-    with pytest.raises(DataError, match="data.root"):
+    with pytest.raises(DataError, match=r"data\.root"):
         load_manifest(tmp_path / "a", camvid(root))
     second = prepare(camvid(moved), tmp_path / "b")
     assert second.digest == first.digest
@@ -237,7 +238,9 @@ def test_imagefolder(tmp_path):
     assert (item.id, item.target) == ("train/n01440764/n01440764_0", 0)
     assert manifest.class_pixels == {"train": [4] * 6, "val": [2] * 6}
 
-    Image.new("RGB", (8, 8)).save(root / "val" / "n00000000" / "a.png") if (root / "val" / "n00000000").mkdir() else None
+    Image.new("RGB", (8, 8)).save(root / "val" / "n00000000" / "a.png") if (
+        root / "val" / "n00000000"
+    ).mkdir() else None
     assert "n00000000" in faults_of(config, tmp_path / "data")[0]
     (root / "val" / "n00000000").rmdir()
     shutil.copy(item.image, root / "val" / "ILSVRC2012_val_00000001.JPEG")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import shutil
@@ -18,7 +17,7 @@ from scipy import stats
 from sunets.config import Suite
 from sunets.metrics import scores_from_confusion
 from sunets.report import build_report, explain, figures, tables
-from sunets.report.records import ReportError, load_records, quantity
+from sunets.report.records import ReportError, load_records
 from sunets.report.tables import latex_escape, write_table
 
 CLASSES = ("background", "disc_light", "disc_dark", "square_light", "square_dark")
@@ -55,7 +54,8 @@ def record(kind: str, model: str, label: str, **fields: Any) -> dict[str, Any]:
         "environment": {"python": "3.11.7", "torch": "2.14.1", "torchvision": "0.29.1", "platform": "Linux",
                         "cpu": "A CPU", "cpu_count": 2, "threads": 1, "device": "cpu"},
         "provenance": {"git_commit": "0123456789abcdef0123", "git_dirty": False, "data_digest": "d1" * 8,
-                       "code_hash": "c0de" * 4, "config_hash": f"cafe{fields.get('seed')}", "command": f"python -m sunets {kind} {model}"},
+                       "code_hash": "c0de" * 4, "config_hash": f"cafe{fields.get('seed')}",
+                       "command": f"python -m sunets {kind} {model}"},
     } | fields  # fmt: skip
 
 
@@ -76,7 +76,10 @@ def fabricate(root: Path, suite: Suite, skills: dict[str, float] = SKILL) -> Non
     outputs = root / "outputs" / suite.benchmark / "predictions"
     for folder in (data / "images", data / "masks", data / "splits"):
         folder.mkdir(parents=True, exist_ok=True)
-    write(data / "manifest.json", {"name": "synthetic", "task": "segmentation", "classes": CLASSES, "palette": PALETTE, "digest": "d1" * 8})
+    write(
+        data / "manifest.json",
+        {"name": "synthetic", "task": "segmentation", "classes": CLASSES, "palette": PALETTE, "digest": "d1" * 8},
+    )
     draw = np.random.default_rng(7)
     masks = {}
     with (data / "splits" / "test.csv").open("w") as file:
@@ -107,11 +110,11 @@ def fabricate(root: Path, suite: Suite, skills: dict[str, float] = SKILL) -> Non
                 scores = scores_from_confusion(counts.sum(0), CLASSES) | {"score.boundary_f": 0.5 * skill}
                 evaluate.append(record("evaluate", key, label, seed=seed, variant=variant, scores=scores))
             for epoch in range(1, 10):
-                validated = epoch % 3 == 0
-                rows.append({"model": key, "seed": seed, "epoch": epoch, "iteration": 50 * epoch, "lr": 0.003 * (1 - epoch / 10),
-                             "train.loss": (1.6 - skill) * np.exp(-epoch / 4) + 0.4 + rng.normal(0, 0.02),
-                             "train.miou": skill * (1 - np.exp(-epoch / 3)),
-                             "val.miou": skill * (1 - np.exp(-epoch / 3)) + rng.normal(0, 0.01) if validated else ""})  # fmt: skip
+                loss = (1.6 - skill) * np.exp(-epoch / 4) + 0.4 + rng.normal(0, 0.02)
+                score = skill * (1 - np.exp(-epoch / 3))
+                rows.append({"model": key, "seed": seed, "epoch": epoch, "iteration": 50 * epoch, "lr": 0.003,
+                             "train.loss": loss, "train.miou": score,
+                             "val.miou": score + rng.normal(0, 0.01) if epoch % 3 == 0 else ""})  # fmt: skip
         write(records / "train" / f"{key}.json", train)
         write(records / "evaluate" / f"{key}.json", evaluate)
         write(records / "timing" / f"{key}.json", timing)
@@ -126,7 +129,7 @@ def fabricate(root: Path, suite: Suite, skills: dict[str, float] = SKILL) -> Non
         y, x = np.mgrid[-48:48, -48:48]
         field = np.exp(-(np.abs(x) + np.abs(y)) / (4 + 9 * (len(suite.models) - index))) * rng.uniform(0.5, 1, x.shape)
         np.savez(records / "profile" / f"{key}.npz", field=field)
-        speed.append(record("speed", key, label, cost={"speed.latency_ms": 12.5 + index, "speed.images_per_second": 80.0 - index}))
+        speed.append(record("speed", key, label, cost=speed_of(index)))
         (outputs / key).mkdir(parents=True, exist_ok=True)
         for name, mask in masks.items():
             wrong = rng.random(mask.shape) > skill + 0.3
@@ -139,5 +142,378 @@ def cost_of(index: int) -> dict[str, Any]:
     """Made-up exact figures."""
     return {
         "cost.params_m": 0.21 + 0.013 * index, "cost.gmacs": 0.35 * 1.4**index, "memory.saved_mib": 21.5 - index,
-        "memory.peak_mib": None,
+        "cost.gmacs_forward_backward": 1.05 * 1.4**index, "cost.uncounted_operators": "relu, cat",
+        "memory.peak_mib": None, "memory.saved_mib_memory_efficient": 9.5 if index == 0 else None,
+        "field.theoretical_px": 96 - 9 * index,
+        "field.effective_share": round(0.62 / (index + 1), 4), "cost.output_stride": 16,
     }  # fmt: skip
+
+
+def speed_of(index: int) -> dict[str, Any]:
+    """Made-up timings."""
+    return {
+        "speed.latency_ms": 12.5 + index, "speed.latency_iqr_ms": 0.25, "speed.images_per_second": 80.0 - index,
+        "speed.step_ms": 41.0, "speed.step_iqr_ms": 1.5, "speed.batch_size": 1, "speed.repeats": 10, "speed.warmup": 3,
+        "speed.dtype": "float32", "speed.memory_format": "contiguous_format",
+    }  # fmt: skip
+
+
+# --- the whole report ------------------------------------------------------------------------------------------------
+
+MODELS = {"sunet_tiny": "SUNet-tiny", "unet_small": "U-Net (small)", "plain_conv_small": "Plain & local_conv 100%"}
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite, list[Path]]:
+    """A checkout with made-up results and its report; tests only read it."""
+    root = tmp_path_factory.mktemp("site")
+    suite = make_suite(MODELS, SEEDS)
+    fabricate(root, suite)
+    (root / "results" / "toy" / "tables").mkdir()
+    (root / "results" / "toy" / "tables" / "published.md").write_text("left by an older report")
+    (root / "results" / "toy" / "tables" / "ablation_unet_depth.md").write_text("somebody else's")
+    return root, suite, build_report(suite, root)
+
+
+def _scores(root: Path, model: str, key: str = "score.miou", variant: str = "single_scale") -> list[float]:
+    records = json.loads((root / f"results/toy/records/evaluate/{model}.json").read_text())
+    return [r["scores"][key] for r in records if r["variant"] == variant and r["status"] == "finished"]
+
+
+def test_report_writes_each_table_and_figure_and_removes_only_its_own_stale_files(site) -> None:
+    root, _, paths = site
+    tables_dir, figures_dir = root / "results/toy/tables", root / "results/toy/figures"
+    names = {"architectures", "accuracy", "per_class", "test_time", "speed", "training_time"}
+    assert {p.name for p in tables_dir.iterdir()} == {f"{n}{s}" for n in names for s in (".md", ".tex", ".csv")} | {
+        "ablation_unet_depth.md"
+    }
+    drawn = {"accuracy", "accuracy_cost", "training_curves", "per_class", "confusion", "receptive_field", "qualitative"}
+    assert {p.name for p in figures_dir.iterdir()} == {f"{n}{s}" for n in drawn for s in (".png", ".pdf")}
+    assert all(p.stat().st_size > 100 for p in paths)
+    for path in figures_dir.glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.width >= 900
+    assert root / "results/toy/README.md" in paths
+    assert root / "results/README.md" in paths
+
+
+def test_accuracy_table_holds_the_means_intervals_and_paired_differences_of_the_records(site) -> None:
+    root, _, _ = site
+    frame = pd.read_csv(root / "results/toy/tables/accuracy.csv").set_index("model")
+    ours, reference = np.array(_scores(root, "plain_conv_small")), np.array(_scores(root, "sunet_tiny"))
+    row = frame.loc["plain_conv_small"]
+    half = 4.302652729911275 * ours.std(ddof=1) / np.sqrt(3)  # t quantile of 2 degrees of freedom
+    assert row["score.miou.mean"] == pytest.approx(ours.mean(), abs=1e-12)
+    assert row["score.miou.low95"] == pytest.approx(ours.mean() - half, abs=1e-12)
+    test = stats.ttest_rel(ours, reference)
+    low, high = test.confidence_interval(0.95)
+    assert row["score.miou.difference.low95"] == pytest.approx(low, abs=1e-12)
+    assert row["score.miou.difference.high95"] == pytest.approx(high, abs=1e-12)
+    assert row["score.miou.difference.p"] == pytest.approx(test.pvalue)
+    assert row["score.miou.difference.verdict"] == "worse"
+    assert row["n_seeds"] == row["score.miou.difference.n_seeds"] == 3
+    assert pd.isna(frame.loc["sunet_tiny", "score.miou.difference.mean"])
+    shown = (root / "results/toy/tables/accuracy.md").read_text()
+    assert f"{100 * ours.mean():.2f} ± {100 * half:.2f}" in shown
+    assert f"{100 * test.statistic * (ours - reference).std(ddof=1) / np.sqrt(3):+.2f} [" in shown
+
+
+def test_every_file_is_the_same_to_the_byte_on_a_rerun(site, tmp_path) -> None:
+    root, suite, paths = site
+    for folder in ("results/toy/records", "data", "outputs"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    again = build_report(suite, tmp_path)
+    assert [p.relative_to(tmp_path) for p in again] == [p.relative_to(root) for p in paths]
+    differ = [p.name for p in again if p.read_bytes() != (root / p.relative_to(tmp_path)).read_bytes()]
+    assert not differ
+
+
+def test_noisy_numbers_stay_in_their_own_files(site, tmp_path) -> None:
+    root, suite, _ = site
+    records = root / "results/toy/records"
+    shutil.copytree(records, tmp_path / "results/toy/records")
+    shutil.copytree(root / "data", tmp_path / "data")
+    path = tmp_path / "results/toy/records/speed.json"
+    path.write_text(path.read_text().replace("12.5", "99.5"))
+    old, new = load_records(suite, root), load_records(suite, tmp_path)
+    for table in (tables.architectures, tables.per_class, tables.test_time, lambda r: tables.accuracy(r, "sunet_tiny")):
+        pd.testing.assert_frame_equal(table(old).data, table(new).data)
+    assert "99.50 (0.25)" in tables.speed(new).view.to_string()
+    page = (root / "results/toy/README.md").read_text()
+    assert "tables/speed.md" in page
+    assert "12.50" not in page
+
+
+def test_page_tells_findings_in_the_words_of_the_statistics(site) -> None:
+    page = (site[0] / "results/toy/README.md").read_text()
+    assert page.startswith("# Toy benchmark\n")
+    for part in ("## Findings", "## What was run", "## Limits", "## How it was made", "python -m sunets train MODEL",
+                 "torch 2.14.1", "`d1d1d1d1d1d1d1d1`", "`0123456789abcdef`", "0, 1, 2", "A CPU"):  # fmt: skip
+        assert part in page
+    assert "Against SUNet-tiny, worse: Plain & local_conv 100%" in page
+    assert "within noise" in page
+    assert "3 seeds: the intervals are wide" in page
+    for link in ("figures/accuracy.png", "figures/qualitative.png", "tables/accuracy.tex", "records/evaluate/"):
+        assert f"({link})" in page
+        assert (site[0] / "results/toy" / link).exists()
+    index = (site[0] / "results/README.md").read_text()
+    assert "[Toy benchmark](toy/README.md)" in index
+    assert "not run: no records on imagenet" in index
+
+
+def test_latex_is_booktabs_and_escaped(site) -> None:
+    text = (site[0] / "results/toy/tables/accuracy.tex").read_text()
+    assert r"Plain \& local\_conv 100\%" in text
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 4
+    columns = {line.replace(r"\&", "").count("&") + 1 for line in rows}
+    assert columns == {len(text.split(r"\begin{tabular}{")[1].split("}")[0])}
+    assert text.isascii()
+    assert latex_escape("a_b & 5 % <-1.5±2> {x}\\") == (r"a\_b \& 5 \% $<$$-$1.5$\pm$2$>$ \{x\}\textbackslash{}")
+    assert latex_escape("U-Net 2-3") == "U-Net 2-3"
+
+
+def test_write_table_escapes_markdown_and_keeps_full_precision(tmp_path) -> None:
+    frame = pd.DataFrame({"model": ["a|b"], "cost.gmacs": [1 / 3], "note": ["x\ny"], "n_seeds": [None]})
+    paths = write_table(frame, tmp_path / "deep" / "t", "A | caption")
+    assert [p.name for p in paths] == ["t.md", "t.tex", "t.csv"]
+    shown = paths[0].read_text()
+    assert r"a\|b" in shown
+    assert "x y" in shown
+    assert "0.3333 " in shown
+    assert pd.read_csv(paths[2])["cost.gmacs"][0] == 1 / 3
+
+
+# --- runs that failed, or never were ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite]:
+    """One seed lost in one model, all seeds failed in another, a third never run; somebody else's pictures."""
+    root = tmp_path_factory.mktemp("broken")
+    models = {"sunet_tiny": None, "unet_small": None, "plain_conv_small": None, "dilated_resnet_small": None}
+    suite = make_suite(models, SEEDS, data={"name": "folder", "root": str(root / "pictures")})
+    fabricate(root, suite)
+    records = root / "results/toy/records"
+    reason = "loss is NaN in epoch 2, step 7, learning rate 0.003"
+    for model, lost in (("unet_small", {2}), ("plain_conv_small", {0, 1, 2})):
+        path = records / "evaluate" / f"{model}.json"
+        rows = json.loads(path.read_text())
+        for row in rows:
+            if row["seed"] in lost:
+                row.update(status="failed", reason=reason, scores={})
+        path.write_text(json.dumps(rows))
+    for kind in ("train", "evaluate", "profile", "timing"):
+        (records / kind / "dilated_resnet_small.json").unlink()
+    (records / "history/dilated_resnet_small.csv").unlink()
+    for kind in ("confusion", "profile"):
+        (records / kind / "dilated_resnet_small.npz").unlink()
+    (records / "speed.json").unlink()
+    build_report(suite, root)
+    return root, suite
+
+
+def test_failed_and_missing_runs_stay_rows_with_their_reason(broken) -> None:
+    root, _ = broken
+    frame = pd.read_csv(root / "results/toy/tables/accuracy.csv").set_index("model")
+    assert frame.loc["unet_small", "n_seeds"] == 2
+    assert frame.loc["unet_small", "score.miou.mean"] == pytest.approx(np.mean(_scores(root, "unet_small")))
+    assert frame.loc["unet_small", "score.miou.difference.n_seeds"] == 2  # paired over the common seeds only
+    assert frame.loc["plain_conv_small", "status"] == "failed"
+    assert frame.loc["dilated_resnet_small", "status"] == "not run"
+    assert frame.loc[["plain_conv_small", "dilated_resnet_small"], "score.miou.mean"].isna().all()
+    shown = (root / "results/toy/tables/accuracy.md").read_text()
+    assert "failed: loss is NaN in epoch 2" in shown
+    assert "not run" in shown
+    assert "unet_small, seed 2: failed (loss is NaN in epoch 2" in shown
+    page = (root / "results/toy/README.md").read_text()
+    assert (
+        "dilated_resnet_small, seeds 0, 1, 2: not run (no record in records/evaluate/dilated_resnet_small.json)" in page
+    )
+    assert "Cost of dilated_resnet_small: not run" in page
+    assert not (root / "results/toy/tables/speed.md").exists()
+
+
+def test_pixels_of_a_data_set_that_is_not_ours_stay_out_of_results(broken) -> None:
+    root, _ = broken
+    assert not list((root / "results").rglob("qualitative*"))
+    assert (root / "outputs/toy/figures/qualitative.png").exists()
+    assert "outputs/toy/figures/qualitative.png" in (root / "results/toy/README.md").read_text()
+
+
+def test_one_seed_is_reported_without_intervals_and_without_a_test(tmp_path) -> None:
+    suite = make_suite(MODELS, (4,))
+    fabricate(tmp_path, suite)
+    records = load_records(suite, tmp_path)
+    table = tables.accuracy(records, "sunet_tiny")
+    row = table.data.set_index("model").loc["unet_small"]
+    assert row["score.miou.low95"] is None or pd.isna(row["score.miou.low95"])
+    assert row["score.miou.difference.verdict"] == "not tested (1 seed)"
+    assert row["score.miou.image_low95"] < row["score.miou.mean"] < row["score.miou.image_high95"]
+    assert "±" not in table.view.to_string()
+    for draw in figures.DRAWN.values():
+        figures.plt.close(draw(records))
+    assert tables.training_time(records).data.seconds.tolist() == [44.0] * 3
+
+
+def test_a_resumed_training_is_left_out_of_the_time_to_train(tmp_path) -> None:
+    suite = make_suite({"sunet_tiny": None}, (0, 1, 2))
+    fabricate(tmp_path, suite)
+    path = tmp_path / "results/toy/records/timing/sunet_tiny.json"
+    rows = json.loads(path.read_text())
+    rows[0].update(resumed=True, seconds=1.0)
+    path.write_text(json.dumps(rows))
+    table = tables.training_time(load_records(suite, tmp_path))
+    assert table.view.iloc[0].to_dict() == {
+        "Model": "sunet_tiny", "Trainings": "3", "Resumed": "1", "Median time (s)": "41.5", "Device": "cpu"
+    }  # fmt: skip
+
+
+def test_classification_reports_errors_and_lower_is_better(tmp_path) -> None:
+    suite = make_suite({"resnet18": None, "resnet50": None}, (0, 1, 2), data={"name": "synthetic_shapes"})
+    for key, error in (("resnet18", 20.0), ("resnet50", 10.0)):
+        rows = [
+            record("evaluate", key, key, seed=s, variant="single_scale",
+                   scores={"score.top1_error_percent": error + 0.1 * s**2, "score.top5_error_percent": error / 4})
+            for s in (0, 1, 2)
+        ]  # fmt: skip
+        write(tmp_path / f"results/toy/records/evaluate/{key}.json", rows)
+        write(tmp_path / f"results/toy/records/profile/{key}.json", [record("profile", key, key, cost=cost_of(0))])
+    records = load_records(suite, tmp_path)
+    table = tables.accuracy(records, "resnet18")
+    assert list(table.view.columns[2:4]) == ["Top-1 error (%)", "Top-5 error (%)"]
+    assert table.view.loc[1, "Verdict"] == "better"
+    assert table.data.loc[1, "score.top1_error_percent.difference.mean"] == pytest.approx(-10.0)
+    assert tables.per_class(records) is None
+    ax = figures.accuracy_cost(records).axes[0]
+    assert ax.yaxis_inverted()
+    figures.plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda r: shutil.rmtree(r / "results/toy/records"), "no records of any model; run `dvc repro`"),
+        (lambda r: (r / "results/toy/records/evaluate/sunet_tiny.json").write_text("[{"),
+         "sunet_tiny.json: not valid JSON"),
+        (lambda r: (r / "results/toy/records/train/sunet_tiny.json").write_text('[{"kind": "train"}]'),
+         "train/sunet_tiny.json: record 0 lacks status"),
+    ],
+)  # fmt: skip
+def test_unusable_records_are_one_clear_error_and_leave_the_old_report(tmp_path, spoil, message) -> None:
+    suite = make_suite({"sunet_tiny": None}, (0,))
+    fabricate(tmp_path, suite)
+    old = tmp_path / "results/toy/tables/accuracy.md"
+    old.parent.mkdir()
+    old.write_text("old")
+    spoil(tmp_path)
+    with pytest.raises((FileNotFoundError, ReportError), match=message):
+        build_report(suite, tmp_path)
+    assert old.read_text() == "old"
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_models_keep_one_look_and_no_two_share_one() -> None:
+    keys = [f"m{i}" for i in range(40)]
+    styles = figures.model_styles(keys)
+    assert len({(s.color, s.marker) for s in styles.values()}) == 40
+    assert figures.model_styles(keys[:3])["m2"] == styles["m2"]
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_labels_of_the_cost_figure_cover_neither_each_other_nor_the_edge(tmp_path, count) -> None:
+    names = {f"model_{i}": f"A network with number {i}" for i in range(count)}
+    suite = make_suite(names, (0, 1, 2))
+    fabricate(tmp_path, suite, {k: 0.5 + 0.02 * (i % 3) for i, k in enumerate(names)})
+    fig = figures.accuracy_cost(load_records(suite, tmp_path))
+    fig.draw_without_rendering()
+    for ax in fig.axes:
+        boxes = [t.get_window_extent() for t in ax.texts]
+        assert len(boxes) == count
+        frame = ax.get_window_extent()
+        assert all(frame.x0 - 1 <= b.x0 and b.x1 <= frame.x1 + 1 for b in boxes)
+        covered = [
+            max(0, min(a.x1, b.x1) - max(a.x0, b.x0)) * max(0, min(a.y1, b.y1) - max(a.y0, b.y0)) / (b.width * b.height)
+            for i, a in enumerate(boxes)
+            for b in boxes[:i]
+        ]
+        assert max(covered) < 0.02
+    figures.plt.close(fig)
+
+
+def test_confusion_panels_show_shares_of_the_true_class(site) -> None:
+    root, suite, _ = site
+    records = load_records(suite, root)
+    matrices, ids = records.confusions("unet_small")
+    total = np.sum([m.sum(0, dtype=np.int64) for m in matrices], axis=0)
+    fig = figures.confusion(records)
+    shown = fig.axes[1].images[0].get_array()
+    np.testing.assert_allclose(np.asarray(shown), 100 * total / total.sum(1, keepdims=True))
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [c.replace("_", " ") for c in CLASSES]
+    assert len(ids) == 24
+    figures.plt.close(fig)
+
+
+def test_colorize_paints_ignored_pixels_white() -> None:
+    shown = figures.colorize(np.array([[0, 1, 255]], np.uint8), np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
+    assert shown.tolist() == [[[1, 2, 3], [4, 5, 6], [255, 255, 255]]]
+
+
+def test_architecture_figure_is_drawn_twice_alike(tmp_path) -> None:
+    first, second = figures.architecture(tmp_path / "a"), figures.architecture(tmp_path / "b")
+    assert [p.suffix for p in first] == [".png", ".pdf"]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+# --- back to the records ---------------------------------------------------------------------------------------------
+
+
+def test_explain_leads_from_a_number_to_its_runs(site) -> None:
+    root, _, _ = site
+    text = explain(root / "results", "toy", "accuracy", "unet_small", "score.miou")
+    values = _scores(root, "unet_small")
+    for seed, value in zip(SEEDS, values, strict=True):
+        assert f"evaluate, seed {seed}, single_scale: score.miou = {value}" in text.replace("variant ", "")
+    for part in ("git commit: 0123456789abcdef0123", f"data digest: {'d1' * 8}", f"code hash: {'c0de' * 4}",
+                 "config hash: cafe0 (seed 0)", "command: python -m sunets evaluate unet_small", "torch 2.14.1",
+                 "records/evaluate/unet_small.json", "difference to sunet_tiny"):  # fmt: skip
+        assert part in text
+    assert f"seed 1: score.miou = {_scores(root, 'sunet_tiny')[1]}" in text
+    assert (
+        explain(root / "results", "toy", "accuracy", "U-Net (small)", "mIoU (%)").splitlines()[1:]
+        == text.splitlines()[1:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "part"),
+    [
+        ("architectures", "sunet_tiny", "cost.gmacs", "profile: cost.gmacs = 0.35"),
+        ("per_class", "sunet_tiny", "disc_dark", "score.iou.disc_dark = "),
+        ("test_time", "sunet_tiny/multi_scale_flip", "score.miou.mean", "variant multi_scale_flip"),
+        ("speed", "sunet_tiny", "Latency (ms)", "speed: speed.latency_ms = 12.5"),
+        ("training_time", "sunet_tiny/1", "seconds", "train, seed 1: finished"),
+    ],
+)
+def test_explain_knows_every_table(site, table, row, column, part) -> None:
+    assert part in explain(site[0] / "results", "toy", table, row, column)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "message"),
+    [
+        ("acuracy", "x", "y", "acuracy: no such table in .*; there are accuracy, architectures"),
+        ("accuracy", "unet", "score.miou", "unet: no row of table accuracy; there are sunet_tiny, unet_small"),
+        ("accuracy", "unet_small", "miou", "miou: no column of table accuracy; there are .*score.miou"),
+    ],
+)
+def test_explain_names_what_there_is(site, table, row, column, message) -> None:
+    if column == "miou":  # the name in words is accepted
+        assert "score.miou.mean" in explain(site[0] / "results", "toy", table, row, column)
+        column, message = "mious", message.replace("miou:", "mious:")
+    with pytest.raises(ReportError, match=message):
+        explain(site[0] / "results", "toy", table, row, column)

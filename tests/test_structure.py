@@ -24,6 +24,7 @@ LAYERS = {
     "sunets.metrics": 1,
     "sunets.distributed": 1,
     "sunets.reference": 1,
+    "sunets.baselines": 1,
     "sunets.zoo": 1,
     "sunets.data": 2,
     "sunets.inference": 2,

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sunets.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, override
 from sunets.data import Item, Manifest
+
+torch.set_num_threads(1)  # threads that wait for each other on a busy machine take ten times as long
 
 COLORS = np.array([[40, 40, 40], [200, 60, 60], [60, 200, 90]], dtype=np.uint8)
 SUNET = {

@@ -25,7 +25,7 @@ def find(config: DataConfig, work: Path) -> Source:
         directory = root / split
         if not directory.is_dir():
             faults.append(
-                f"{directory}: no such directory; data.root holds train/, val/, test/ (without test/: data.test_split: val)"
+                f"{directory}: no such directory; data.root holds train/, val/ and test/ (or set data.test_split: val)"
             )
             continue
         inside = sorted(p for p in directory.iterdir() if not p.name.startswith("."))

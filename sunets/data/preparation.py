@@ -97,7 +97,7 @@ def download(config: DataConfig) -> None:
     voc.download(Path(config.root or "."))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Scan:
     """What one entry's files hold."""
 
@@ -108,7 +108,7 @@ class _Scan:
     colors: np.ndarray | None = None
     """(3, 256) pixel counts of each value."""
     labels: np.ndarray | None = None
-    """(K,) pixel counts of each class."""
+    """(K,) pixel counts of each class, of a mask."""
 
 
 def _check(config: DataConfig, source: Source, work: Path) -> Manifest:
@@ -154,8 +154,13 @@ def _check(config: DataConfig, source: Source, work: Path) -> Manifest:
             faults.append(f"split {split!r}: has no labels; choose another data.train_split or data.val_split")
         splits[split] = tuple(item for item, _ in kept)
         contents[split] = [(item.id, scan.image_digest, scan.label_digest) for item, scan in kept]
-        pixels = sum((s.labels for _, s in kept if s.labels is not None), np.zeros(num_classes, np.int64))
-        class_pixels[split] = [int(n) for n in pixels]
+        pixels = np.zeros(num_classes, np.int64)
+        for item, scan in kept:
+            if scan.labels is not None:
+                pixels += scan.labels
+            elif isinstance(item.target, int):
+                pixels[item.target] += 1
+        class_pixels[split] = pixels.tolist()
     _check_overlap(source, splits, contents, faults, warnings)
     if faults:
         raise DataError(faults)
@@ -194,12 +199,11 @@ def _scan(entry: Entry, source: Source, allowed: dict[int, int], work: Path) -> 
         scan.colors = np.array(rgb.histogram(), np.int64).reshape(3, 256)
     except FileNotFoundError:
         scan.faults.append(f"{entry.image}: missing, though the data set lists it; extract the archive again")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports broken PNG chunks as SyntaxError
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG chunks
         scan.faults.append(f"{entry.image}: cannot be decoded ({error}); fetch or extract it again")
     target = entry.target
     if isinstance(target, int):
         scan.label_digest = target
-        scan.labels = np.bincount([target], minlength=len(source.classes))
     elif target is not None:
         try:
             stored = source.read_labels(entry)

@@ -114,22 +114,31 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[figures.
     examples = []
     for name in [n for n in names if n in items][: suite.evaluate.num_qualitative]:
         predictions = {
-            label: np.asarray(Image.open(path))
+            label: _read(path)
             for model, label in records.labels.items()
             if (path := outputs / model / f"{name}.png").exists()
         }
-        height, width = next(iter(predictions.values())).shape
+        size = next(iter(predictions.values())).shape
         image, target = (_below(bases, items[name][k]) for k in ("image", "target"))
         if image is None or not image.exists():
             return *nothing, f"No qualitative figure: the images of `{suite.data.name}` are not here."
-        picture = Image.open(image).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        truth = np.full((height, width), IGNORE_INDEX, dtype=np.uint8)
+        truth = np.full(size, IGNORE_INDEX, dtype=np.uint8)
         if target is not None and target.exists():
-            truth = np.asarray(Image.open(target).resize((width, height), Image.Resampling.NEAREST)).astype(np.uint8)
-        examples.append(figures.Example(name, np.asarray(picture), truth, predictions))
+            truth = _read(target, size)
+        examples.append(figures.Example(name, _read(image, size, color=True), truth, predictions))
     if not examples:
         return *nothing, f"No qualitative figure: no predictions in `outputs/{suite.benchmark}/predictions`."
     return examples, palette, None
+
+
+def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = False) -> NDArray[np.uint8]:
+    """Labels (H, W), or an image (H, W, 3), at the given height and width."""
+    with Image.open(path) as file:
+        picture = file.convert("RGB") if color else file
+        if size is not None:
+            how = Image.Resampling.BILINEAR if color else Image.Resampling.NEAREST
+            picture = picture.resize((size[1], size[0]), how)
+        return np.array(picture, dtype=np.uint8)
 
 
 def _below(bases: dict[str, Path], text: str) -> Path | None:

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
-from sunets.report.tables import SPEED_COLUMNS
 
 _SUFFIX = re.compile(
     r"\.(mean|low95|high95|image_low95|image_high95|difference\.(reference|mean|low95|high95|n_seeds|p|p_holm|verdict))$"
@@ -87,7 +86,6 @@ def _column(frame: pd.DataFrame, table: str, column: str) -> tuple[str, list[str
     """The record key and the CSV columns that are meant."""
     bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in frame.columns))
     headings = {quantity(b).heading.lower(): b for b in bases} | {quantity(b).name.lower(): b for b in bases}
-    headings |= {name.lower(): key for key, name, _, _ in SPEED_COLUMNS if key in bases}
     if column in frame.columns:
         return _SUFFIX.sub("", column), [column]
     base = column if column in bases else headings.get(column.lower())

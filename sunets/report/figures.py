@@ -8,6 +8,7 @@ printed page: 7 inches are a text width.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,11 +24,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from sunets.report.records import FINISHED, Quantity, Records, quantity
@@ -99,6 +100,9 @@ def save_figure(fig: Figure, path_stem: Path) -> list[Path]:
     """Write a figure as `<stem>.png` and `<stem>.pdf`, the same bytes for the same input, and close it."""
     path_stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = (path_stem.with_name(path_stem.name + suffix) for suffix in (".png", ".pdf"))
+    if fig.get_layout_engine() is not None:  # once, for both files
+        fig.draw_without_rendering()
+        fig.set_layout_engine("none")
     with plt.rc_context({k: STYLE[k] for k in ("savefig.dpi", "pdf.fonttype")}):
         fig.savefig(png, metadata={"Software": None})
         fig.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
@@ -141,7 +145,8 @@ def accuracy_cost(records: Records) -> Figure | None:
         return None
     q, styles = quantity(records.headline), model_styles(records.labels)
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), sharey=True, squeeze=False)
+        height = 3.0 + 0.12 * max(0, len(scores) - 6)
+        fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), sharey=True, squeeze=False)
         drawn: list[tuple[Axes, list[_Point]]] = []
         for ax, key in zip(axes[0], panels, strict=True):
             points = []
@@ -189,7 +194,7 @@ def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
     if high < 3 * low:
         room = max(high - low, 0.1 * high) * 0.25
         ax.set_xlim(low - room, high + room)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         return False
     room = math.log10(high / low) * 0.22
     left, right = low / 10**room, high * 10**room
@@ -207,64 +212,56 @@ def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
 
 
 def _place_labels(ax: Axes, points: Sequence[_Point], fontsize: float = 7.5) -> None:
-    """Write each point's name beside it: of many positions, the one that covers least of labels, bars and edge."""
+    """Write each point's name beside it: of many places, the near one that covers least of labels, bars and edge."""
     fig = ax.get_figure()
     assert isinstance(fig, Figure)
     renderer = fig.canvas.get_renderer()  # type: ignore[attr-defined]
-    scale = fig.dpi / 72
-    frame = ax.get_window_extent(renderer)
-    obstacles = []
-    for p in points:
-        low, high = (p.y.low, p.y.high) if p.y.low is not None and p.y.high is not None else (p.y.mean, p.y.mean)
-        corners = ax.transData.transform([(p.x, low), (p.x, high)])
-        x, (bottom, top) = corners[0][0], sorted(corners[:, 1])
-        obstacles.append(Bbox([[x - 3.5 * scale, bottom - 3 * scale], [x + 3.5 * scale, top + 3 * scale]]))
-    sizes = []
-    for p in points:
-        probe = ax.text(p.x, p.y.mean, p.text, fontsize=fontsize)
-        extent = probe.get_window_extent(renderer)
-        sizes.append((extent.width, extent.height))
-        probe.remove()
-
-    def candidates(i: int) -> list[tuple[float, Bbox]]:
-        (w, h), p = sizes[i], points[i]
-        x, y = ax.transData.transform((p.x, p.y.mean))
-        bar = obstacles[i]
-        found = []
-        for ring, gap in enumerate((3.0, 12.0, 24.0, 38.0)):
-            g = gap * scale
-            right, left, above, below = bar.x1 + g, bar.x0 - g - w, bar.y1 + g, bar.y0 - g - h
-            middle = x - w / 2
-            spots = [(right, y - h / 2), (left, y - h / 2), (middle, above), (middle, below)]
-            spots += [(side, level) for side in (right, left) for level in (y + g, y - g - h)]
-            spots += [(x - share * w, level) for level in (above, below) for share in (0.2, 0.8)]
-            found += [(25.0 * ring + 0.5 * n, Bbox.from_bounds(left, low, w, h)) for n, (left, low) in enumerate(spots)]
-        return found
-
-    def area(a: Bbox, b: Bbox) -> float:
-        w, h = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        return w * h if w > 0 and h > 0 else 0.0
-
-    placed: dict[int, Bbox] = {}
-    for _ in range(3):  # later sweeps let early labels move out of the way
-        for i in range(len(points)):
-
-            def price(candidate: tuple[float, Bbox], i: int = i) -> float:
-                far, box = candidate
-                outside = box.width * box.height - area(box, frame)
-                hit = sum(area(box, o) for o in obstacles) + sum(area(box, b) for j, b in placed.items() if j != i)
-                return far + 3 * outside + 4 * hit
-
-            placed[i] = min(candidates(i), key=price)[1]
-    inverse = ax.transData.inverted()
+    pt = fig.dpi / 72  # pixels of a point
+    anchors = ax.transData.transform([(p.x, p.y.mean) for p in points])
+    # Boxes are rows of left, bottom, right, top in pixels.
+    bars = np.empty((len(points), 4))
+    sizes = np.empty((len(points), 2))
     for i, p in enumerate(points):
-        box = placed[i]
-        x, y = inverse.transform((box.x0, box.y0 + box.height / 2))
-        anchor = ax.transData.transform((p.x, p.y.mean))
-        near = (min(max(anchor[0], box.x0), box.x1), min(max(anchor[1], box.y0), box.y1))
-        if math.dist(near, anchor) > 14 * scale:
-            ends = inverse.transform(np.array([near, anchor]))
-            ax.plot(ends[:, 0], ends[:, 1], color=p.color, linewidth=0.6, alpha=0.7, zorder=1)
+        ends = ax.transData.transform([(p.x, p.y.mean if v is None else v) for v in (p.y.low, p.y.high)])
+        bars[i] = [ends[0, 0] - 3.5 * pt, ends[:, 1].min() - 3 * pt, ends[0, 0] + 3.5 * pt, ends[:, 1].max() + 3 * pt]
+        probe = ax.text(p.x, p.y.mean, p.text, fontsize=fontsize)
+        sizes[i] = probe.get_window_extent(renderer).size
+        probe.remove()
+    frame = np.array(ax.get_window_extent(renderer).extents)
+
+    def overlap(boxes: NDArray, others: NDArray) -> NDArray:
+        low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+        high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+        return np.prod(np.maximum(high - low, 0), axis=-1).sum(axis=1)
+
+    def candidates(i: int) -> tuple[NDArray, NDArray]:
+        """Boxes right of, left of, above and below a point, and what each costs by its distance."""
+        (w, h), (x, y), gaps = sizes[i], anchors[i], pt * np.arange(3, 64, 6)
+        beside = np.concatenate([[0], *[[g, -g] for g in pt * np.arange(6, 73, 6)]]) - h / 2
+        spots = [(bars[i, 2] + g, y + dy) for g in gaps for dy in beside]
+        spots += [(bars[i, 0] - g - w, y + dy) for g in gaps for dy in beside]
+        spots += [
+            (x - part * w, at) for part in (0.5, 0.2, 0.8) for g in gaps for at in (bars[i, 3] + g, bars[i, 1] - g - h)
+        ]
+        low = np.array(spots)
+        boxes = np.hstack([low, low + sizes[i]])
+        away = np.maximum(np.maximum(boxes[:, :2] - [x, y], [x, y] - boxes[:, 2:]), 0)
+        return boxes, np.hypot(*away.T) / pt + np.arange(len(boxes)) * 1e-3
+
+    placed = np.zeros((len(points), 4))
+    for _ in range(4):  # later sweeps let early labels move out of the way
+        for i in range(len(points)):
+            boxes, far = candidates(i)
+            outside = np.prod(sizes[i]) - overlap(boxes, frame[None])
+            hit = overlap(boxes, bars) + 2 * overlap(boxes, np.delete(placed, i, axis=0))
+            placed[i] = boxes[np.argmin(2 * far + outside + hit)]
+    inverse = ax.transData.inverted()
+    for p, box, anchor in zip(points, placed, anchors, strict=True):
+        near = np.clip(anchor, box[:2], box[2:])
+        if math.dist(near, anchor) > 14 * pt:
+            line = inverse.transform([near, anchor])
+            ax.plot(line[:, 0], line[:, 1], color=p.color, linewidth=0.6, alpha=0.7, zorder=1)
+        x, y = inverse.transform((box[0], (box[1] + box[3]) / 2))
         ax.text(x, y, p.text, fontsize=fontsize, color=_ink(p.color), va="center", ha="left", zorder=5)
 
 
@@ -296,7 +293,8 @@ def training_curves(records: Records) -> Figure | None:
     styles = {records.labels[k]: s for k, s in model_styles(records.labels).items()}
     present = [label for label in records.labels.values() if (history.label == label).any()]
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 3.0), squeeze=False)
+        height = 2.85 + 0.16 * math.ceil(len(present) / 4)
+        fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), squeeze=False)
         for ax, (key, q) in zip(axes[0], panels, strict=True):
             data = history[history[key].notna()]
             data = data.assign(shown=q.scale * data[key])
@@ -357,7 +355,7 @@ def per_class(records: Records) -> Figure | None:
         sns.heatmap(
             frame, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f" if many else ".1f", linewidths=0.8,
             linecolor="white", annot_kws={"fontsize": 6.0 if many else 7.5}, ax=ax,
-            cbar_kws={"label": "IoU (%)", "pad": 0.015, "aspect": 12, "ticks": [0, 25, 50, 75, 100]},
+            cbar_kws={"label": "IoU (%)", "pad": 0.015, "aspect": 2.7 * len(rows) + 1, "ticks": [0, 25, 50, 75, 100]},
         )  # fmt: skip
         ax.set_xticks(
             np.arange(len(names)) + 0.5, names, rotation=40 if turned else 0, ha="right" if turned else "center",
@@ -406,14 +404,22 @@ def confusion(records: Records) -> Figure | None:
             ax.tick_params(length=0, pad=2)
             for spine in ax.spines.values():
                 spine.set_visible(False)
-        bar = fig.colorbar(
-            axes.flat[0].images[0], ax=axes, shrink=0.75, aspect=25, pad=0.015, ticks=[0, 25, 50, 75, 100]
-        )
+        bar = _shared_bar(fig, axes, [0, 25, 50, 75, 100])
         bar.set_label("Share of true class (%)")
-        bar.outline.set_visible(False)
         fig.supylabel("True class", fontsize=8)
         fig.supxlabel("Predicted class", fontsize=8)
     return fig
+
+
+def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float]) -> Colorbar:
+    """One colour bar for all panels, as high as a row of them, beside the first."""
+    rows = len(axes)
+    bar = fig.colorbar(
+        axes.flat[0].images[0], ax=axes, shrink=0.8 / rows, aspect=22, pad=0.015, ticks=ticks,
+        anchor=(0.0, 0.5 if rows == 1 else 1.0),
+    )  # fmt: skip
+    bar.outline.set_visible(False)
+    return bar
 
 
 # --- receptive field -------------------------------------------------------------------------------------------------
@@ -443,15 +449,12 @@ def receptive_field(records: Records) -> Figure | None:
             for spine in ax.spines.values():
                 spine.set(visible=True, color="#999999", linewidth=0.6)
             share = cost.loc[model].get("field.effective_share") if model in cost.index else None
-            text = f"95 % of it in {100 * share:.1f} % of the image" if share is not None and share == share else ""
+            text = f"effective field {100 * share:.1f} %" if share is not None and share == share else ""
             ax.set_title(_wrap(records.labels[model], max(10, int(14 * side))), fontsize=7.5, pad=3)
             ax.set_xlabel(text, fontsize=6.8, labelpad=3)
-        bar = fig.colorbar(
-            axes.flat[0].images[0], ax=axes, shrink=0.8, aspect=22, pad=0.015, ticks=[-5, -4, -3, -2, -1, 0]
-        )
+        bar = _shared_bar(fig, axes, [-5, -4, -3, -2, -1, 0])
         bar.ax.set_yticklabels(["≤10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "1"])
         bar.set_label("Input gradient over its largest")
-        bar.outline.set_visible(False)
     return fig
 
 
@@ -484,26 +487,29 @@ def qualitative(
     """
     if not examples:
         return None
-    titles = ["Image", "Truth", *labels]
+    # Pictures of more models than fit beside image and truth go on below them.
+    per_row = min(len(labels), 6)
+    lines = math.ceil(len(labels) / per_row)
+    places = {"Image": (0, 0), "Truth": (0, 1)} | {k: (i // per_row, i % per_row + 2) for i, k in enumerate(labels)}
     ratio = float(np.median([e.image.shape[0] / e.image.shape[1] for e in examples]))
-    cell = WIDTH / len(titles)
+    cell = WIDTH / (per_row + 2)
     names = list(classes) if len(classes) <= MAX_CLASSES else []
     legend_rows = math.ceil(len(names) / 6)
     with plt.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center", "axes.titleweight": "normal"}):
-        height = len(examples) * (cell * ratio + 0.03) + 0.35 + 0.2 * legend_rows
-        fig, axes = plt.subplots(len(examples), len(titles), figsize=(WIDTH, height), squeeze=False)
+        height = len(examples) * lines * (cell * ratio + 0.03) + 0.35 * lines + 0.2 * legend_rows
+        fig, axes = plt.subplots(len(examples) * lines, per_row + 2, figsize=(WIDTH, height), squeeze=False)
         fig.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
-        for row, example in zip(axes, examples, strict=True):
-            pictures: list[NDArray | None] = [example.image, colorize(example.truth, palette)]
-            pictures += [
-                colorize(example.predictions[k], palette) if k in example.predictions else None for k in labels
-            ]
-            for ax, picture in zip(row, pictures, strict=True):
-                ax.set_axis_off()
-                if picture is not None:
-                    ax.imshow(picture, interpolation="nearest", aspect="auto")
-        for ax, title in zip(axes[0], titles, strict=True):
-            ax.set_title(_wrap(title, max(8, int(cell * 15))), fontsize=7.5, pad=3)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for number, example in enumerate(examples):
+            pictures = {"Image": example.image, "Truth": colorize(example.truth, palette)}
+            pictures |= {k: colorize(v, palette) for k, v in example.predictions.items()}
+            for title, (line, column) in places.items():
+                ax = axes[number * lines + line, column]
+                if title in pictures:
+                    ax.imshow(pictures[title], interpolation="nearest", aspect="auto")
+                if number == 0:
+                    ax.set_title(_wrap(title, max(8, int(cell * 15))), fontsize=7.5, pad=3)
         handles = [plt.Rectangle((0, 0), 1, 1, color=np.asarray(palette[i]) / 255) for i in range(len(names))]
         if handles:
             fig.legend(
@@ -521,13 +527,14 @@ def colorize(labels: NDArray, palette: NDArray) -> NDArray[np.uint8]:
 
 
 def _wrap(text: str, width: int) -> str:
+    """Lines of at most this many characters where spaces and underscores allow it."""
     lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+    for word in re.findall(r"[^\s_]*_|[^\s_]+\s*|\s+", text):
+        if lines[-1].strip() and len(lines[-1]) + len(word.rstrip()) > width:
             lines.append(word)
         else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+            lines[-1] += word
+    return "\n".join(line.strip() for line in lines)
 
 
 DRAWN: dict[str, Callable[[Records], Figure | None]] = {

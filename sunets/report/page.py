@@ -77,7 +77,8 @@ FIGURE_CAPTIONS = {
     "per_class": "IoU of each class, mean over the seeds.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
     "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "
-    "untrained network, averaged over initialisations and images.",
+    "untrained network, averaged over initialisations and images. Below each: the smallest share of the image that "
+    "holds 95 % of it.",
     "qualitative": "Test images, their truth, and what the first seed of each model predicts.",
 }
 
@@ -132,6 +133,10 @@ def _cost_findings(records: Records) -> list[str]:
                 q, low, high = quantity(key), order.iloc[0], order.iloc[-1]
                 least, most = (f"{q.text(row[key])} {q.unit}" for row in (low, high))
                 sentences.append(f"{low.label} has {what} ({least}), {high.label} the most ({most}).")
+    key = "field.effective_share"
+    if key in records.cost and len(order := records.cost.dropna(subset=[key]).sort_values(key, kind="stable")) > 1:
+        shares = [f"{quantity(key).text(v)} % of the image in {label}" for v, label in zip(order[key], order.label)]
+        sentences.append(f"95 % of the gradient of a centre logit lies in {_join(shares[::-1])}.")
     return sentences
 
 

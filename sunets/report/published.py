@@ -152,12 +152,13 @@ def published_everywhere(results: Path) -> Table:
 
 _COLUMNS = [
     "benchmark", "data", "published_model", "metric", "published_percent", "our_model", "our_label",
-    "ours_percent.mean", "ours_percent.low95", "ours_percent.high95", "n_seeds", "difference_percent", "verdict", "source",
+    "ours_percent.mean", "ours_percent.low95", "ours_percent.high95", "n_seeds", "difference_percent", "verdict",
+    "source",
 ]  # fmt: skip
 _NOTES = (
     f"Reproduced: the published value lies in our 95 % interval over the seeds, or at most {TOLERANCE} points from our "
-    "mean. Reached: another network's value, ours is at least as good. Published values are quoted from the source "
-    "named in the last column and were not measured here; recipes and image sizes may differ from ours.",
+    "mean. Reached: another network's value, and ours is at least as good. Published values are quoted from the source "
+    "in the last column and were not measured here; recipes and image sizes may differ from ours.",
 )
 
 

@@ -62,7 +62,16 @@ QUANTITIES: dict[str, Quantity] = {
     "score.top5_error_percent": Quantity("Top-5 error", "%", higher_is_better=False),
     "cost.params_m": Quantity("Parameters", "M", digits=3, higher_is_better=False),
     "cost.gmacs": Quantity("Multiply-adds", "G", digits=3, higher_is_better=False),
+    "cost.gmacs_forward_backward": Quantity("Forward and backward", "G", digits=3, higher_is_better=False),
+    "cost.output_stride": Quantity("Output stride", digits=0),
     "memory.saved_mib": Quantity("Saved for backward", "MiB", digits=1, higher_is_better=False),
+    "memory.saved_mib_memory_efficient": Quantity("Saved, recomputing", "MiB", digits=1, higher_is_better=False),
+    "memory.peak_mib": Quantity("Peak on GPU", "MiB", digits=1, higher_is_better=False),
+    "field.theoretical_px": Quantity("Theoretical field", "px", digits=0),
+    "field.effective_share": Quantity("Effective field", "% of image", 100, digits=1),
+    "speed.latency_ms": Quantity("Latency", "ms", higher_is_better=False),
+    "speed.images_per_second": Quantity("Throughput", "images/s", digits=1),
+    "speed.step_ms": Quantity("Training step", "ms", higher_is_better=False),
 }
 """Record key -> how it is shown. Any other number of a record reaches the CSV files under its own key."""
 
@@ -133,7 +142,9 @@ class Records:
         for model, label in self.labels.items():
             row: dict[str, Any] = {"model": model, "label": label}
             if found := self.raw.get(f"profile/{model}.json"):
-                row |= {"status": found[0]["status"], "reason": found[0]["reason"], **found[0]["cost"]}
+                row |= {"status": found[0]["status"], "reason": found[0]["reason"]}
+                # A model's own, where the record does not say what its natural stride is.
+                row |= {"cost.output_stride": found[0]["params"].get("model.output_stride")} | found[0]["cost"]
             else:
                 row |= {"status": NOT_RUN, "reason": f"no record in records/profile/{model}.json"}
             rows.append(row)
@@ -153,7 +164,8 @@ class Records:
             for r in self.raw.get("speed.json", [])
             if r["model"] in self.labels
         ]
-        return pd.DataFrame(rows, columns=None if rows else ["model", "label", "status", "reason"])
+        frame = pd.DataFrame(rows, columns=None if rows else ["model", "label", "status", "reason"])
+        return _numbers(frame, "speed.", "memory.")
 
     @cached_property
     def timing(self) -> pd.DataFrame:
@@ -249,7 +261,7 @@ def find_records(results: Path, benchmark: str) -> Records:
     directory = results / benchmark / "records"
     names = sorted({p.stem for kind in ("train", "evaluate", "profile") for p in (directory / kind).glob("*.json")})
     raw = _read_all(directory, dict.fromkeys(names, ""))
-    records = [r for rows in raw.values() for r in rows]
+    records = [r for name, rows in raw.items() if not name.startswith("timing/") for r in rows]
     evaluated = [r for r in records if r["kind"] == "evaluate"]
     wrong = any("score.top1_error_percent" in r["scores"] for r in evaluated)
     return Records(

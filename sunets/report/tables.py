@@ -7,7 +7,6 @@ figures or noisy ones is told by `Table.noisy`; no table holds both.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,40 +55,35 @@ class Table:
 
 def architectures(records: Records) -> Table:
     """Parameters, multiply-adds, memory and receptive field of every model: exact figures."""
-    data = records.cost.copy()
-    columns = [c for c in ARCHITECTURE_COLUMNS if c.key in data and data[c.key].notna().any()]
-    view = pd.DataFrame({"Model": data.label})
-    for column in columns:
-        view[column.heading] = [column.text(v) for v in data[column.key]]
-    view = _state_in_place(view, data)
-    notes = [_input_note(records)] if records.all("profile") else []
-    notes += [c.note for c in columns if c.note] + _failures(data)
-    return Table("architectures", "Architectures and their cost.", data, view, tuple(n for n in notes if n))
+    data = records.cost
+    shown = [key for key in ARCHITECTURE_COLUMNS if key in data and data[key].notna().any()]
+    view = pd.DataFrame({"Model": data.label} | {quantity(k).heading: data[k].map(quantity(k).text) for k in shown})
+    notes = [note for key, note in ARCHITECTURE_COLUMNS.items() if key in shown and note]
+    if "cost.uncounted_operators" in data:
+        names = sorted({n for text in data["cost.uncounted_operators"].dropna() for n in text.split(", ") if n})
+        notes += [f"Not counted, since no counter has a formula for them: {', '.join(names)}."] if names else []
+    return Table(
+        "architectures",
+        f"Architectures and their cost{_input(records)}.",
+        data,
+        _state_in_place(view, data),
+        (*notes, *_failures(data)),
+    )
 
 
-@dataclass(frozen=True)
-class _Column:
-    key: str
-    shown: Quantity
-    note: str = ""
-
-    @property
-    def heading(self) -> str:
-        return self.shown.heading
-
-    def text(self, value: Any) -> str:
-        return value if isinstance(value, str) else self.shown.text(value)
-
-
-ARCHITECTURE_COLUMNS = (
-    _Column("cost.params_m", quantity("cost.params_m")),
-    _Column("cost.gmacs", quantity("cost.gmacs")),
-    _Column(
-        "memory.saved_mib",
-        quantity("memory.saved_mib"),
-        "Saved for backward: what autograd keeps of one forward pass in training mode, parameters left out.",
-    ),
-)
+ARCHITECTURE_COLUMNS = {
+    "cost.output_stride": "",
+    "cost.params_m": "",
+    "cost.gmacs": "Multiply-adds of a forward pass (1 G = 2 GFLOPs), and of a forward and backward pass.",
+    "cost.gmacs_forward_backward": "",
+    "memory.saved_mib": "Saved for backward: what autograd keeps of a training step's forward pass, parameters left "
+    "out; recomputing: with memory_efficient=True, where the network has it.",
+    "memory.saved_mib_memory_efficient": "",
+    "field.theoretical_px": "Theoretical field: larger side of the centre pixel's receptive field, cut at the border.",
+    "field.effective_share": "Effective field: smallest share of the input that holds 95 % of the gradient of a centre "
+    "logit, of the untrained network; mean over initialisations and images.",
+}
+"""Columns of the architecture table in order, and what a reader must know of them."""
 
 
 def accuracy(records: Records, reference: str) -> Table:
@@ -250,21 +244,21 @@ def speed(records: Records) -> Table | None:
     if data.empty:
         return None
     view = pd.DataFrame({"Model": data.label})
-    for key, name, unit, digits in SPEED_COLUMNS:
-        if key in data and pd.to_numeric(data[key], errors="coerce").notna().any():
-            shown = Quantity(name, unit, digits=digits)
-            view[shown.heading] = [shown.text(v) for v in pd.to_numeric(data[key], errors="coerce")]
-    view = _state_in_place(view, data)
+    for key, spread in (
+        ("speed.latency_ms", "speed.latency_iqr_ms"),
+        ("speed.images_per_second", None),
+        ("speed.step_ms", "speed.step_iqr_ms"),
+        ("memory.peak_mib", None),
+    ):
+        if key in data and data[key].notna().any():
+            q = quantity(key)
+            texts = data[key].map(q.text)
+            if spread in data:
+                texts += [f" ({q.text(v)})" if pd.notna(v) else "" for v in data[spread]]
+            view[q.heading] = texts
     notes = (_protocol(records), *_failures(data))
     caption = "Speed, all models taken in turn within one run."
-    return Table("speed", caption, data, view, tuple(n for n in notes if n), noisy=True)
-
-
-SPEED_COLUMNS = (
-    ("speed.latency_ms", "Latency", "ms", 2),
-    ("speed.images_per_second", "Throughput", "images/s", 1),
-    ("memory.peak_mib", "Peak memory", "MiB", 1),
-)
+    return Table("speed", caption, data, _state_in_place(view, data), notes, noisy=True)
 
 
 def training_time(records: Records) -> Table | None:
@@ -393,10 +387,8 @@ def _state_in_place(view: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
     """Rows without numbers say why in their first number's place."""
     if view.shape[1] < 2:
         view.insert(1, "Status", "")
-    column = view.columns[1]
-    for i, (status, reason) in enumerate(zip(data.status, data.reason, strict=True)):
-        if status != FINISHED:
-            view.loc[view.index[i], column] = _state(status, reason)
+    states = [_state(s, r) for s, r in zip(data.status, data.reason, strict=True)]
+    view.isetitem(1, view.iloc[:, 1].where(data.status == FINISHED, pd.Series(states, index=view.index)))
     return view
 
 
@@ -420,12 +412,29 @@ def _split(records: Records) -> str:
     return f" on the {params['data.test_split']} split" if params.get("data.test_split") else ""
 
 
-def _input_note(records: Records) -> str:
-    return ""
+def _input(records: Records) -> str:
+    params: dict[str, Any] = next((r["params"] for r in records.all("profile")), {})
+    if not params.get("profile.size"):
+        return ""
+    height, width = params["profile.size"]
+    return f" at {params.get('profile.batch_size', 1)} × {height} × {width} pixels"
 
 
 def _protocol(records: Records) -> str:
-    return ""
+    """How and on what the timings were taken, as the records tell it."""
+    first = next(r for r in records.all("speed"))
+    c, e, p = first["cost"], first["environment"], first["params"]
+    size = " × ".join(str(v) for v in (c.get("speed.batch_size"), *(p.get("profile.size") or ())) if v is not None)
+    parts = [
+        f"median (interquartile range) of {c['speed.repeats']} rounds after {c['speed.warmup']} of warm-up, each round "
+        "timing every model once" if "speed.repeats" in c else "",
+        f"input {size}" if size else "",
+        f"{c['speed.dtype']}, {c.get('speed.memory_format', '').replace('_', ' ')}" if "speed.dtype" in c else "",
+        str(e.get("gpu") or e.get("cpu") or ""),
+        f"{e['threads']} CPU thread{'s' if e['threads'] > 1 else ''}" if e.get("threads") else "",
+        ", ".join(f"{k} {e[k]}" for k in ("torch", "cuda") if e.get(k)),
+    ]  # fmt: skip
+    return "Protocol: " + "; ".join(part for part in parts if part) + "."
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -448,7 +457,8 @@ def write_table(
     """Write one table as Markdown, LaTeX (booktabs) and CSV, the same bytes for the same input.
 
     Args:
-        frame: tidy numbers in full precision, units in the column names; becomes the CSV.
+        frame: tidy numbers in full precision, units in the column names (those that end in n_seeds are whole numbers);
+            becomes the CSV.
         path_stem: path of the three files without their suffix.
         caption: one line, without markup.
         view: the same table as a reader should see it; the frame itself, numbers to four digits, by default.
@@ -460,10 +470,12 @@ def write_table(
     """
     view = _plain_view(frame) if view is None else view.fillna("").astype(str)
     path_stem.parent.mkdir(parents=True, exist_ok=True)
+    counts = [c for c in frame.columns if str(c).endswith("n_seeds")]
+    frame = frame.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
     texts = {
         ".md": markdown(view, caption, notes),
         ".tex": latex(view, caption, notes, label or f"tab:{path_stem.name}"),
-        ".csv": frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL),
+        ".csv": frame.to_csv(index=False, lineterminator="\n"),
     }
     paths = []
     for suffix, text in texts.items():

@@ -1,0 +1,117 @@
+"""Commands: `python -m ablations --help`. Thin: each reads its arguments and calls one function of the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sunets.config import Suite, load
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Ablations: which part of a Stacked U-Net matters. Studies are data, under `ablations` in the parameter file.",
+)
+
+Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one parameter for this call; repeatable.")
+]
+PARAMS = Path("params.yaml")
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name under `ablations`; see `list`.")],
+    params: Params = PARAMS,
+    settings: Settings = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes at a time. Default: what the cores carry (1 on a GPU); 1 while a search samples, at most "
+            "one an arm while a tuned study samples. More than that on one search or arm is faster, but what is drawn "
+            "then depends on which worker is faster: such a study is not bit-reproducible. Grids and confirmations "
+            "always are.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Forget the study's trials, failed ones above all; finished trainings are kept."),
+    ] = False,
+) -> None:
+    """Run a study, or what is left of it after a kill; rewrites its records.
+
+    OPTUNA_STORAGE lets many machines work on one study: the path of a journal file that they share, a PostgreSQL URL
+    (postgresql+psycopg://user@host/name), or grpc://host:port of Optuna's proxy in front of one.
+    """
+    from ablations.study import run_study
+
+    records = run_study(load(params, settings or []), study, workers=workers, fresh=fresh)
+    counts = {status: sum(r["status"] == status for r in records) for status in ("finished", "pruned", "failed")}
+    typer.echo(f"{study}: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n))
+    for record in records:
+        if record["status"] == "failed":
+            typer.echo(
+                f"trial {record['number']}, {record['arm']}, seed {record['seed']}: {record['reason']}", err=True
+            )
+
+
+@app.command()
+def plan(
+    studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", help="Default: all.")] = None,
+    params: Params = PARAMS,
+    settings: Settings = None,
+    gpu_tflops: Annotated[
+        float, typer.Option("--gpu-tflops", min=0.01, help="Rate that training sustains on your GPU, in 10^12 FLOP/s.")
+    ] = 10.0,
+) -> None:
+    """Print what studies will run, and estimate how long that takes here and on one GPU; trains a few steps for it."""
+    from ablations.plan import plan_studies
+
+    suite = load(params, settings or [])
+    plan_studies(suite, studies or list(suite.ablations), gpu_tflops=gpu_tflops)
+
+
+@app.command()
+def report(params: Params = PARAMS, settings: Settings = None) -> None:
+    """Make the tables, figures and page results/BENCHMARK/ablations.md from the records."""
+    from ablations.report import build_ablation_report
+
+    for path in build_ablation_report(load(params, settings or []), Path()):
+        typer.echo(path)
+
+
+@app.command(name="list")
+def list_(params: Params = PARAMS, settings: Settings = None) -> None:
+    """List the studies of the parameter file."""
+    table = Table("study", "kind", "model", "axes", "seeds", "trials")
+    suite: Suite = load(params, settings or [])
+    for name, study in suite.ablations.items():
+        axes = "; ".join(f"{a.path}: {', '.join(map(str, a.values)) or f'{a.low} to {a.high}'}" for a in study.axes)
+        trials = str(study.trials) if study.trials else ""
+        table.add_row(name, study.kind, study.model, axes, ", ".join(map(str, study.seeds)), trials)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on standard error and exit code 2."""
+    from sunets.stages import StageError
+
+    try:
+        app()
+    except (ValueError, FileNotFoundError, StageError) as error:
+        if os.environ.get("SUNETS_DEBUG"):  # with its traceback
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""What a study tries: its axes as points, every one checked before the first trial.
+
+An axis is data, a dotted path and values; nothing here knows a particular one, except that a U-Net level that sees a
+single feature is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from sunets.config import AxisConfig, Config, ConfigError, StudyConfig, Suite, fingerprint
+from sunets.data import Manifest
+from sunets.sunet import SUNet, SUNetConfig, dilation_schedule
+from sunets.train import check
+from sunets.zoo import create_model
+
+Size = tuple[int, int]
+Arm = dict[str, Any]
+"""Dotted path of every axis -> value."""
+
+SECTIONS = ("model.", "train.")
+"""What may vary within a study: the data are prepared once, and all trials are scored alike."""
+MAX_CORNERS = 256
+"""Settings of a sampled space that are built before the search; beyond, an impossible one becomes a failed trial."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the axes."""
+
+    setting: Arm
+    """Paths that differ from the study's base, and their values."""
+    arm: Arm
+    """The value of every axis; of the base, what the network makes of a value that is not given."""
+    same_as: tuple[Arm, ...] = ()
+    """Other settings of the axes that make the very same training, and are therefore not run."""
+    reference: bool = False
+    """Whether differences are taken to this point: the base, or what is nearest to it among the points."""
+
+
+def study_config(suite: Suite, name: str) -> StudyConfig:
+    """The study of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in suite.ablations:
+        known = ", ".join(suite.ablations) or "none; add one under `ablations` in the parameter file"
+        raise ConfigError(f"{name}: no such study; there are {known}")
+    return suite.ablations[name]
+
+
+def trial_config(suite: Suite, name: str, setting: Arm, seed: int) -> Config:
+    """The configuration of one trial.
+
+    Raises:
+        ConfigError: an unknown path or a value that is not allowed; names the study.
+    """
+    study = study_config(suite, name)
+    try:
+        return suite.run(study.model, seed, {**study.overrides, **setting})
+    except ConfigError as error:
+        raise ConfigError(f"ablations.{name}: {_shown(setting) or 'overrides'}: {error}") from None
+
+
+def check_study(suite: Suite, name: str, manifest: Manifest) -> tuple[Point, ...]:
+    """The points of a study, after everything that can be wrong with them has been looked for.
+
+    Returns:
+        one_at_a_time: the base and every axis's values alone. grid, tuned: the product of all axes. search: the base.
+        None twice.
+
+    Raises:
+        ConfigError: an unknown path, a value that is not allowed, a network that cannot be built or would have useless
+            levels; names study, key and value.
+    """
+    study = study_config(suite, name)
+    for group in ("axes", "nuisance"):
+        for axis in getattr(study, group):
+            if not axis.path.startswith(SECTIONS):
+                raise ConfigError(f"ablations.{name}.{group}: {axis.path}: an axis is a path below model or train")
+            if axis.path in study.overrides:
+                raise ConfigError(f"ablations.{name}.{group}: {axis.path}: fixed under overrides; remove it there")
+    if clash := {a.path for a in study.axes} & {a.path for a in study.nuisance}:
+        raise ConfigError(f"ablations.{name}.nuisance: {', '.join(sorted(clash))}: is an axis already")
+    if wrong := [path for path in study.overrides if not path.startswith((*SECTIONS, "evaluate."))]:
+        raise ConfigError(f"ablations.{name}.overrides: {wrong[0]}: a path below model, train or evaluate is expected")
+
+    space = _Space(suite, name, manifest)
+    check(space.config({}), manifest)
+    base = space.network({})
+    for axis in [*study.axes, *study.nuisance]:
+        for value in axis_values(axis):  # each alone first: an error then names one key
+            space.run_once({axis.path: value})
+    if study.kind == "search":
+        sides = [axis_values(axis) for axis in study.axes]
+        for corner in itertools.islice(itertools.product(*sides), MAX_CORNERS):
+            space.network(_setting(study.axes, corner))
+        return (Point({}, space.arm({}, base), reference=True),)
+
+    settings: Iterable[Arm]
+    if study.kind == "one_at_a_time":
+        settings = [{}, *({axis.path: value} for axis in study.axes for value in axis.values)]
+    else:
+        settings = (_setting(study.axes, values) for values in itertools.product(*(a.values for a in study.axes)))
+    points: dict[str, Point] = {}
+    for setting in settings:
+        network = space.network(setting)
+        arm, key = space.arm(setting, network), space.identity(setting, network)
+        if key not in points:
+            points[key] = Point(setting, arm)
+        elif arm != points[key].arm:
+            points[key] = dataclasses.replace(points[key], same_as=(*points[key].same_as, arm))
+    return _with_reference(points, space.identity({}, base), space.arm({}, base))
+
+
+def axis_values(axis: AxisConfig) -> tuple[Any, ...]:
+    """An axis's values; of a range, its ends."""
+    return axis.values or (axis.low, axis.high)
+
+
+def identity(suite: Suite, name: str, manifest: Manifest, setting: Arm) -> str:
+    """A digest of a setting's training, equal where two settings make the same network and the same recipe."""
+    space = _Space(suite, name, manifest)
+    return space.identity(setting, space.network(setting))
+
+
+def input_size(config: Config, manifest: Manifest) -> Size:
+    """(height, width) of the smallest image that a training of this configuration sees."""
+    if config.train.augment.resized_crop is not None:
+        return (config.train.augment.resized_crop, config.train.augment.resized_crop)
+    if (given := config.train.augment.crop or config.data.size) is not None:
+        return given
+    items = manifest.splits[config.data.train_split]
+    return (min(item.height for item in items), min(item.width for item in items))
+
+
+@dataclass(frozen=True)
+class _Space:
+    """The settings of a study as configurations and as networks without memory (on the meta device)."""
+
+    suite: Suite
+    name: str
+    manifest: Manifest
+    built: dict[str, nn.Module] = field(default_factory=dict)
+
+    def config(self, setting: Arm) -> Config:
+        return trial_config(self.suite, self.name, setting, 0)
+
+    def network(self, setting: Arm) -> nn.Module:
+        """Build a setting's network.
+
+        Raises:
+            ConfigError: it cannot be built, or not sensibly.
+        """
+        config = self.config(setting)
+        key = fingerprint(config.model, input_size(config, self.manifest))
+        if key not in self.built:
+            with self._blamed_on(setting), torch.device("meta"):
+                model = create_model(
+                    **{k: v for k, v in config.model.arguments().items() if k != "weights"},
+                    task=self.manifest.task,
+                    num_classes=self.manifest.num_classes,
+                )
+                if isinstance(model, SUNet):
+                    _refuse_useless_levels(model.config, input_size(config, self.manifest))
+            self.built[key] = model
+        return self.built[key]
+
+    def run_once(self, setting: Arm) -> None:
+        """Send an image of the data's size through a setting's network, without computing anything.
+
+        Raises:
+            ConfigError: it does not go through.
+        """
+        model, config = self.network(setting).eval(), self.config(setting)
+        with self._blamed_on(setting), torch.no_grad():
+            model(torch.empty(1, config.model.in_channels or 3, *input_size(config, self.manifest), device="meta"))
+
+    @contextlib.contextmanager
+    def _blamed_on(self, setting: Arm) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"ablations.{self.name}: {_shown(setting) or 'the base'}: {reason}") from None
+
+    def arm(self, setting: Arm, network: nn.Module) -> Arm:
+        study = self.suite.ablations[self.name]
+        tree = self.config(setting).model_dump(mode="json")
+        return {axis.path: _resolved(axis.path, _at(tree, axis.path), network) for axis in study.axes}
+
+    def identity(self, setting: Arm, network: nn.Module) -> str:
+        tree = self.config(setting).model_dump(mode="json")
+        if isinstance(network, SUNet):
+            own = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
+            given = {k: tree["model"][k] for k in ("weights",)}
+            tree["model"] = {"sunet": own, **given}
+        else:
+            tree["model"]["output_stride"] = network.output_stride
+        return fingerprint(tree)
+
+
+def _with_reference(points: dict[str, Point], base_key: str, base_arm: Arm) -> tuple[Point, ...]:
+    def nearness(key: str) -> int:
+        return sum(points[key].arm[path] == value for path, value in base_arm.items())
+
+    chosen = base_key if base_key in points else max(points, key=nearness)
+    reference = dataclasses.replace(points[chosen], reference=True)
+    if base_arm in reference.same_as:  # of several names of the base, its own
+        others = [arm for arm in (reference.arm, *reference.same_as) if arm != base_arm]
+        reference = dataclasses.replace(reference, arm=base_arm, same_as=tuple(others))
+    return tuple(reference if key == chosen else point for key, point in points.items())
+
+
+def _setting(axes: Sequence[AxisConfig], values: Sequence[Any]) -> Arm:
+    return {axis.path: value for axis, value in zip(axes, values, strict=True)}
+
+
+def _shown(setting: Arm) -> str:
+    return ", ".join(f"{path}={list(v) if isinstance(v, tuple) else v}" for path, v in setting.items())
+
+
+def _at(tree: Any, path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _resolved(path: str, value: Any, network: nn.Module) -> Any:
+    """A value of the model section that was left to the network, as the network has it."""
+    name = path.removeprefix("model.")
+    if value is None and path != name:
+        value = getattr(getattr(network, "config", None), name, getattr(network, name, None))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _refuse_useless_levels(config: SUNetConfig, size: Size) -> None:
+    """Refuse a depth whose last level sees a single feature in every stage that has it: it computes nothing spatial.
+
+    Raises:
+        ValueError: says which, and what is the largest useful depth.
+    """
+    depths = cast(tuple[int, ...], config.unet_depth)
+    kept_pools = (cast(int, config.output_stride) // 4).bit_length() - 1
+    stages = []  # (side of the features, whether levels halve it) of each stage
+    for stage, rates in enumerate(dilation_schedule(config)):
+        halvings = 2 + min(stage, kept_pools)
+        stages.append((-(-max(size) // 2**halvings), rates is None))
+
+    def side(stage: int, level: int) -> int:
+        """Longer side of what a level of a stage receives."""
+        features, strided = stages[stage]
+        return -(-features // 2**level) if strided else features
+
+    for depth in sorted(set(depths) - {1}):
+        there = [stage for stage, own in enumerate(depths) if own >= depth]
+        if all(side(stage, depth - 1) == 1 for stage in there):
+            useful = max(sum(side(stage, level) > 1 for level in range(depth)) for stage in there)
+            raise ValueError(
+                f"cannot be built sensibly for {size[0]} x {size[1]} pixels: level {depth} of its U-Nets receives a "
+                f"single feature (1 x 1; the first receives {stages[there[0]][0]} on the longer side) and computes "
+                f"nothing spatial; the largest useful unet_depth is {max(1, useful)}"
+            )

@@ -1,0 +1,96 @@
+"""Stages `cost` (exact figures of one model) and `speed` (noisy figures of all models, taken in turn)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sunets.config import Section, Suite, flatten
+from sunets.data import load_manifest
+from sunets.profile import measure_speed, profile_model
+from sunets.record import environment, make_record, provenance, replacing, write_json
+from sunets.stages import Layout, stage
+from sunets.zoo import create_model
+
+
+def _arguments(suite: Suite, key: str, layout: Layout) -> dict[str, Any]:
+    """Keyword arguments of `create_model` for a model of the benchmark."""
+    manifest = load_manifest(layout.data, suite.data)
+    return suite.models[key].arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
+
+
+def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
+    """Count `models.<key>` at `profile.size`; the record and the map of its effective receptive field.
+
+    Raises:
+        ConfigError, ValueError: the model cannot be built.
+        AuditError: two ways of counting differ.
+    """
+    layout = Layout(suite.benchmark, root)
+    suite.run(key, suite.seeds[0])
+    profile = suite.profile
+    with stage(f"cost@{key}", layout, __name__) as code:
+        params = _params(suite, key)
+        source = provenance(None, code, params, f"python -m sunets cost {key}")
+        figures, field = profile_model(
+            _arguments(suite, key, layout),
+            size=profile.size,
+            batch_size=profile.batch_size,
+            field_seeds=profile.field_seeds,
+            field_images=profile.field_images,
+        )
+        record = make_record(
+            "profile",
+            benchmark=suite.benchmark,
+            model=key,
+            label=suite.models[key].label,
+            config=params,
+            cost=figures,
+            environment=environment("cpu", 1),
+            provenance=source,
+        )
+        with replacing(layout.records / "profile" / f"{key}.npz") as path:
+            np.savez_compressed(path, **({"field": field} if field is not None else {}))
+        write_json(layout.records / "profile" / f"{key}.json", record)
+    return record
+
+
+def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
+    """Time all models of the benchmark in one run at `profile.size`; the records."""
+    layout = Layout(suite.benchmark, root)
+    profile = suite.profile
+    with stage("speed", layout, __name__) as code:
+        measured = measure_speed(
+            {key: create_model(**_arguments(suite, key, layout)) for key in suite.models},
+            size=profile.size,
+            batch_size=profile.batch_size,
+            repeats=profile.repeats,
+            warmup=profile.warmup,
+            threads=profile.threads,
+        )
+        host = environment("auto", profile.threads)
+        records = []
+        for key, figures in measured.items():
+            params = _params(suite, key)
+            records.append(
+                make_record(
+                    "speed",
+                    benchmark=suite.benchmark,
+                    model=key,
+                    label=suite.models[key].label,
+                    config=params,
+                    cost=figures,
+                    environment=host,
+                    provenance=provenance(None, code, params, "python -m sunets speed"),
+                )
+            )
+        write_json(layout.records / "speed.json", records)
+    return records
+
+
+def _params(suite: Suite, key: str) -> dict[str, Any]:
+    """What decides the figures of a model, by dotted name."""
+    sections: dict[str, Section] = {"profile": suite.profile, "model": suite.models[key]}
+    return {f"{name}.{path}": v for name, section in sections.items() for path, v in flatten(section).items()}

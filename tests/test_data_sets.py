@@ -1,0 +1,196 @@
+"""VOC 2012 with SBD, COCO and Cityscapes, on stand-ins in their exact on-disk formats."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from standins import make_cityscapes, make_coco, make_sbd, make_voc
+
+from sunets.config import DataConfig
+from sunets.data import DataError, load_manifest, make_dataset, prepare
+
+# pycocotools' compiled part does not know NumPy 2's copy keyword yet
+quiet_coco = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def ids(manifest, split):
+    return [item.id for item in manifest.splits[split]]
+
+
+def labels_of(item):
+    with Image.open(item.target) as file:
+        return np.array(file)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    return make_sbd(make_voc(tmp_path / "voc"))
+
+
+def voc_config(root, **values):
+    return DataConfig(name="voc2012", root=str(root), **values)
+
+
+def test_voc(voc, tmp_path):
+    manifest = prepare(voc_config(voc), tmp_path / "data")
+    assert manifest.num_classes == 21
+    assert manifest.palette[15] == (192, 128, 128)  # person, in VOC's colour map
+    lists = voc / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    for split in ("train", "val", "test"):
+        assert ids(manifest, split) == (lists / f"{split}.txt").read_text().split()
+    assert all(item.target is None for item in manifest.splits["test"])
+    labels = labels_of(manifest.splits["train"][0])
+    assert set(np.unique(labels)) == {0, 1, 255}
+    _, target = make_dataset(manifest, "train", voc_config(voc), None, 0)[0]
+    assert np.array_equal(target.numpy(), labels)
+    assert any("split 'train': 4 images, published are 1464" in w for w in manifest.warnings)
+    assert load_manifest(tmp_path / "data", voc_config(voc)) == manifest
+
+
+def test_voc_directory_itself_is_a_root_too(voc, tmp_path):
+    inner = prepare(voc_config(voc / "VOCdevkit" / "VOC2012"), tmp_path / "a")
+    assert inner.digest == prepare(voc_config(voc), tmp_path / "b").digest
+
+
+def test_train_aug_has_no_val_image(voc, tmp_path):
+    """The stand-in SBD, like the real one, contains VOC's val images."""
+    config = voc_config(voc, train_split="train_aug", test_split="val")
+    manifest = prepare(config, tmp_path / "data")
+    listed = {
+        n for part in ("train", "val") for n in (voc / f"benchmark_RELEASE/dataset/{part}.txt").read_text().split()
+    }
+    assert set(ids(manifest, "val")) <= listed  # planted
+    assert not set(ids(manifest, "train_aug")) & set(ids(manifest, "val"))
+    assert len(manifest.splits["train_aug"]) == 4 + 3
+    assert any("published are 10582" in w for w in manifest.warnings)
+    from_voc, from_sbd = manifest.splits["train_aug"][0], manifest.splits["train_aug"][-1]
+    assert "SegmentationClass" in from_voc.target.parts  # VOC's own annotation is the better one
+    assert from_sbd.target.is_relative_to(tmp_path / "data")
+    assert set(np.unique(labels_of(from_sbd))) == {0, 3}
+
+
+def test_trainval_aug_contains_val_by_definition(voc, tmp_path):
+    config = voc_config(voc, train_split="trainval_aug", test_split="test")
+    manifest = prepare(config, tmp_path / "data")
+    assert len(manifest.splits["trainval_aug"]) == 4 + 2 + 3
+    assert any("'trainval_aug' and 'val' share 2 images" in w for w in manifest.warnings)
+    with pytest.raises(DataError, match="no labels"):
+        prepare(voc_config(voc, val_split="test"), tmp_path / "other")
+
+
+def test_sbd_directory_of_torchvision(voc, tmp_path):
+    config = voc_config(voc, train_split="train_aug")
+    first = prepare(config, tmp_path / "a")
+    (voc / "benchmark_RELEASE" / "dataset").rename(voc / "sbd")
+    assert prepare(config, tmp_path / "b").digest == first.digest
+
+
+def test_voc_faults(voc, tmp_path):
+    inside = voc / "VOCdevkit" / "VOC2012"
+    (inside / "JPEGImages" / "2007_000001.jpg").unlink()
+    (inside / "SegmentationClass" / "2007_000002.png").unlink()
+    with (inside / "ImageSets" / "Segmentation" / "val.txt").open("a") as file:
+        file.write("2007_000000\n2099_000000\n")
+    with pytest.raises(DataError) as caught:
+        prepare(voc_config(voc), tmp_path / "data")
+    faults = caught.value.faults
+    for name in (
+        "2007_000001.jpg: missing",
+        "2007_000002.png: missing",
+        "2099_000000.jpg: missing",
+        "2007_000000.jpg: in split",
+    ):
+        assert any(name in f for f in faults), (name, faults)
+    (inside / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    with pytest.raises(DataError, match=r"train\.txt: no such file"):
+        prepare(voc_config(voc), tmp_path / "data")
+    with pytest.raises(DataError, match="VOCdevkit"):
+        prepare(voc_config(inside / "JPEGImages"), tmp_path / "data")
+
+
+@pytest.mark.parametrize("content", ["text", "other struct", "HDF5", "truncated"])
+def test_mat_of_another_kind(voc, tmp_path, content):
+    path = voc / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000000.mat"
+    if content == "text":
+        path.write_text("hello, this is no MATLAB file at all" * 8)
+    elif content == "other struct":
+        savemat(path, {"GTinst": {"Segmentation": np.zeros((4, 4), np.uint8)}})
+    elif content == "HDF5":
+        path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" + bytes(256))
+    else:
+        path.write_bytes(path.read_bytes()[:150])
+    with pytest.raises(DataError) as caught:
+        prepare(voc_config(voc, train_split="train_aug"), tmp_path / "data")
+    (fault,) = caught.value.faults
+    assert str(path) in fault
+    assert ("cannot be decoded" if content == "truncated" else "GTcls") in fault
+
+
+def test_half_extracted_sbd(voc, tmp_path):
+    (voc / "benchmark_RELEASE" / "dataset" / "val.txt").unlink()
+    with pytest.raises(DataError, match=r"val\.txt"):
+        prepare(voc_config(voc, train_split="train_aug"), tmp_path / "data")
+
+
+@quiet_coco
+def test_coco(tmp_path):
+    root = make_coco(tmp_path / "coco")
+    config = DataConfig(name="coco", root=str(root), test_split="val")
+    manifest = prepare(config, tmp_path / "data")
+    assert ids(manifest, "train") == [f"{n:012d}" for n in (1, 2, 3)]  # neither the tiny person nor the zebra
+    assert ids(manifest, "val") == [f"{n:012d}" for n in (101, 102)]
+    labels = labels_of(manifest.splits["train"][0])
+    expected = np.zeros((64, 72), np.uint8)
+    expected[40:60, 40:60] = 18  # sofa, from a compressed code, behind
+    expected[:, :8] = 15  # person, from an uncompressed crowd
+    expected[10:50, 10:50] = 20  # tvmonitor, a polygon, in front
+    assert np.array_equal(labels, expected)
+    assert manifest.class_pixels["train"][20] == 3 * 1600
+
+
+@quiet_coco
+def test_coco_faults(tmp_path):
+    root = make_coco(tmp_path / "coco")
+    config = DataConfig(name="coco", root=str(root), test_split="val")
+    with pytest.raises(DataError, match="test_split: val"):
+        prepare(DataConfig(name="coco", root=str(root)), tmp_path / "data")
+    path = root / "annotations" / "instances_val2017.json"
+    tree = json.loads(path.read_text())
+    tree["annotations"][0]["segmentation"] = {"size": "?", "counts": [1]}
+    path.write_text(json.dumps(tree))
+    (root / "train2017" / f"{2:012d}.jpg").unlink()
+    Image.new("RGB", (20, 20)).save(root / "train2017" / f"{3:012d}.jpg")
+    with pytest.raises(DataError) as caught:
+        prepare(config, tmp_path / "data")
+    faults = caught.value.faults
+    for text in ("annotation 1 of 000000000101.jpg", "000000000002.jpg: missing", "000000000003.jpg has 20x20"):
+        assert any(text in f for f in faults), (text, faults)
+    path.write_text("{}")
+    with pytest.raises(DataError, match=r"instances_val2017\.json: no COCO"):
+        prepare(config, tmp_path / "data")
+    path.unlink()
+    with pytest.raises(DataError, match="missing"):
+        prepare(config, tmp_path / "data")
+
+
+def test_cityscapes(tmp_path):
+    root = make_cityscapes(tmp_path / "cityscapes")
+    manifest = prepare(DataConfig(name="cityscapes", root=str(root)), tmp_path / "data")
+    assert manifest.num_classes == 19
+    assert ids(manifest, "train")[0] == "aachen_000000_000019"
+    stored = np.asarray(Image.open(root / "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"))
+    labels = labels_of(manifest.splits["train"][0])
+    for stored_label, label in {7: 0, 8: 1, 23: 10, 3: 255}.items():
+        assert (stored == stored_label).any()
+        assert (labels[stored == stored_label] == label).all()
+    assert manifest.splits["test"][0].target is None
+
+    (root / "gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png").unlink()
+    (root / "leftImg8bit/val/frankfurt/frankfurt_000000_000019_leftImg8bit.png").unlink()
+    with pytest.raises(DataError) as caught:
+        prepare(DataConfig(name="cityscapes", root=str(root)), tmp_path / "data")
+    assert len(caught.value.faults) == 2
+    assert "aachen_000001" in str(caught.value)
+    assert "frankfurt_000000" in str(caught.value)

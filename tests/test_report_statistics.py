@@ -1,0 +1,103 @@
+"""Intervals, paired differences and bootstraps against values worked out by hand or by scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sunets.metrics import scores_from_confusion
+from sunets.report.statistics import (
+    bootstrap_scores,
+    holm,
+    mean_interval,
+    miou,
+    paired_difference,
+    percentile_interval,
+)
+
+
+def test_interval_of_three_values() -> None:
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.half_width == pytest.approx(4.302652729911275 / np.sqrt(3))
+    assert found.low == pytest.approx(2 - 2.4841377117)
+
+
+def test_one_value_has_no_interval_and_none_is_an_error() -> None:
+    assert mean_interval([0.4]) == mean_interval([0.4]).__class__(0.4, None, None, 1)
+    assert mean_interval([0.4]).half_width is None
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="not finite"):
+        mean_interval([0.1, float("nan")])
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = [e.low <= 0 <= e.high for e in (mean_interval(rng.normal(size=5).tolist()) for _ in range(2000))]
+    assert 0.93 < np.mean(hits) < 0.97
+
+
+def test_paired_difference_uses_the_common_seeds_and_the_direction() -> None:
+    ours, reference = {0: 0.5, 1: 0.6, 2: 0.7, 9: 0.0}, {0: 0.4, 1: 0.45, 2: 0.5, 3: 0.9}
+    found = paired_difference(ours, reference)
+    assert found is not None
+    assert (found.mean, found.n) == (pytest.approx(0.15), 3)
+    assert (found.low, found.high) == (pytest.approx(0.15 - 0.1242068856), pytest.approx(0.15 + 0.1242068856))
+    assert found.p_value == pytest.approx(stats.ttest_rel([0.5, 0.6, 0.7], [0.4, 0.45, 0.5]).pvalue)
+    assert found.verdict == "better"
+    assert paired_difference(ours, reference, higher_is_better=False).verdict == "worse"
+    assert paired_difference({0: 0.5, 1: 0.3}, {0: 0.4, 1: 0.4}).verdict == "within noise"
+
+
+def test_pairing_finds_what_unpaired_intervals_hide() -> None:
+    reference = {s: 0.4 + 0.05 * s for s in range(5)}
+    ours = {s: v + 0.01 + 0.001 * (s % 2) for s, v in reference.items()}
+    assert mean_interval(list(ours.values())).low < mean_interval(list(reference.values())).high
+    assert paired_difference(ours, reference).verdict == "better"
+
+
+def test_differences_without_spread_or_without_seeds() -> None:
+    same = paired_difference({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})
+    assert (same.verdict, same.p_value) == ("within noise", 1.0)
+    shifted = paired_difference({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
+    assert (shifted.verdict, shifted.p_value) == ("better", 0.0)
+    assert paired_difference({0: 0.5}, {0: 0.4}).verdict == "not tested (1 seed)"
+    assert paired_difference({0: 0.5}, {1: 0.4}) is None
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def _counts(images: int, k: int = 4, seed: int = 0) -> np.ndarray:
+    counts = np.random.default_rng(seed).integers(0, 50, (images, k, k)).astype(np.uint32)
+    counts[:, 3, :] = counts[:, :, 3] = 0  # a class that no image has
+    return counts
+
+
+def test_miou_is_the_one_of_the_metrics() -> None:
+    counts = _counts(6)
+    for matrix, value in zip(counts, miou(counts), strict=True):
+        assert value == pytest.approx(scores_from_confusion(matrix)["score.miou"], abs=1e-12)
+    assert np.isnan(miou(np.zeros((2, 2))))
+
+
+def test_bootstrap_scores_resampled_sets_of_images() -> None:
+    a, b = _counts(12), _counts(12, seed=1)
+    found = bootstrap_scores([a, b], resamples=20, seed=3)
+    rng = np.random.default_rng(3)
+    for value in found:
+        drawn = rng.integers(12, size=12)
+        expected = [scores_from_confusion(c[drawn].sum(0, dtype=np.int64))["score.miou"] for c in (a, b)]
+        assert value == pytest.approx(np.mean(expected), abs=1e-12)
+    np.testing.assert_array_equal(found, bootstrap_scores([a, b], resamples=20, seed=3, max_bytes=1))
+    low, high = percentile_interval(bootstrap_scores([a]))
+    assert low < miou(a.sum(0)) < high
+
+
+def test_images_that_are_all_alike_have_no_spread() -> None:
+    assert np.ptp(bootstrap_scores([np.repeat(_counts(1), 5, axis=0)], resamples=50)) == 0
