@@ -1,4 +1,4 @@
-# make repro | test | check | ui | env: each creates .venv from requirements.lock where it is absent or older than the lock.
+# make repro | test | check | zoo | ui | env: each creates .venv from requirements.lock where it is absent or older than the lock.
 PYTHON ?= python3
 VENV   ?= .venv
 PORT   ?= 5000
@@ -11,7 +11,7 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env repro test check ui clean
+.PHONY: help env repro test check zoo ui clean
 help:
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
@@ -34,6 +34,9 @@ check: env  ## lint, format, types, tests
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest
+
+zoo: env  ## count every network of the zoo: the README's cost table and architecture figure
+	$(PY) -m sunets zoo
 
 ui: env  ## open MLflow on this checkout's runs
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)

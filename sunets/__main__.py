@@ -85,9 +85,12 @@ def speed(params: Params = PARAMS, settings: Settings = None) -> None:
 def report(params: Params = PARAMS, settings: Settings = None) -> None:
     """Make the tables, figures and page of results/BENCHMARK/ from its records."""
     from sunets.report import build_report
+    from sunets.tracking import sync_or_warn
 
-    for path in build_report(_suite(params, settings), Path()):
+    suite = _suite(params, settings)
+    for path in build_report(suite, Path()):
         typer.echo(path)
+    sync_or_warn(Path("results"), suite.benchmark)
 
 
 @app.command(name="list", rich_help_panel=TOOLS)
@@ -129,6 +132,14 @@ def profile(
         field=field or picture is not None,
         picture_path=picture,
     )
+
+
+@app.command(rich_help_panel=TOOLS)
+def zoo() -> None:
+    """Count every segmentation network of the zoo; writes results/zoo/ and the README's cost table."""
+    from sunets.stages.zoo import zoo_stage
+
+    zoo_stage()
 
 
 @app.command(rich_help_panel=TOOLS)

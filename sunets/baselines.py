@@ -214,7 +214,7 @@ def dilated_resnet_small(
     in_channels: int = 3,
     output_stride: int | None = None,
     width: int = 16,
-    num_blocks: int | Sequence[int] = (2, 3, 2),
+    num_blocks: int | tuple[int, ...] = (2, 3, 2),
     task: str,
 ) -> Baseline:
     """A small dilated residual network: 3x3 stem of stride 2, three stages of basic blocks of stride 2, 1x1 head.
@@ -223,7 +223,7 @@ def dilated_resnet_small(
     """
     stride = _choose_stride(name, output_stride, (8, 4, 16))
     _check_count("width", width)
-    counts = (num_blocks,) * 3 if isinstance(num_blocks, int) else tuple(num_blocks)
+    counts = tuple(num_blocks) if isinstance(num_blocks, tuple | list) else (num_blocks,) * 3
     if len(counts) != 3:
         raise ValueError(f"num_blocks: an integer, or three of them, one a stage of {name}, not {list(counts)}")
     stages: list[nn.Module] = []

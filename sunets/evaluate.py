@@ -72,7 +72,7 @@ def evaluate(
     segmentation = manifest.task == "segmentation"
     if variant.window is not None and not segmentation:
         raise ConfigError("evaluate.variants: a window is for segmentation; leave it out for classification")
-    device = device or prepare_torch(config.train)
+    device = prepare_torch(config.train, device)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     classes, batch_size = manifest.num_classes, config.evaluate.batch_size

@@ -586,6 +586,7 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
 
     Returns:
         cost.params_m: parameters in millions.
+        cost.output_stride: input size over the size of the last features.
         cost.gmacs, cost.gflops: multiply-adds of a forward pass in 10^9, and twice that.
         cost.gmacs_attention: those of them that are products of activations, not of weights.
         cost.gmacs_forward_backward: of a forward and backward pass, gradients of all parameters included.
@@ -625,6 +626,7 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
         model.config = dataclasses.replace(config, memory_efficient=False)
     return {
         "cost.params_m": params / 1e6,
+        "cost.output_stride": int(cast(int, model.output_stride)),
         "cost.gmacs": gmacs,
         "cost.gflops": 2 * gmacs,
         "cost.gmacs_attention": sum(n for op, n in forward.items() if op not in _CONV_AND_LINEAR) / 1e9,

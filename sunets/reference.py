@@ -167,11 +167,13 @@ def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
     except OSError:
         raise
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
-            raise WeightsError(
-                f"{path}: refused: it holds code or objects besides weights, and nothing in it was run"
-            ) from error
-        raise WeightsError(f"{path}: no checkpoint, or a damaged one; fetch it again") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (
+            f"it holds {found[1]} besides weights; take one that holds weights and plain values alone"
+            if found
+            else "it is no file of weights, or a damaged one; fetch it again"
+        )
+        raise WeightsError(f"{path}: refused, and nothing in it was run: {reason}") from error
     except Exception as error:  # torch reports a damaged file by whatever its reader stumbles on
         raise WeightsError(f"{path}: damaged or cut short ({type(error).__name__}); fetch it again") from error
     if not isinstance(content, Mapping):
@@ -180,25 +182,21 @@ def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
 
 
 def _advice(model: SUNet, state: Mapping[str, Any]) -> str:
-    """What kind of checkpoint this is, where it is one of the authors' for another network."""
-    stem, last = state.get("features.conv1.weight"), state.get("features.bn2.weight")
-    if not isinstance(stem, Tensor) or not isinstance(last, Tensor):
+    """What kind of checkpoint this is, where it is not one for `model`; the end of an error message."""
+    if not {"features.conv1.weight", "features.bn2.weight"} <= state.keys():
         return "; this is no checkpoint of the authors' code"
     if "linear.weight" not in state and model.task == "classification":
         return "; a classifier cannot be loaded from a segmentation checkpoint"
+    found = {key: value.shape for key, value in state.items() if isinstance(value, Tensor)}
     for name in VARIANTS:
         with torch.device("meta"):
-            other = sunet(name, num_classes=1)
-        shapes = {
-            theirs: tensor.shape
-            for theirs, tensor in zip(reference_keys(other).values(), other.state_dict().values(), strict=True)
-            if theirs.startswith("features.") and not theirs.endswith("num_batches_tracked")
-        }
-        if all(isinstance(state.get(k), Tensor) and state[k].shape == shape for k, shape in shapes.items()):
-            same = other.state_dict().keys() - {"head.weight", "head.bias"} <= model.state_dict().keys() and all(
-                model.state_dict()[k].shape == v.shape
-                for k, v in other.state_dict().items()
-                if not k.startswith("head.")
-            )
-            return "" if same else f"; the checkpoint is one of {name}, the model is another network"
+            shapes = _backbone_shapes(sunet(name, num_classes=1))
+        if shapes != _backbone_shapes(model) and shapes.items() <= found.items():
+            return f"; the checkpoint is one of {name}, the model is another network"
     return ""
+
+
+def _backbone_shapes(model: SUNet) -> dict[str, torch.Size]:
+    own = model.state_dict()
+    shapes = {theirs: own[ours].shape for ours, theirs in reference_keys(model).items()}
+    return {k: v for k, v in shapes.items() if k.startswith("features.") and not k.endswith("num_batches_tracked")}

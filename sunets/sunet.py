@@ -63,9 +63,9 @@ class SUNetConfig:
     It alone decides which pools between the stages are dropped."""
     dilation: str | tuple[int | tuple[int, ...], ...] = "multi_grid"
     """What stages after a dropped pool do; a is twice the number of pools dropped before the stage. multi_grid (the
-    authors'): D, 2D on the way down and 2D, D up, where D = a * 2^level. uniform: rate a in every 3x3 convolution. none:
-    the stage keeps its resolution with rate 1. strided: its U-Nets pool as elsewhere. Or explicit, one entry a stage: 0
-    is strided, an integer is a uniform rate, a tuple holds one D a level."""
+    authors'): D, 2D on the way down and 2D, D up, where D = a * 2^level. uniform: rate a in every 3x3 convolution.
+    none: the stage keeps its resolution with rate 1. strided: its U-Nets pool as elsewhere. Or explicit, one entry a
+    stage: 0 is strided, an integer is a uniform rate, a tuple holds one D a level."""
     skip: str = "concat"
     """How a U-Net joins its ways down and up: concat or sum."""
     head: str = "linear"

@@ -168,10 +168,10 @@ def select_device(name: str) -> torch.device:
     return torch.device("cuda", local)
 
 
-def prepare_torch(train: TrainConfig) -> torch.device:
+def prepare_torch(train: TrainConfig, device: torch.device | None = None) -> torch.device:
     """Choose the device, and make this process's torch arithmetic repeatable on it: threads, algorithms, kernels."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    device = select_device(train.device)
+    device = device or select_device(train.device)
     torch.set_num_threads(train.threads)
     # A few CUDA kernels (some poolings' gradients) exist in one, unrepeatable form only: they warn.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")

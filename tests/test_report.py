@@ -517,3 +517,15 @@ def test_explain_names_what_there_is(site, table, row, column, message) -> None:
         column, message = "mious", message.replace("miou:", "mious:")
     with pytest.raises(ReportError, match=message):
         explain(site[0] / "results", "toy", table, row, column)
+
+
+def test_cost_frames_take_records_of_any_benchmark() -> None:
+    one = record(
+        "profile", "sunet64_16", "sunet64", params={"model.output_stride": 16}, cost={"cost.params_m": 5.906773}
+    )
+    two = record("profile", "net", "Net", status="failed", reason="cannot be built")
+    data, view = tables.cost_frames([one, two])
+    assert data["cost.params_m"].tolist()[0] == 5.906773
+    assert view.to_dict("list") == {
+        "Model": ["sunet64", "Net"], "Output stride": ["16", "failed: cannot be built"], "Parameters (M)": ["5.907", ""]
+    }  # fmt: skip

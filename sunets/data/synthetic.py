@@ -84,14 +84,14 @@ def draw(
     y, x = np.mgrid[:size, :size].astype(np.float32)
     textures = _textures(rng, size)
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.2)
-    level = rng.uniform(0.27, 0.73) + slope * ((x / size - 0.5) * np.cos(angle) + (y / size - 0.5) * np.sin(angle))
-    color = level[..., None] + rng.uniform(-0.05, 0.05, 3) + textures[0]
+    level = rng.uniform(0.3, 0.7) + slope * ((x / size - 0.5) * np.cos(angle) + (y / size - 0.5) * np.sin(angle))
+    color = level[..., None] + rng.uniform(-0.06, 0.06, 3) + textures[0]
     labels = np.zeros((size, size), np.uint8)
     for shape, width, left, top in _place(rng, size, len(shapes), single):
         inside = _shape(shapes[shape], x - left - width / 2, y - top - width / 2, width / 2)
         darker = int(rng.integers(2))
-        contrast = rng.uniform(0.11, 0.17)
-        fill = level[..., None] + rng.uniform(-0.05, 0.05, 3) + textures[1] + (-contrast if darker else contrast)
+        contrast = rng.uniform(0.12, 0.2)
+        fill = level[..., None] + rng.uniform(-0.06, 0.06, 3) + textures[1] + (-contrast if darker else contrast)
         phase = rng.uniform(0, 2 * np.pi)
         if not settings.context:
             direction = np.pi / len(shapes) * shape
@@ -135,10 +135,10 @@ def _shape(name: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray
 
 
 def _textures(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two (size, size, 3) textures as natural images have them: 1/f noise, mostly grey, standard deviation 0.04."""
+    """Two (size, size, 3) textures as natural images have them: 1/f noise, mostly grey, standard deviation 0.05."""
     noise = rng.standard_normal((2, 4, size, size), dtype=np.float32)
     waves = np.fft.irfft2(np.fft.rfft2(noise) * _falloff(size), s=(size, size))
-    waves *= 0.04 / waves.std((2, 3), keepdims=True)
+    waves *= 0.05 / waves.std((2, 3), keepdims=True)
     mixed = waves[:, :1] + 0.4 * waves[:, 1:]
     return np.moveaxis(mixed, 1, -1)
 

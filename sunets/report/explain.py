@@ -103,18 +103,15 @@ def _runs(used: list[dict[str, Any]], key: str, path: str) -> list[str]:
         lines.append(
             f"  {name}: {state if key in r['scores'] or key in r['cost'] or r['status'] != FINISHED else 'finished'}"
         )
-    for title, key_ in (
-        ("git commit", "git_commit"), ("data digest", "data_digest"), ("code hash", "code_hash"),
-        ("config hash", "config_hash"), ("command", "command"),
-    ):  # fmt: skip
-        values: dict[str, list[int]] = {}
+    for name in ("git_commit", "data_digest", "code_hash", "config_hash", "command"):
+        values: dict[str, list[str]] = {}
         for r in used:
-            text = str(r["provenance"].get(key_))
-            if key_ == "git_commit" and r["provenance"].get("git_dirty"):
-                text += " with uncommitted changes"
-            values.setdefault(text, []).append(r["seed"])
+            if (text := r["provenance"].get(name)) is not None:
+                dirty = name == "git_commit" and r["provenance"].get("git_dirty")
+                values.setdefault(f"{text} with uncommitted changes" if dirty else str(text), []).append(str(r["seed"]))
+        title = name.replace("_", " ")
         for text, seeds in values.items():
-            lines.append(f"{title}: {text}" + (f" (seed {', '.join(map(str, seeds))})" if len(values) > 1 else ""))
+            lines.append(f"{title}: {text}" + (f" (seed {', '.join(seeds)})" if len(values) > 1 else ""))
     e = used[0]["environment"]
     versions = ", ".join(
         f"{k} {e[k]}" for k in ("python", "torch", "torchvision", "device", "gpu", "threads") if e.get(k)
@@ -140,4 +137,6 @@ def _file(kind: str, model: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "none" if value is None or (isinstance(value, float) and value != value) else str(value)
+    if isinstance(value, float):  # counts come back from a CSV as floats where a row has none
+        return "none" if value != value else repr(int(value) if value.is_integer() else value)
+    return str(value)

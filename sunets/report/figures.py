@@ -380,9 +380,11 @@ def confusion(records: Records) -> Figure | None:
     names = [n.replace("_", " ") for n in records.classes] if len(records.classes) == k else [str(i) for i in range(k)]
     columns = min(len(found), 4 if k <= 8 else 3 if k <= 14 else 2)
     rows = math.ceil(len(found) / columns)
-    side = (WIDTH - 1.3) / columns
+    side = min((WIDTH - 1.3) / columns, 2.6)
     with plt.rc_context(STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}):
-        fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (side + 0.3) + 0.75), squeeze=False)
+        fig, axes = plt.subplots(
+            rows, columns, figsize=(side * columns + 1.3, rows * (side + 0.3) + 0.75), squeeze=False
+        )
         for ax in axes.flat[len(found) :]:
             ax.set_axis_off()
         for index, (label, matrix) in enumerate(found.items()):
@@ -435,9 +437,9 @@ def receptive_field(records: Records) -> Figure | None:
     rows = math.ceil(len(fields) / columns)
     shades = ["#FFFFFF", "#CFE1EF", "#6BAED6", "#2171B5", "#08306B", "#031526"]
     colors = LinearSegmentedColormap.from_list("field", shades)
-    side = (WIDTH - 0.7) / columns
+    side = min((WIDTH - 0.7) / columns, 2.2)
     with plt.rc_context(STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}):
-        fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (side + 0.42)), squeeze=False)
+        fig, axes = plt.subplots(rows, columns, figsize=(side * columns + 0.7, rows * (side + 0.42)), squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
         for ax, (model, field) in zip(axes.flat, fields.items(), strict=False):
@@ -492,12 +494,13 @@ def qualitative(
     lines = math.ceil(len(labels) / per_row)
     places = {"Image": (0, 0), "Truth": (0, 1)} | {k: (i // per_row, i % per_row + 2) for i, k in enumerate(labels)}
     ratio = float(np.median([e.image.shape[0] / e.image.shape[1] for e in examples]))
-    cell = WIDTH / (per_row + 2)
+    cell = min(WIDTH / (per_row + 2), 1.5)
     names = list(classes) if len(classes) <= MAX_CLASSES else []
     legend_rows = math.ceil(len(names) / 6)
     with plt.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center", "axes.titleweight": "normal"}):
         height = len(examples) * lines * (cell * ratio + 0.03) + 0.35 * lines + 0.2 * legend_rows
-        fig, axes = plt.subplots(len(examples) * lines, per_row + 2, figsize=(WIDTH, height), squeeze=False)
+        width = cell * (per_row + 2)
+        fig, axes = plt.subplots(len(examples) * lines, per_row + 2, figsize=(width, height), squeeze=False)
         fig.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
         for ax in axes.flat:
             ax.set_axis_off()

@@ -55,6 +55,8 @@ def benchmark_page(suite: Suite, records: Records, content: Content) -> str:
     if noisy:
         links = ", ".join(f"[{t.caption.rstrip('.').lower()}](tables/{t.name}.md)" for t in noisy)
         parts += ["## Speed", f"Measured, hence different on every run and machine, and kept apart: {links}."]
+    if suite.ablations:
+        parts += ["## Ablations", "What changes with the structure of the network: [ablations.md](ablations.md)."]
     parts += ["## Limits", "\n".join(f"- {sentence}" for sentence in limits(suite, records, content))]
     parts += ["## How it was made", _how(records, content)]
     return "\n\n".join(parts) + "\n"

@@ -138,21 +138,13 @@ class Records:
     @cached_property
     def cost(self) -> pd.DataFrame:
         """One row per model: model, label, status, reason and every cost.*, memory.* and field.*."""
-        rows = []
+        missing = {"status": NOT_RUN, "scores": {}, "cost": {}, "params": {}}
+        found = []
         for model, label in self.labels.items():
-            row: dict[str, Any] = {"model": model, "label": label}
-            if found := self.raw.get(f"profile/{model}.json"):
-                row |= {"status": found[0]["status"], "reason": found[0]["reason"]}
-                # A model's own, where the record does not say what its natural stride is.
-                row |= {"cost.output_stride": found[0]["params"].get("model.output_stride")} | found[0]["cost"]
-            else:
-                row |= {"status": NOT_RUN, "reason": f"no record in records/profile/{model}.json"}
-            rows.append(row)
-        frame = pd.DataFrame(rows)
-        for key in ("cost.params_m", "cost.gmacs"):
-            if key not in frame:
-                frame[key] = np.nan
-        return _numbers(frame, "cost.", "memory.", "field.")
+            reason = f"no record in records/profile/{model}.json"
+            record = next(iter(self.raw.get(f"profile/{model}.json", [])), missing | {"reason": reason})
+            found.append(record | {"model": model, "label": label})
+        return cost_rows(found)
 
     @cached_property
     def speed(self) -> pd.DataFrame:
@@ -212,7 +204,7 @@ class Records:
         with np.load(path) as arrays:
             names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.seeds]
             found = [arrays[name] for name in names if name in arrays]
-            return found, [str(i) for i in arrays["images"]] if "images" in arrays else []
+            return found, [str(i) for i in arrays["images"]] if found else []
 
     def effective_field(self, model: str) -> NDArray | None:
         """(H, W) mean absolute input gradient of a centre logit, or None."""
@@ -220,12 +212,24 @@ class Records:
         if not path.exists():
             return None
         with np.load(path) as arrays:
-            return arrays["field"]
+            return arrays.get("field")
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         """Every record of a kind ("train", "evaluate", "profile", "speed"), of the models in `labels`."""
         paths = ["speed.json"] if kind == "speed" else [f"{kind}/{model}.json" for model in self.labels]
         return [r for path in paths for r in self.raw.get(path, []) if r["model"] in self.labels]
+
+
+def cost_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Profile records as a tidy table: model, label, status, reason and every cost.*, memory.* and field.*."""
+    rows = [
+        {k: r[k] for k in ("model", "label", "status", "reason")}
+        # As configured, where the record does not tell the network's own.
+        | {"cost.output_stride": r["params"].get("model.output_stride"), "cost.params_m": None, "cost.gmacs": None}
+        | r["cost"]
+        for r in records
+    ]
+    return _numbers(pd.DataFrame(rows), "cost.", "memory.", "field.")
 
 
 def load_records(suite: Suite, root: Path) -> Records:

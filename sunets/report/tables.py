@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sunets.report.records import FINISHED, NOT_RUN, SCORES, Quantity, Records, quantity
+from sunets.report.records import FINISHED, NOT_RUN, SCORES, Quantity, Records, cost_rows, quantity
 from sunets.report.statistics import (
     BETTER,
     CONFIDENCE,
@@ -55,20 +55,29 @@ class Table:
 
 def architectures(records: Records) -> Table:
     """Parameters, multiply-adds, memory and receptive field of every model: exact figures."""
-    data = records.cost
-    shown = [key for key in ARCHITECTURE_COLUMNS if key in data and data[key].notna().any()]
-    view = pd.DataFrame({"Model": data.label} | {quantity(k).heading: data[k].map(quantity(k).text) for k in shown})
-    notes = [note for key, note in ARCHITECTURE_COLUMNS.items() if key in shown and note]
+    data, view = cost_frames(records.cost)
+    notes = [note for key, note in ARCHITECTURE_COLUMNS.items() if note and quantity(key).heading in view]
     if "cost.uncounted_operators" in data:
         names = sorted({n for text in data["cost.uncounted_operators"].dropna() for n in text.split(", ") if n})
         notes += [f"Not counted, since no counter has a formula for them: {', '.join(names)}."] if names else []
-    return Table(
-        "architectures",
-        f"Architectures and their cost{_input(records)}.",
-        data,
-        _state_in_place(view, data),
-        (*notes, *_failures(data)),
-    )
+    caption = f"Architectures and their cost{_input(records)}."
+    return Table("architectures", caption, data, view, (*notes, *_failures(data)))
+
+
+def cost_frames(records: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The architecture table of any profile records: the numbers, and what a reader sees.
+
+    Args:
+        records: of kind "profile", one a row; or their tidy table, as `Records.cost` is.
+
+    Returns:
+        Tidy table (model, label, status, reason, cost.*, memory.*, field.*), and its formatted view, which leaves out
+        columns that no row has.
+    """
+    data = records if isinstance(records, pd.DataFrame) else cost_rows(records)
+    shown = [key for key in ARCHITECTURE_COLUMNS if key in data and data[key].notna().any()]
+    columns = {quantity(k).heading: data[k].map(quantity(k).text) for k in shown}
+    return data, _state_in_place(pd.DataFrame({"Model": data.label} | columns), data)
 
 
 ARCHITECTURE_COLUMNS = {

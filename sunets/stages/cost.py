@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
             provenance=source,
         )
         with replacing(layout.records / "profile" / f"{key}.npz") as path:
-            np.savez_compressed(path, **({"field": field} if field is not None else {}))
+            np.savez_compressed(path, field=cast(np.ndarray, field))  # field_seeds is at least 1
         write_json(layout.records / "profile" / f"{key}.json", record)
     return record
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 from sunets.stages import StageError, die_with_parent
@@ -56,7 +57,7 @@ def run_jobs(
         StageError: a process was killed; the others have finished.
     """
     if workers == 1 or len(arguments) == 1:
-        return [job(argument, lambda m, i=index: on_message(i, m)) for index, argument in enumerate(arguments)]
+        return [job(argument, partial(on_message, index)) for index, argument in enumerate(arguments)]
     # forkserver: imports are paid once, and unlike fork it starts without torch's threads or a CUDA context.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))

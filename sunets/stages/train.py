@@ -53,7 +53,12 @@ def train_one(job: Job, send: Send) -> dict[str, Any]:
         result = fit(job.config, manifest, work_dir=job.work_dir, on_epoch=on_epoch, progress=False)
     except TrainingError as error:  # a diverged training is a result; a defect or a kill is not
         return outcome | {"status": "failed", "reason": str(error)}
-    return outcome | {"rows": result.history, "seconds": result.seconds, "resumed": result.resumed}
+    return outcome | {
+        "rows": result.history,
+        "seconds": result.seconds,
+        "images_per_second": result.images_per_second,
+        "resumed": result.resumed,
+    }
 
 
 def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
@@ -114,7 +119,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
             rows += [{"model": key, "seed": config.seed, **row} for row in history]
             timing.append(
                 {"model": key, "seed": config.seed}
-                | {k: outcome.get(k) for k in ("started", "seconds", "resumed")}
+                | {k: outcome.get(k) for k in ("started", "seconds", "images_per_second", "resumed")}
                 | {"device": outcome["environment"]["device"], "threads": config.train.threads}
             )
             if outcome["status"] == "finished":

@@ -10,6 +10,7 @@ from rich.progress import track
 
 from sunets.profile import cost
 from sunets.record import code_hash, environment, make_record, provenance, write_json
+from sunets.report.figures import architecture
 from sunets.report.tables import cost_frames, markdown, write_table
 from sunets.sunet import VARIANTS
 from sunets.zoo import list_models
@@ -20,10 +21,11 @@ MARKS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
 
 
 def zoo_stage(root: Path = Path()) -> list[dict[str, Any]]:
-    """Count every segmentation network, SUNets and the authors' comparison at every output stride they publish.
+    """Count every segmentation network; the authors' and those they compare with at every output stride of the release.
 
-    Writes `results/zoo/` and the table between the marks of the README.
+    Writes `results/zoo/`, the table between the marks of the README, and the README's figure of the architecture.
     """
+    architecture(root / "docs" / "architecture")
     rows = []
     for name in list_models("segmentation"):
         strided = (name in VARIANTS and name != "sunet_tiny") or re.fullmatch(r"dilated_resnet\d+", name)

@@ -1,0 +1,218 @@
+"""How long studies will take: their trainings counted, a few steps timed, the rest by multiply-adds."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional
+
+from ablations.space import MAX_CORNERS, Arm, axis_values, check_study, input_size, study_config, trial_config
+from sunets.config import Config, StudyConfig, Suite
+from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset
+from sunets.profile import count_macs
+from sunets.stages import Layout
+from sunets.stages.parallel import default_workers
+from sunets.train import prepare_torch
+from sunets.zoo import create_model
+
+STEP_GMACS = 20.0
+"""Multiply-adds (10^9, forward and backward) of a timed step at most: a second or so on two cores."""
+BACKWARD = 3
+"""Multiply-adds of a training step over those of its forward pass."""
+
+ASSUMPTIONS = """\
+Time here: training steps on random images were timed just now for the base, the cheapest and the dearest network, and
+the others lie on a line over multiply-adds between them; reading one image after the other is added; an image that is
+scored takes 1/{backward} of one that is trained on. Workers are taken not to slow each other, nothing is pruned, and
+nothing is shared with earlier trainings.
+One GPU: an estimate from the operations alone, 2 a multiply-add, at a sustained {tflops:g} TFLOP/s (--gpu-tflops), one
+training at a time, with images read fast enough. Small networks do not fill a GPU and take longer."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one study takes."""
+
+    points: int
+    trainings: int
+    """Pruning not counted."""
+    gmacs: tuple[float, float]
+    """Least and most of a forward pass for one image, at the size that is trained on."""
+    hours_here: float
+    """With `workers` processes at a time."""
+    hours_gpu: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Settings of the same cost."""
+
+    config: Config
+    gmacs: float
+    trainings: float
+    images: float
+    """Of one training, those that are only scored counted as a third of one that is trained on."""
+
+
+def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root: Path = Path()) -> dict[str, Estimate]:
+    """Print the estimates of studies and what they assume.
+
+    Args:
+        suite: the parameters.
+        names: of studies.
+        gpu_tflops: rate that training sustains on a GPU, in 10^12 operations a second.
+        root: of the checkout.
+
+    Raises:
+        ConfigError, DataError: something is wrong with a study or the data are not prepared.
+    """
+    manifest = load_manifest(Layout(suite.benchmark, root).data, suite.data)
+    found = {name: estimate(suite, name, manifest, gpu_tflops) for name in names}
+    table = Table(title=f"Ablations of {suite.benchmark}: an estimate", title_justify="left")
+    for heading in ("study", "kind", "points", "trainings", "GMACs an image", "time here", "workers", "one GPU"):
+        table.add_column(heading, justify="left" if heading in ("study", "kind") else "right")
+    for name, e in found.items():
+        low, high = (f"{value:.3g}" for value in e.gmacs)
+        table.add_row(
+            name,
+            suite.ablations[name].kind,
+            str(e.points),
+            str(e.trainings),
+            low if low == high else f"{low} to {high}",
+            _duration(e.hours_here),
+            str(e.workers),
+            _duration(e.hours_gpu),
+        )
+    table.add_section()
+    here, gpu = sum(e.hours_here for e in found.values()), sum(e.hours_gpu for e in found.values())
+    table.add_row("all", "", "", str(sum(e.trainings for e in found.values())), "", _duration(here), "", _duration(gpu))
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+    console.print(ASSUMPTIONS.format(backward=BACKWARD, tflops=gpu_tflops))
+    return found
+
+
+def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float) -> Estimate:
+    """Estimate one study; times a few training steps on this machine.
+
+    Raises:
+        ConfigError: something is wrong with the study.
+    """
+    study = study_config(suite, name)
+    points = check_study(suite, name, manifest)
+    counted: dict[str, float] = {}
+    work = []
+    for setting, trainings in _trainings(study, [point.setting for point in points]):
+        config = trial_config(suite, name, setting, 0)
+        key = f"{config.model!r} {input_size(config, manifest)}"
+        if key not in counted:
+            counted[key] = _gmacs(config, manifest)
+        work.append(_Work(config, counted[key], trainings, _images(config, manifest)))
+    base = work[0]
+    timed = {w.gmacs: w for w in (base, min(work, key=lambda w: w.gmacs), max(work, key=lambda w: w.gmacs))}
+    per_image = _line({gmacs: _step_seconds(w, manifest) for gmacs, w in timed.items()})
+    read = _read_seconds(base.config, manifest)
+    device = prepare_torch(base.config.train)
+    workers = default_workers(base.config.train.threads, device.type)
+    seconds = sum(w.trainings * w.images * (per_image(w.gmacs) + read) for w in work)
+    operations = sum(w.trainings * w.images * 2e9 * BACKWARD * w.gmacs for w in work)
+    return Estimate(
+        points=len(points) if study.kind != "search" else study.confirm + 1,
+        trainings=round(sum(w.trainings for w in work)),
+        gmacs=(min(counted.values()), max(counted.values())),
+        hours_here=seconds / workers / 3600,
+        hours_gpu=operations / (gpu_tflops * 1e12) / 3600,
+        workers=workers,
+    )
+
+
+def _trainings(study: StudyConfig, settings: list[Arm]) -> list[tuple[Arm, float]]:
+    """Each setting and how often it is trained; of a search, the mean over its space."""
+    seeds = len(study.seeds)
+    if study.kind != "search":
+        return [(setting, study.trials * (study.kind == "tuned") + seeds) for setting in settings]
+    sides = [axis_values(axis) for axis in study.axes]
+    corners = list(itertools.islice(itertools.product(*sides), MAX_CORNERS))
+    share = (study.trials + study.confirm * seeds) / len(corners)
+    paths = [axis.path for axis in study.axes]
+    return [({}, seeds), *((dict(zip(paths, corner, strict=True)), share) for corner in corners)]
+
+
+def _images(config: Config, manifest: Manifest) -> float:
+    train, splits = config.train, manifest.splits
+    trained = train.epochs * train.batch_size * iterations_per_epoch(
+        len(splits[config.data.train_split]), train.batch_size
+    )  # fmt: skip
+    validations = -(-train.epochs // train.validate_every)
+    scored = validations * len(splits[config.data.val_split]) + len(splits[config.data.test_split])
+    return trained + scored / BACKWARD
+
+
+def _network(config: Config, manifest: Manifest) -> nn.Module:
+    arguments = {k: v for k, v in config.model.arguments().items() if k != "weights"}
+    return create_model(**arguments, task=manifest.task, num_classes=manifest.num_classes)
+
+
+def _gmacs(config: Config, manifest: Manifest) -> float:
+    with torch.device("meta"):
+        x = torch.empty(1, config.model.in_channels or 3, *input_size(config, manifest))
+        return sum(count_macs(_network(config, manifest).eval(), x)[""].values()) / 1e9
+
+
+def _step_seconds(work: _Work, manifest: Manifest) -> float:
+    """Seconds of a training step over its images: the better of two, after one that does not count."""
+    config, train = work.config, work.config.train
+    device = prepare_torch(train)
+    batch = int(np.clip(STEP_GMACS / (BACKWARD * work.gmacs), 2, max(2, train.batch_size)))
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    model = _network(config, manifest).to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    shape = (batch, config.model.in_channels or 3, *input_size(config, manifest))
+    images = torch.randn(shape, device=device).to(memory_format=layout)
+    targets = torch.zeros(
+        (batch, *shape[2:]) if manifest.task == "segmentation" else batch, dtype=torch.long, device=device
+    )
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:]) / batch
+
+
+def _read_seconds(config: Config, manifest: Manifest) -> float:
+    """Seconds to read and augment an image."""
+    dataset = make_dataset(manifest, config.data.train_split, config.data, config.train.augment, 0)
+    count = min(8, len(manifest.splits[config.data.train_split]))
+    started = time.perf_counter()
+    for index in range(count):
+        dataset[0, index]
+    return (time.perf_counter() - started) / count / max(1, config.data.workers)
+
+
+def _line(timed: Mapping[float, float]) -> Callable[[float], float]:
+    """Seconds an image by multiply-adds: the line of least squares through what was timed, never falling."""
+    x, y = np.array(list(timed)), np.array(list(timed.values()))
+    slope = max(0.0, float(np.polyfit(x, y, 1)[0])) if len(x) > 1 else 0.0
+    start = float((y - slope * x).mean())
+    return lambda gmacs: max(float(y.min()) / 2, start + slope * gmacs)
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else "< 1 min"

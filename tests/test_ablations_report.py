@@ -1,0 +1,297 @@
+"""Tables, figures and sentences of ablations, from records of known effects."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ablations import report
+from ablations.report import Study, build_ablation_report, findings, importance, settings_table
+from sunets.config import StudyConfig, Suite
+from sunets.record import Record, make_record, write_json
+
+BASE = {"model.unet_depth": [2, 2, 1], "model.num_blocks": 2, "model.output_stride": 16}
+PARAMS = {
+    "train.epochs": 5, "train.batch_size": 16, "train.optimizer": "adamw", "train.lr": 0.003,
+    "train.weight_decay": 0.01, "data.name": "synthetic", "data.test_split": "test",
+}  # fmt: skip
+
+
+def trial(
+    number: int, arm: dict[str, Any], seed: int, score: float | None, phase: str = "grid", **extra: Any
+) -> Record:
+    depth = arm.get("model.unet_depth", 2)
+    deep = sum(depth) / 3 if isinstance(depth, list) else depth
+    gmacs = 0.02 * deep + 0.01 * float(arm.get("model.num_blocks", 2))
+    key = "score.miou" if phase in ("grid", "confirmation") else "search.miou"
+    return make_record(
+        "trial",
+        benchmark="synthetic",
+        model="sunet_tiny",
+        label="SUNet-tiny",
+        status="finished" if score is not None else extra.pop("status", "failed"),
+        reason=None if score is not None else "TrainingError: the loss became nan",
+        seed=seed,
+        config=PARAMS,
+        scores={} if score is None else {key: score},
+        cost={"cost.params_m": 0.1 * deep, "cost.gmacs": gmacs, "memory.saved_mib": 12.3, "field.effective_share": 0.4},
+        environment={"cpu": "a processor"},
+        provenance={
+            "command": "python -m ablations run s",
+            "data_digest": "d",
+            "code_hash": "c",
+            "config_hash": str(number),
+        },
+        study="s",
+        number=number,
+        phase=phase,
+        split="test" if phase in ("grid", "confirmation") else "val",
+        setting=arm,
+        arm=arm,
+        tuned=extra.pop("tuned", {}),
+        reference=extra.pop("reference", False),
+        same_as=extra.pop("same_as", []),
+    )
+
+
+def noise(*place: int) -> float:
+    return float(np.random.default_rng([7, *place]).normal(0, 0.004))
+
+
+def config(kind: str, axes: Mapping[str, Sequence[Any]], **values: Any) -> StudyConfig:
+    listed = [{"path": path, "values": list(v)} for path, v in axes.items()]
+    return StudyConfig.model_validate({"kind": kind, "model": "sunet_tiny", "axes": listed, **values})
+
+
+def one_at_a_time() -> tuple[StudyConfig, list[Record]]:
+    """unet_depth 1 is worse by 5 points, output stride 8 makes no difference; one seed of depth 3 failed."""
+    axes = {"model.unet_depth": (1, 3), "model.output_stride": (8,)}
+    base = {path: BASE[path] for path in axes}
+    arms = [base, *({**base, path: v} for path, values in axes.items() for v in values)]
+    effect = [0.40, 0.35, 0.43, 0.40]
+    records = [
+        trial(4 * place + seed, arm, seed, mean + noise(seed) + noise(place, seed) / 4, reference=place == 0)
+        for place, (arm, mean) in enumerate(zip(arms, effect, strict=True))
+        for seed in range(4)
+    ]
+    records[11] = trial(11, arms[2], 3, None)
+    return config("one_at_a_time", axes, seeds=[0, 1, 2, 3]), records
+
+
+def grid() -> tuple[StudyConfig, list[Record]]:
+    """Depth adds 3 points a level, blocks 1 a block, the schedule nothing; at output stride 16 both are one."""
+    axes: dict[str, Sequence[Any]] = {
+        "model.unet_depth": (1, 2, 3),
+        "model.num_blocks": (1, 2, 4),
+        "model.output_stride": (16, 8),
+        "model.dilation": ("none", "multi_grid"),
+    }
+    records: list[Record] = []
+    for depth, blocks, stride, dilation in itertools.product(*axes.values()):
+        arm = dict(zip(axes, (depth, blocks, stride, dilation), strict=True))
+        if (stride, dilation) == (16, "multi_grid"):
+            continue
+        same = [{**arm, "model.dilation": "multi_grid"}] if stride == 16 else []
+        for seed in range(3):
+            score = 0.3 + 0.03 * depth + 0.01 * blocks + noise(seed) + noise(len(records)) / 4
+            records.append(
+                trial(len(records), arm, seed, score, same_as=same, reference=(depth, blocks, stride) == (2, 2, 16))
+            )
+    return config("grid", axes, seeds=[0, 1, 2]), records
+
+
+def tuned() -> tuple[StudyConfig, list[Record]]:
+    """Both depths are equal once tuned; the learning rate matters, the weight decay does not."""
+    records: list[Record] = []
+    rng = np.random.default_rng(3)
+    for depth in (1, 2):
+        for n in range(10):
+            lr, decay = float(10 ** rng.uniform(-4, -1)), float(10 ** rng.uniform(-4, -1))
+            score = 0.4 - 0.05 * (np.log10(lr) + 2.5) ** 2
+            pruned = n > 4 and score < 0.35
+            arm, rates = {"model.unet_depth": depth}, {"train.lr": lr, "train.weight_decay": decay}
+            value = None if pruned else score
+            records.append(trial(len(records), arm, 100, value, "tuning", status="pruned", tuned=rates))
+    for depth in (1, 2):
+        for seed in range(3):
+            records.append(
+                trial(
+                    len(records), {"model.unet_depth": depth}, seed, 0.4 + noise(seed, depth), "confirmation",
+                    reference=depth == 2, tuned={"train.lr": 0.003, "train.weight_decay": 0.01},
+                )
+            )  # fmt: skip
+    space = [{"path": p, "low": 1e-4, "high": 0.1, "log": True} for p in ("train.lr", "train.weight_decay")]
+    return config("tuned", {"model.unet_depth": (1, 2)}, nuisance=space, trials=10, seeds=[0, 1, 2]), records
+
+
+def search() -> tuple[StudyConfig, list[Record]]:
+    axes = {"model.unet_depth": (1, 2, 3, 4), "model.num_blocks": (1, 2, 4, 7)}
+    rng = np.random.default_rng(4)
+    records: list[Record] = []
+    for n in range(24):
+        depth, blocks = int(rng.integers(1, 5)), int(rng.choice((1, 2, 4, 7)))
+        score = 0.45 - 0.1 / depth - 0.04 / blocks + noise(n)
+        arm = {"model.unet_depth": depth, "model.num_blocks": blocks}
+        records.append(trial(n, arm, 100, None if n == 5 else score, "search"))
+    confirmed: list[tuple[Any, int, float]] = [([2, 2, 1], 2, 1.7), (1, 1, 1), (3, 2, 3), (4, 7, 4)]
+    for given, blocks, deep in confirmed:
+        for seed in range(3):
+            score = 0.44 - 0.1 / deep - 0.04 / blocks + noise(seed)
+            arm = {"model.unet_depth": given, "model.num_blocks": blocks}
+            records.append(trial(len(records), arm, seed, score, "confirmation", reference=deep == 1.7))
+    return config("search", axes, trials=24, seeds=[0, 1, 2]), records
+
+
+MADE: dict[str, Callable[[], tuple[StudyConfig, list[Record]]]] = {
+    "depth": one_at_a_time, "joint": grid, "tuned": tuned, "pareto": search,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "RESAMPLES", 6)
+
+
+def study(name: str) -> Study:
+    settings, records = MADE[name]()
+    return Study(name, settings, records, "SUNet-tiny")
+
+
+def suite(**studies: StudyConfig) -> Suite:
+    return Suite.model_validate(
+        {
+            "benchmark": "synthetic",
+            "data": {"name": "synthetic"},
+            "models": {"sunet_tiny": {"name": "sunet_tiny"}},
+            "report": {"reference": "sunet_tiny", "title": "Embedded"},
+            "ablations": studies,
+        }
+    )
+
+
+def build(root: Path, *names: str) -> list[Path]:
+    for name in names:
+        write_json(root / f"results/synthetic/records/ablations/{name}.json", MADE[name]()[1])
+    return build_ablation_report(suite(**{name: make()[0] for name, make in MADE.items() if name in names}), root)
+
+
+def test_one_at_a_time_says_what_differs_and_what_does_not() -> None:
+    depth, stride = findings(study("depth"))
+    assert re.search(
+        r"U-Net depth.*reference 2, 2, 1\): 1: worse, -5\.\d\d \[-5\.\d\d, -4\.\d\d\] points; 3: better", depth
+    )
+    assert "Output stride** (`model.output_stride`, reference 16): no difference shown between 16 and 8" in stride
+
+
+def test_a_table_has_a_row_a_setting_with_failures_and_the_same_seeds() -> None:
+    table = settings_table(study("depth"))
+    data = table.data.set_index("model.unet_depth", drop=False)
+    assert list(table.data["model.unet_depth"]) == ["2, 2, 1", "1", "3", "2, 2, 1"]
+    assert data.loc["3", "n_seeds"] == 3
+    assert data.loc["3", "status"] == "3 of 4 seeds"
+    assert data.loc["1", "score.miou.difference.verdict"] == "worse"
+    base = {r["seed"]: r["scores"]["score.miou"] for r in MADE["depth"]()[1][:4]}
+    ones = {r["seed"]: r["scores"]["score.miou"] for r in MADE["depth"]()[1][4:8]}
+    expected = np.mean([ones[s] - base[s] for s in base])
+    assert data.loc["1", "score.miou.difference.mean"] == pytest.approx(expected)
+    assert list(table.view.columns) == [
+        "U-Net depth", "Output stride", "Seeds", "mIoU (%)", "Difference", "Verdict", "Parameters (M)",
+        "Multiply-adds (G)", "Saved for backward (MiB)", "Effective field (% of image)",
+    ]  # fmt: skip
+    assert list(table.view.Verdict) == ["reference", "worse", "better", "within noise"]
+
+
+def test_marginals_compare_on_equal_terms_and_use_every_name_of_a_training() -> None:
+    joint = study("joint")
+    schedule = joint.marginal("model.dilation")
+    assert set(schedule) == {"none", "multi_grid"}
+    assert abs(np.mean(list(schedule["none"].values())) - np.mean(list(schedule["multi_grid"].values()))) < 0.005
+    depth = joint.marginal("model.unet_depth")
+    rise = [np.mean(list(depth[v].values())) for v in ("1", "2", "3")]
+    assert np.diff(rise) == pytest.approx([0.03, 0.03], abs=0.003)
+    sentences = findings(joint)
+    assert "1: worse, -3." in sentences[0]
+    assert "on average over the other axes" in sentences[0]
+    assert "no difference shown" in sentences[3]
+
+
+def test_a_missing_score_takes_its_partners_out_of_a_marginal() -> None:
+    settings, records = grid()
+    gone = [r for r in records if r["arm"]["model.unet_depth"] == 3 and r["arm"]["model.num_blocks"] == 4]
+    for record in gone:
+        record |= {"scores": {}, "status": "failed", "reason": "lost"}
+    blocks = Study("joint", settings, records, "SUNet-tiny").marginal("model.num_blocks")
+    # Depth 3 is left out for all, or four blocks would look worse for want of the best depth.
+    assert np.mean(list(blocks["4"].values())) - np.mean(list(blocks["1"].values())) == pytest.approx(0.03, abs=0.003)
+
+
+def test_one_seed_shows_no_difference() -> None:
+    settings, records = one_at_a_time()
+    alone = Study("depth", settings, [r for r in records if r["seed"] == 0], "SUNet-tiny")
+    for sentence in findings(alone):
+        assert "no difference shown, one seed has no interval" in sentence
+
+
+def test_importance_finds_what_matters_and_its_spread() -> None:
+    joint, sampled = importance(study("joint")), importance(study("tuned"))
+    assert joint is not None
+    assert sampled is not None
+    assert list(joint)[:2] == ["model.unet_depth", "model.num_blocks"]
+    assert joint["model.unet_depth"][0] > 0.7
+    assert joint["seed"][0] < 0.1
+    assert sampled["train.lr"][0] > 5 * sampled["train.weight_decay"][0]
+    assert all(low <= high for _, low, high in [*joint.values(), *sampled.values()])
+    assert importance(study("depth")) is None
+
+
+def test_search_and_confirmed_scores_share_no_column(tmp_path: Path) -> None:
+    build(tmp_path, "tuned", "pareto")
+    for name in ("tuned", "pareto"):
+        final = pd.read_csv(tmp_path / f"results/synthetic/tables/ablation_{name}.csv")
+        seen = pd.read_csv(tmp_path / f"results/synthetic/tables/ablation_{name}_trials.csv")
+        assert not [c for c in final if c.startswith("search.")]
+        assert not [c for c in seen if c.startswith("score.")]
+        assert seen["search.miou"].notna().any()
+    page = (tmp_path / "results/synthetic/ablations.md").read_text()
+    assert "U-Net depth** (`model.unet_depth`, reference 2): no difference shown between 2 and 1" in page
+    assert re.search(r"- U-Net depth 4, U-Nets a stage 7: better, .* against the default, at 2\.\d\d times", page)
+
+
+def test_the_whole_report_is_written_whole_and_the_same_again(tmp_path: Path) -> None:
+    first = build(tmp_path, *MADE)
+    bytes_of = {path: path.read_bytes() for path in first}
+    folder = tmp_path / "results/synthetic"
+    assert sorted(p.name for p in (folder / "figures").glob("*.png")) == [
+        "ablation_depth_axes.png", "ablation_joint_axes.png", "ablation_joint_importance.png",
+        "ablation_joint_interaction.png", "ablation_pareto_history.png", "ablation_pareto_importance.png",
+        "ablation_pareto_pareto.png", "ablation_tuned_axes.png", "ablation_tuned_history.png",
+        "ablation_tuned_importance.png",
+    ]  # fmt: skip
+    page = (folder / "ablations.md").read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        assert (folder / link).exists(), link
+    assert "nan" not in page.replace("the loss became nan", "")
+    assert "trial 11 (U-Net depth 3, Output stride 16, seed 3): TrainingError: the loss became nan" in page
+    stale = folder / "figures/ablation_gone_axes.png"
+    stale.touch()
+    assert build(tmp_path, *MADE) == first
+    assert {path: path.read_bytes() for path in first} == bytes_of
+    assert not stale.exists()
+
+
+def test_without_records_there_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="records/ablations: no records; run `dvc repro` first"):
+        build_ablation_report(suite(depth=one_at_a_time()[0]), tmp_path)
+    assert "no study" in build_ablation_report(suite(), tmp_path)[-1].read_text()
+
+
+def test_values_are_shown_as_people_write_them() -> None:
+    shown = [report.value_text(v) for v in ([2, 2, 1], 0.00123456, True, None, "none", [[0, 1], 2])]
+    assert shown == ["2, 2, 1", "0.00123", "yes", "default", "none", "0, 1, 2"]
