@@ -83,9 +83,12 @@ def plan(
 def report(params: Params = PARAMS, settings: Settings = None) -> None:
     """Make the tables, figures and page results/BENCHMARK/ablations.md from the records."""
     from ablations.report import build_ablation_report
+    from sunets.tracking import sync_or_warn
 
-    for path in build_ablation_report(load(params, settings or []), Path()):
+    suite = load(params, settings or [])
+    for path in build_ablation_report(suite, Path()):
         typer.echo(path)
+    sync_or_warn(Path("results"), suite.benchmark)
 
 
 @app.command(name="list")

@@ -6,6 +6,7 @@ looked at on the validation split, with one seed, chooses settings and compares 
 
 from __future__ import annotations
 
+import shutil
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -254,8 +255,7 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
             absent.append(name)
     if suite.ablations and not studies:
         raise FileNotFoundError(f"{folder / 'records' / 'ablations'}: no records; run `dvc repro` first")
-    for stale in [*(folder / "tables").glob("ablation_*"), *(folder / "figures").glob("ablation_*")]:
-        stale.unlink()
+    shutil.rmtree(folder / "ablations", ignore_errors=True)  # all of it is written anew
     written: list[Path] = []
     parts = [
         f"# Ablations: {suite.report.title}",
@@ -271,9 +271,9 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
         tables = [table for table in made if table is not None]
         figures = {name: (figure, caption) for name, draw, caption in FIGURES if (figure := draw(study)) is not None}
         for table in tables:
-            written += write(table, folder / "tables")
+            written += write(table, folder / "ablations")
         for name, (figure, _) in figures.items():
-            written += save_figure(figure, folder / "figures" / f"ablation_{study.name}_{name}")
+            written += save_figure(figure, folder / "ablations" / f"{study.name}_{name}")
         parts += _section(study, tables, {name: caption for name, (_, caption) in figures.items()})
     page = folder / "ablations.md"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -288,13 +288,13 @@ def _section(study: Study, tables: Sequence[Table], figures: Mapping[str, str]) 
         "\n".join(f"- {sentence}" for sentence in findings(study)),
     ]
     for table in tables:
-        stem = f"tables/{table.name}"
+        stem = f"ablations/{table.name}"
         if len(table.view) <= PAGE_ROWS and not table.name.endswith("_trials"):
             parts.append(markdown(table.view, table.caption, table.notes).strip())
         else:
             parts.append(f"{table.caption} [Table of {len(table.view)} rows]({stem}.md), [CSV]({stem}.csv).")
     for name, caption in figures.items():
-        stem = f"figures/ablation_{study.name}_{name}"
+        stem = f"ablations/{study.name}_{name}"
         text = caption.format(score=study.shown.name, evaluator=IMPORTANCE, resamples=RESAMPLES)
         parts.append(f"![{study.name}: {name}]({stem}.png)\n\n*{text}* ([PDF]({stem}.pdf))")
     failed = [r for r in study.records if r["status"] == "failed"]
@@ -384,7 +384,7 @@ def settings_table(study: Study) -> Table:
         count = f"{len(twice)} further settings are" if len(twice) > 1 else "One further setting is"
         notes.append(f"{count} the very same training as a row and not run again, such as {other} (as {one}).")
     return Table(
-        f"ablation_{study.name}",
+        study.name,
         f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",
         pd.DataFrame(rows),
         pd.DataFrame(lines),
@@ -424,7 +424,7 @@ def axes_table(study: Study) -> Table | None:
         "over the seeds. Differences to the reference's value, paired by seed, adjusted for the values of an axis (Holm)."
     )
     return Table(
-        f"ablation_{study.name}_axes",
+        f"{study.name}_axes",
         f"Ablation {study.name}: each axis on its own, averaged over the others.",
         pd.DataFrame(rows),
         pd.DataFrame(lines),
@@ -474,7 +474,7 @@ def sampled_table(study: Study) -> Table | None:
     gmacs = quantity("cost.gmacs")
     view[gmacs.heading] = data["cost.gmacs"].map(gmacs.text)
     return Table(
-        f"ablation_{study.name}_trials",
+        f"{study.name}_trials",
         f"What the sampler of {study.name} saw.",
         data,
         view,
