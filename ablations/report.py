@@ -6,8 +6,8 @@ looked at on the validation split, with one seed, chooses settings and compares 
 
 from __future__ import annotations
 
-import shutil
 import json
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -421,7 +421,7 @@ def axes_table(study: Study) -> Table | None:
             )
     note = (
         "Mean over the settings of the other axes that have scores for every value and seed, seed by seed; intervals "
-        "over the seeds. Differences to the reference's value, paired by seed, adjusted for the values of an axis (Holm)."
+        "over the seeds. Differences to the reference's value, paired by seed; verdicts adjusted within an axis (Holm)."
     )
     return Table(
         f"{study.name}_axes",

@@ -166,18 +166,19 @@ def _compile(optimized: InferenceModel, example: Tensor, *, keep_slower: bool) -
     try:
         with warnings.catch_warnings(), inductor.patch(freezing=True):
             warnings.simplefilter("ignore")
-            optimized._compiled = torch.compile(eager).__call__  # the bound method: not a submodule a second time
+            compiled: Any = torch.compile(eager)
+            optimized._compiled = compiled.__call__  # the bound method: not a submodule a second time
             difference = (optimized(example) - expected).abs().max() / expected.abs().max()
     except Exception as error:  # a missing compiler, an operator it does not know: each has a class of its own
         optimized._compiled = None
-        return f"torch.compile failed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return f"torch.compile failed: {type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
     if not difference <= COMPILED_TOLERANCE[dtype]:
         optimized._compiled = None
         return f"the compiled network's logits differ by {difference:.1g} of the largest"
-    compiled: Callable[[Tensor], Tensor] | None = optimized._compiled
+    fast = optimized._compiled
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(TIMED_ROUNDS):
-        for network, values in zip((None, compiled), times, strict=True):
+        for network, values in zip((None, fast), times, strict=True):
             optimized._compiled = network
             start = time.perf_counter()
             optimized(example).sum().item()  # waits for a GPU

@@ -254,8 +254,8 @@ def test_importance_finds_what_matters_and_its_spread() -> None:
 def test_search_and_confirmed_scores_share_no_column(tmp_path: Path) -> None:
     build(tmp_path, "tuned", "pareto")
     for name in ("tuned", "pareto"):
-        final = pd.read_csv(tmp_path / f"results/synthetic/tables/ablation_{name}.csv")
-        seen = pd.read_csv(tmp_path / f"results/synthetic/tables/ablation_{name}_trials.csv")
+        final = pd.read_csv(tmp_path / f"results/synthetic/ablations/{name}.csv")
+        seen = pd.read_csv(tmp_path / f"results/synthetic/ablations/{name}_trials.csv")
         assert not [c for c in final if c.startswith("search.")]
         assert not [c for c in seen if c.startswith("score.")]
         assert seen["search.miou"].notna().any()
@@ -268,18 +268,16 @@ def test_the_whole_report_is_written_whole_and_the_same_again(tmp_path: Path) ->
     first = build(tmp_path, *MADE)
     bytes_of = {path: path.read_bytes() for path in first}
     folder = tmp_path / "results/synthetic"
-    assert sorted(p.name for p in (folder / "figures").glob("*.png")) == [
-        "ablation_depth_axes.png", "ablation_joint_axes.png", "ablation_joint_importance.png",
-        "ablation_joint_interaction.png", "ablation_pareto_history.png", "ablation_pareto_importance.png",
-        "ablation_pareto_pareto.png", "ablation_tuned_axes.png", "ablation_tuned_history.png",
-        "ablation_tuned_importance.png",
+    assert sorted(p.stem for p in (folder / "ablations").glob("*.png")) == [
+        "depth_axes", "joint_axes", "joint_importance", "joint_interaction", "pareto_history", "pareto_importance",
+        "pareto_pareto", "tuned_axes", "tuned_history", "tuned_importance",
     ]  # fmt: skip
     page = (folder / "ablations.md").read_text()
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (folder / link).exists(), link
     assert "nan" not in page.replace("the loss became nan", "")
     assert "trial 11 (U-Net depth 3, Output stride 16, seed 3): TrainingError: the loss became nan" in page
-    stale = folder / "figures/ablation_gone_axes.png"
+    stale = folder / "ablations/gone_axes.png"
     stale.touch()
     assert build(tmp_path, *MADE) == first
     assert {path: path.read_bytes() for path in first} == bytes_of

@@ -1,0 +1,161 @@
+"""Axes become points, and what cannot be run is refused before the first trial, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny import tiny_manifest
+
+from ablations.space import Point, check_study, identity, input_size, trial_config
+from sunets.config import ConfigError, Suite
+from sunets.data import Manifest
+
+DEPTHS = {"path": "model.unet_depth", "values": [1, 2, 3]}
+STRIDES = {"path": "model.output_stride", "values": [16, 8]}
+SCHEDULES = {"path": "model.dilation", "values": ["multi_grid", "uniform", "none"]}
+RATE = {"path": "train.lr", "low": 1e-4, "high": 0.1, "log": True}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return tiny_manifest(tmp_path_factory.mktemp("data"))
+
+
+def suite(model: str = "sunet_tiny", **study: Any) -> Suite:
+    return Suite.model_validate(
+        {
+            "benchmark": "tiny",
+            "data": {"name": "synthetic"},
+            "models": {"net": {"name": model}},
+            "report": {"reference": "net"},
+            "ablations": {"study": {"kind": "one_at_a_time", "model": "net", **study}},
+        }
+    )
+
+
+def points(manifest: Manifest, **study: Any) -> tuple[Point, ...]:
+    return check_study(suite(**study), "study", manifest)
+
+
+def test_one_at_a_time_is_the_base_and_each_value_alone_without_what_equals_the_base(manifest: Manifest) -> None:
+    axes = [{**DEPTHS, "values": [1, [2, 2, 1], 3]}, STRIDES]
+    found = points(manifest, axes=axes)
+    assert [p.setting for p in found] == [
+        {},
+        {"model.unet_depth": 1},
+        {"model.unet_depth": 3},
+        {"model.output_stride": 8},
+    ]
+    assert [p.reference for p in found] == [True, False, False, False]
+    assert found[0].arm == {"model.unet_depth": [2, 2, 1], "model.output_stride": 16}
+    assert found[3].arm == {"model.unet_depth": [2, 2, 1], "model.output_stride": 8}
+
+
+def test_a_grid_is_the_product_and_trains_no_network_twice(manifest: Manifest) -> None:
+    found = points(manifest, kind="grid", axes=[STRIDES, SCHEDULES])
+    assert [list(p.arm.values()) for p in found] == [
+        [16, "multi_grid"],
+        [8, "multi_grid"],
+        [8, "uniform"],
+        [8, "none"],
+    ]
+    # At the natural stride no stage is dilated, whatever the schedule.
+    assert [list(arm.values()) for arm in found[0].same_as] == [[16, "uniform"], [16, "none"]]
+    assert [p.reference for p in found] == [True, False, False, False]
+    assert len(points(manifest, kind="grid", axes=[DEPTHS, {"path": "train.lr", "values": [0.1, 0.01]}])) == 6
+
+
+def test_a_grid_without_the_base_is_compared_to_what_is_nearest_to_it(manifest: Manifest) -> None:
+    found = points(manifest, kind="grid", axes=[DEPTHS, {"path": "train.batch_size", "values": [4, 16]}])
+    assert [list(p.arm.values()) for p in found if p.reference] == [[1, 16]]
+
+
+def test_any_path_of_model_or_recipe_is_an_axis(manifest: Manifest) -> None:
+    axes = [
+        {"path": "model.skip", "values": ["sum"]},
+        {"path": "model.head", "values": ["degridding"]},
+        {"path": "model.width", "values": [8]},
+        {"path": "train.augment.flip", "values": [False]},
+        {"path": "train.betas", "values": [[0.8, 0.99]]},
+    ]
+    found = points(manifest, axes=axes)
+    assert len(found) == 6
+    assert trial_config(suite(axes=axes), "study", found[5].setting, 3).train.betas == (0.8, 0.99)
+
+
+def test_a_search_space_has_the_base_as_its_one_point(manifest: Manifest) -> None:
+    found = points(manifest, kind="search", trials=3, axes=[DEPTHS, {**RATE}])
+    assert [(p.setting, p.reference) for p in found] == [({}, True)]
+    assert found[0].arm == {"model.unet_depth": [2, 2, 1], "train.lr": 3e-3}
+
+
+def test_identity_looks_at_what_is_trained_and_not_at_how_it_is_written(manifest: Manifest) -> None:
+    study = suite(axes=[DEPTHS])
+    same: list[dict[str, Any]] = [
+        {},
+        {"model.unet_depth": [2, 2, 1]},
+        {"model.dilation": "none"},
+        {"model.output_stride": 16},
+    ]
+    assert len({identity(study, "study", manifest, s) for s in same}) == 1
+    assert identity(study, "study", manifest, {"model.skip": "sum"}) != identity(study, "study", manifest, {})
+
+
+def test_the_smallest_image_counts(manifest: Manifest) -> None:
+    def size(**augment: Any) -> tuple[int, int]:
+        config = trial_config(suite(axes=[DEPTHS], overrides={"train.augment": augment}), "study", {}, 0)
+        return input_size(config, manifest)
+
+    assert size() == (32, 32)
+    assert size(crop=[24, 48]) == (24, 48)
+    assert size(resized_crop=64) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        (
+            {"axes": [{**DEPTHS, "values": [1, 5]}]},
+            r"ablations\.study: model\.unet_depth=5: cannot be built sensibly for 32 x 32 pixels: level 5 .* single "
+            r"feature \(1 x 1; the first receives 8 .*largest useful unet_depth is 3",
+        ),
+        ({"axes": [{**DEPTHS, "values": [[2, 2, 4]]}]}, r"unet_depth=\[2, 2, 4\]: .*largest useful unet_depth is 1"),
+        ({"axes": [{**DEPTHS, "values": [6]}]}, r"model\.unet_depth=6: unet_depth: an integer from 1 to 5, not 6"),
+        ({"axes": [{"path": "model.unet_deph", "values": [1]}]}, r"study: .*unknown key 'model\.unet_deph'"),
+        ({"axes": [{"path": "train.lr", "values": [-1]}]}, r"ablations\.study: train\.lr=-1: .*greater than 0"),
+        ({"axes": [{"path": "data.seed", "values": [1]}]}, r"study\.axes: data\.seed: .* below model or train"),
+        ({"axes": [DEPTHS], "overrides": {"model.unet_depth": 1}}, r"axes: model\.unet_depth: fixed under overrides"),
+        ({"axes": [DEPTHS], "overrides": {"seed": 1}}, r"ablations\.study\.overrides: seed"),
+        ({"axes": [DEPTHS], "overrides": {"train.epoch": 1}}, r"ablations\.study: overrides: .*'train\.epoch'"),
+        (
+            {"kind": "tuned", "axes": [DEPTHS], "nuisance": [{**RATE, "path": "train.momentum", "high": 2}], "trials": 1},
+            r"ablations\.study: train\.momentum=2(\.0)?: .*less than 1",
+        ),
+        (
+            {"kind": "tuned", "axes": [{"path": "train.lr", "values": [1]}], "nuisance": [RATE], "trials": 1},
+            r"nuisance: train\.lr: is an axis already",
+        ),
+        ({"axes": [DEPTHS], "overrides": {"train.augment": {"crop": [15, 64]}}}, r"ablations\.study: .*at least 16"),
+        ({"axes": [DEPTHS], "overrides": {"train.class_weights": [1, 2]}}, r"train\.class_weights: 3 values"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_by_name(study: dict[str, Any], message: str, manifest: Manifest) -> None:
+    with pytest.raises(ConfigError, match=message):
+        points(manifest, **study)
+
+
+def test_an_empty_axis_and_an_unknown_study_are_refused(manifest: Manifest) -> None:
+    with pytest.raises(ValueError, match=r"(?s)ablations\.study\.axes\.0.*model\.width: the axis is empty"):
+        suite(axes=[{"path": "model.width", "values": []}])
+    with pytest.raises(ConfigError, match="depth: no such study; there are study"):
+        check_study(suite(axes=[DEPTHS]), "depth", manifest)
+
+
+def test_depths_that_see_more_than_one_feature_somewhere_are_allowed(manifest: Manifest) -> None:
+    # Natural stride 16 at 32 pixels: stages of 8, 4 and 2 features a side; three levels are useful in the first.
+    assert len(points(manifest, axes=[{**DEPTHS, "values": [1, 2, 3]}])) == 4
+    # A dilated stage keeps its side of 8, so that no level of it is ever left with a single feature.
+    deep = {"path": "model.unet_depth", "values": [5]}
+    overrides = {"model.output_stride": 4, "model.dilation": "none"}
+    assert len(points(manifest, axes=[deep], overrides=overrides)) == 2
