@@ -26,7 +26,6 @@ from matplotlib.ticker import MaxNLocator
 
 from sunets.config import StudyConfig, Suite
 from sunets.record import Record, read_json
-from sunets.report.figures import LINES, MARKERS, PALETTE, STYLE, WIDTH, save_figure
 from sunets.report.records import FINISHED, SCORES, Quantity, quantity
 from sunets.report.statistics import (
     BETTER,
@@ -38,6 +37,7 @@ from sunets.report.statistics import (
     mean_interval,
     paired_difference,
 )
+from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH, save_figure
 from sunets.report.tables import Table, difference_text, estimate_text, markdown, verdict_text, write
 
 NAMES = {

@@ -84,7 +84,7 @@ def speed(params: Params = PARAMS, settings: Settings = None) -> None:
 @app.command(rich_help_panel=PIPELINE)
 def report(params: Params = PARAMS, settings: Settings = None) -> None:
     """Make the tables, figures and page of results/BENCHMARK/ from its records."""
-    from sunets.report import build_report
+    from sunets.report.build import build_report
     from sunets.tracking import sync_or_warn
 
     suite = _suite(params, settings)
@@ -164,7 +164,7 @@ def explain(
     settings: Settings = None,
 ) -> None:
     """Trace a number of a table to its runs: seeds, commit, data digest, command."""
-    from sunets.report import explain as trace
+    from sunets.report.explain import explain as trace
 
     typer.echo(trace(Path("results"), _suite(params, settings).benchmark, table, row, column))
 

@@ -16,7 +16,9 @@ from scipy import stats
 
 from sunets.config import Suite
 from sunets.metrics import scores_from_confusion
-from sunets.report import build_report, explain, figures, tables
+from sunets.report import figures, style, tables
+from sunets.report.build import build_report
+from sunets.report.explain import explain
 from sunets.report.records import ReportError, load_records
 from sunets.report.tables import latex_escape, write_table
 
@@ -419,9 +421,9 @@ def test_unusable_records_are_one_clear_error_and_leave_the_old_report(tmp_path,
 
 def test_models_keep_one_look_and_no_two_share_one() -> None:
     keys = [f"m{i}" for i in range(40)]
-    styles = figures.model_styles(keys)
+    styles = style.model_styles(keys)
     assert len({(s.color, s.marker) for s in styles.values()}) == 40
-    assert figures.model_styles(keys[:3])["m2"] == styles["m2"]
+    assert style.model_styles(keys[:3])["m2"] == styles["m2"]
 
 
 @pytest.mark.parametrize("count", [4, 8])

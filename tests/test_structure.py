@@ -104,7 +104,7 @@ def _loaded(statement: str) -> set[str]:
             "import sunets.train, sunets.evaluate, sunets.profile, sunets.predict, sunets.stages.train",
             {"mlflow", "optuna", "dvc", "pandas", "matplotlib", "seaborn", "fvcore", "segmentation_models_pytorch"},
         ),
-        ("import sunets.report, ablations.report", {"torch", "mlflow", "dvc"}),
+        ("import sunets.report.build, sunets.report.explain, ablations.report", {"torch", "mlflow", "dvc"}),
         ("import sunets, sunets.config, sunets.record", {"torch", "mlflow", "pandas"}),
     ],
 )
@@ -125,7 +125,7 @@ STAGE_MODULES = {
     "cost": "sunets.stages.cost",
     "speed": "sunets.stages.cost",
     "ablate": "ablations.study",
-    "report": "sunets.report",
+    "report": "sunets.report.build",
     "ablation_report": "ablations.report",
 }
 

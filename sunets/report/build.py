@@ -15,6 +15,7 @@ from sunets.report import figures, tables
 from sunets.report.page import Content, benchmark_page, index_page
 from sunets.report.published import published
 from sunets.report.records import Records, load_records
+from sunets.report.style import save_figure
 from sunets.report.tables import Table
 
 TABLES = ("architectures", "accuracy", "per_class", "test_time", "published", "speed", "training_time")
@@ -49,12 +50,12 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
     _remove_stale(out, private)
     written = [path for table in made for path in tables.write(table, out / "tables")]
     for name, figure in drawn.items():
-        written += figures.save_figure(figure, out / "figures" / name)
+        written += save_figure(figure, out / "figures" / name)
     picture = figures.qualitative(examples, list(records.labels.values()), records.classes, palette)
     linked = {name: f"figures/{name}" for name in drawn}
     if picture is not None:
         embedded = suite.data.name.startswith("synthetic")
-        written += figures.save_figure(picture, (out / "figures" if embedded else private) / "qualitative")
+        written += save_figure(picture, (out / "figures" if embedded else private) / "qualitative")
         if embedded:
             linked["qualitative"] = "figures/qualitative"
         else:

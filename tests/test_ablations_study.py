@@ -1,0 +1,288 @@
+"""Whole studies of tiny real trainings: their records, a kill, the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import SUNET
+
+import sunets.tracking
+from ablations import __main__ as commands
+from ablations.engine import Finished
+from ablations.study import confirmed, pareto_front, run_study, spread
+from sunets.config import Suite, load
+from sunets.data import prepare
+from sunets.record import read_json, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPTHS = {"path": "model.unet_depth", "values": [1, 2]}
+RATE = {"path": "train.lr", "low": 1e-4, "high": 0.1, "log": True}
+PARAMS: dict[str, Any] = {
+    "benchmark": "tiny",
+    "seeds": [0, 1],
+    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
+    "train": {"epochs": 3, "batch_size": 8},
+    "evaluate": {"batch_size": 4, "variants": {"plain": {}}},
+    "profile": {"size": [32, 32], "field_seeds": 1, "field_images": 1},
+    "report": {"reference": "net"},
+    "ablations": {
+        "depth": {"kind": "one_at_a_time", "model": "net", "seeds": [0, 1], "axes": [DEPTHS]},
+        "rates": {
+            "kind": "one_at_a_time",
+            "model": "net",
+            "seeds": [0],
+            "axes": [DEPTHS, {"path": "train.lr", "values": [1e30]}],
+        },
+        "tuned": {
+            "kind": "tuned", "model": "net", "seeds": [0], "trials": 5, "axes": [DEPTHS], "nuisance": [RATE],
+        },
+        "search": {"kind": "search", "model": "net", "seeds": [0], "trials": 3, "confirm": 2, "axes": [DEPTHS, RATE]},
+    },
+}  # fmt: skip
+
+
+class QuietTracker:
+    """Takes what a live tracker takes."""
+
+    seen: list[tuple[Any, ...]]
+
+    def __init__(self, kind: str, suite: Suite, item: str) -> None:
+        QuietTracker.seen = [(kind, item)]
+
+    def plan(self, number: int, config: Any, provenance: Any, **extra: Any) -> None:
+        QuietTracker.seen.append(("plan", number, extra["phase"], extra["arm"]))
+
+    def log_epoch(self, number: int, row: Any) -> None:
+        QuietTracker.seen.append(("epoch", number, row["epoch"]))
+
+    def finish(self, number: int, record: Any, rows: Any = None) -> None:
+        QuietTracker.seen.append(("finish", number, record["status"], len(list(rows))))
+
+    def close(self) -> None:
+        QuietTracker.seen.append(("close",))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with parameters and prepared data, and the trainings that earlier tests left."""
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    prepare(load(root / "params.yaml").data, root / "data/tiny")
+    return root
+
+
+@pytest.fixture
+def suite(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.chdir(checkout)
+    monkeypatch.setattr(sunets.tracking, "Tracker", QuietTracker)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+    return load("params.yaml")
+
+
+def files(root: Path, study: str) -> dict[str, bytes]:
+    folder = root / "results/tiny/records/ablations"
+    return {suffix: (folder / f"{study}{suffix}").read_bytes() for suffix in (".json", ".csv", ".history.csv")}
+
+
+def test_a_grid_leaves_one_record_a_training_and_nothing_new_when_run_again(suite: Suite) -> None:
+    records = run_study(suite, "depth", workers=2)
+    assert [(r["arm"]["model.unet_depth"], r["seed"], r["reference"]) for r in records] == [
+        (1, 0, True), (1, 1, True), (2, 0, False), (2, 1, False),
+    ]  # fmt: skip
+    assert [r["number"] for r in records] == [0, 1, 2, 3]
+    first = records[0]
+    assert (first["kind"], first["status"], first["phase"], first["split"]) == ("trial", "finished", "grid", "test")
+    assert (first["setting"], first["same_as"]) == ({}, [])
+    assert 0 <= first["scores"]["score.miou"] <= 1
+    assert records[2]["cost"]["cost.params_m"] > first["cost"]["cost.params_m"] > 0
+    assert {"cost.gmacs", "memory.saved_mib", "field.effective_share"} <= first["cost"].keys()
+    assert records[2]["params"]["model.unet_depth"] == 2
+    assert first["provenance"]["command"] == "python -m ablations run depth"
+    assert len({r["provenance"]["config_hash"] for r in records}) == 4
+    assert first["environment"]["threads"] == 1
+    history = read_rows("results/tiny/records/ablations/depth.history.csv")
+    assert [(row["number"], row["epoch"]) for row in history] == [(n, e) for n in range(4) for e in (1, 2, 3)]
+    seen = QuietTracker.seen
+    assert seen[0] == ("trial", "depth")
+    for number in range(4):
+        own = [entry[0] for entry in seen if entry[1:2] == (number,)]
+        assert own == ["plan", "epoch", "epoch", "epoch", "finish"]
+
+    written = files(Path(), "depth")
+    assert run_study(suite, "depth", workers=1) == records
+    assert files(Path(), "depth") == written
+    assert not [entry for entry in QuietTracker.seen if entry[0] == "epoch"], "something was trained again"
+    assert [entry[:2] for entry in QuietTracker.seen if entry[0] == "finish"] == [("finish", n) for n in range(4)]
+
+
+def test_a_failed_training_is_a_row_and_equal_trainings_are_shared(suite: Suite) -> None:
+    run_study(suite, "depth")
+    before = set(Path(".work").glob("*/weights.pt"))
+    records = run_study(suite, "rates")
+    assert [r["status"] for r in records] == ["finished", "finished", "failed"]
+    failed = records[2]
+    assert failed["arm"]["train.lr"] == 1e30
+    assert failed["reason"].startswith("TrainingError: the loss became nan in epoch ")
+    assert failed["scores"] == {}
+    assert failed["provenance"]["data_digest"] == records[0]["provenance"]["data_digest"]
+    assert set(Path(".work").glob("*/weights.pt")) == before, "the other two are trainings of the study `depth`"
+    row = read_rows("results/tiny/records/ablations/rates.csv")[2]
+    assert (row["status"], row["score.miou"]) == ("failed", None)
+
+
+def test_a_tuned_study_gives_each_arm_the_same_trials_and_trains_its_best_again(suite: Suite) -> None:
+    records = run_study(suite, "tuned")
+    tuning = [r for r in records if r["phase"] == "tuning"]
+    assert [r["arm"]["model.unet_depth"] for r in tuning] == [1] * 5 + [2] * 5
+    assert [r["number"] for r in records] == list(range(12))
+    assert {r["seed"] for r in tuning} == {100}
+    assert {r["split"] for r in tuning} == {"val"}
+    assert "pruned" in {r["status"] for r in tuning}
+    assert [r["tuned"] for r in tuning[:3]] == [r["tuned"] for r in tuning[5:8]], "arms start from the same draws"
+    final = records[10:]
+    assert [(r["phase"], r["split"], r["seed"]) for r in final] == [("confirmation", "test", 0)] * 2
+    for arm, confirmation in zip((tuning[:5], tuning[5:]), final, strict=True):
+        best = max((r for r in arm if r["status"] == "finished"), key=lambda r: r["scores"]["search.miou"])
+        assert confirmation["params"]["train.lr"] == best["params"]["train.lr"]
+    for row in read_rows("results/tiny/records/ablations/tuned.csv"):
+        assert row["search.miou"] is None or row["score.miou"] is None
+    pruned = next(r for r in tuning if r["status"] == "pruned")
+    rows = [r for r in read_rows("results/tiny/records/ablations/tuned.history.csv") if r["number"] == pruned["number"]]
+    assert 0 < len(rows) < 3
+
+
+def test_a_search_confirms_the_base_and_points_of_its_front(suite: Suite) -> None:
+    records = run_study(suite, "search")
+    seen = [r for r in records if r["phase"] == "search"]
+    final = [r for r in records if r["phase"] == "confirmation"]
+    assert len(seen) == 3
+    assert final[0]["reference"]
+    assert final[0]["setting"] == {}
+    points = [(r["scores"]["search.miou"], -r["cost"]["cost.gmacs"]) for r in seen]
+    front = [seen[i]["setting"] for i in pareto_front(points)]
+    assert [r["setting"] for r in final[1:]] == [front[0], front[-1]][: len(front)]
+    assert all(not r["reference"] for r in final[1:])
+
+
+def test_an_arm_without_a_finished_trial_is_not_confirmed(suite: Suite) -> None:
+    def trial(phase: str, number: int, score: float | None) -> Finished:
+        status: Any = "failed" if score is None else "finished"
+        setting = {"train.lr": float(number), "seed": 100}
+        return Finished(phase, number, setting, status, None, None if score is None else (score,), {})
+
+    class Plan:
+        study, direction = suite.ablations["tuned"], "maximize"
+
+    trials = [trial("a", 0, 0.1), trial("a", 1, 0.3), trial("a", 2, 0.3), trial("b", 0, None)]
+    assert confirmed(Plan(), trials) == [{"train.lr": 1.0}]  # type: ignore[arg-type]
+    Plan.direction = "minimize"
+    assert confirmed(Plan(), trials) == [{"train.lr": 0.0}]  # type: ignore[arg-type]
+
+
+def test_the_front_has_no_dominated_point() -> None:
+    points = [(0.5, -2.0), (0.6, -3.0), (0.4, -2.5), (0.3, -1.0), (0.6, -3.0), (0.5, -2.0), (0.55, -9.0)]
+    assert pareto_front(points) == [1, 0, 3]
+    assert pareto_front([]) == []
+    assert spread([1, 2, 3, 4, 5], 3) == [1, 3, 5]
+    assert spread([1, 2], 3) == [1, 2]
+    assert spread([1, 2, 3], 1) == [1]
+
+
+# The commands, in processes of their own -----------------------------------------------------------------------------
+
+
+def command(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ablations", *arguments], cwd=root, env=environment, stderr=subprocess.PIPE
+    )
+
+
+def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(suite: Suite, tmp_path: Path) -> None:
+    run_study(suite, "tuned", workers=1)
+    expected = files(Path(), "tuned")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    prepare(suite.data, tmp_path / "data/tiny")
+
+    end = time.monotonic() + 120
+    with command(tmp_path, "run", "tuned", "--workers", "1") as process:
+        # The third training has just written a checkpoint and is on its way.
+        while len(list(tmp_path.glob(".work/*/checkpoint.pt"))) < 3:
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        process.kill()
+    assert not (tmp_path / "results").exists()
+    with command(tmp_path, "run", "tuned", "--workers", "1") as process:
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+    assert files(tmp_path, "tuned") == expected
+    assert (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "width"], "error: width: no such study; there are depth, rates, tuned, search"),
+        (["run", "depth", "--set", "ablations.depth.axes=[{path: model.unet_depth, values: [5]}]"],
+         "error: ablations.depth: model.unet_depth=5: cannot be built sensibly for 32 x 32 pixels"),
+        (["run", "depth", "--set", "ablations.depth.axes=[{path: model.depth, values: [5]}]"],
+         "error: ablations.depth: model.depth=5: models.net: unknown key 'model.depth'"),
+        (["run", "depth", "--set", "ablations.depth.axes=[{path: model.width, values: []}]"],
+         "error: --set: ablations.depth.axes.0: values: model.width: the axis is empty"),
+        (["plan", "--set", "benchmark=other"], "error: data/other/manifest.json: no such file"),
+        (["report", "--set", "benchmark=other"], "records/ablations: no records"),
+        (["list", "--params", "absent.yaml"], "error: absent.yaml: no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablations", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        commands.main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_plan_and_list_say_what_there_is(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["plan", "depth", "tuned", "search"], ["list"]):
+        monkeypatch.setattr(sys, "argv", ["ablations", *arguments])
+        with contextlib.suppress(SystemExit):
+            commands.main()
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    planned = {line[0]: line[1:4] for line in cells if len(line) == 8}
+    assert planned["depth"] == ["one_at_a_time", "2", "4"]
+    assert planned["tuned"] == ["tuned", "2", "12"]
+    assert planned["search"] == ["search", "3", "6"]
+    assert planned["all"][2] == "22"
+    assert any(line[0] == "search" and "model.unet_depth: 1, 2" in line[3] for line in cells if len(line) == 6)
+
+
+def test_fresh_forgets_failures_and_keeps_trainings(suite: Suite) -> None:
+    first = run_study(suite, "rates")
+    kept = {path: path.stat().st_mtime_ns for path in Path(".work").glob("*/checkpoint.pt")}
+    assert run_study(suite, "rates", fresh=True) == first
+    assert [e for e in QuietTracker.seen if e[0] == "epoch"], "the trials were not run again"
+    for path, changed in kept.items():
+        assert path.stat().st_mtime_ns == changed
+    assert read_json("results/tiny/records/ablations/rates.json") == first
