@@ -6,8 +6,8 @@ gives back the trials of dead ones, its own and those of launchers that have die
 
 What makes it exact:
 
-* A cell waits in the storage as a trial; taking it is one atomic change of state. Should two launchers have queued the
-  same cell at once, the trial with the lower number keeps it.
+* A worker takes a cell, or the next draw, by writing a running trial with its name on it, in one step, and looking
+  again: where two have taken the same, the trial with the lower number keeps it.
 * A sampler is made anew for every trial, seeded by the phase's seed and the number of trials that have finished, and
   an exclusive phase runs one trial at a time, whoever asks: what trial n is depends on the n before it, on nothing
   else. A trial that was killed counts as never started.
@@ -32,6 +32,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -39,7 +40,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import optuna
 from filelock import FileLock
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -53,12 +54,10 @@ BEAT_SECONDS = 20.0
 """Time between two heartbeats of a worker."""
 DEAD_SECONDS = 120.0
 """Silence after which a worker on another host is dead."""
-CLAIM_SECONDS = 5.0
-"""Time that a trial may be running without saying by whom: its worker writes that next."""
 POLL_SECONDS = 1.0
 """Longest time that a launcher waits before it looks at the storage again."""
 
-RUNNING, WAITING, FAIL = TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL
+RUNNING, FAIL = TrialState.RUNNING, TrialState.FAIL
 Setting = dict[str, Any]
 """Dotted path of the configuration -> value, of one trial."""
 Status = Literal["finished", "failed", "pruned"]
@@ -247,7 +246,7 @@ def distribution(values: Sequence[Any], low: float | None, high: float | None, l
         return CategoricalDistribution([_choice(value) for value in values])
     assert low is not None
     assert high is not None
-    return optuna.distributions.FloatDistribution(low, high, log=log)
+    return FloatDistribution(low, high, log=log)
 
 
 def _choice(value: Any) -> bool | int | float | str | None:
@@ -328,40 +327,16 @@ class _Study:
     def complete(self) -> bool:
         return len(self.finished()) >= self.phase.size
 
-    def fill(self, seconds: float = POLL_SECONDS) -> bool:
-        """Queue the cells that nobody has run, runs or has queued, for a while; returns whether all are queued.
-
-        A database takes its time for each, and another launcher may be at it too: that one's are seen the next time.
-        """
-        if self.phase.cells is None:
-            return True
-        end = time.monotonic() + seconds
-        trials = self.trials()
-        known = {t.user_attrs["key"] for t in trials if t.state in (WAITING, RUNNING) or self.counts(t)}
-        cells = self.phase.cells
-        choices: dict[str, list[Any]] = {}
-        for path, value in ((p, _choice(v)) for cell in cells for p, v in cell.items()):
-            if value not in choices.setdefault(path, []):
-                choices[path].append(value)
-        for cell in cells:
-            if (key := _key(cell)) not in known:
-                if time.monotonic() > end:
-                    return False
-                self.study.add_trial(
-                    optuna.trial.create_trial(
-                        state=WAITING,
-                        params={path: _choice(value) for path, value in cell.items()},
-                        distributions={path: CategoricalDistribution(choices[path]) for path in cell},
-                        user_attrs={"key": key, "setting": cell},
-                    )
-                )
-        return True
+    def open_cells(self, trials: Sequence[FrozenTrial]) -> list[tuple[int, Setting]]:
+        """The cells that nobody has run or runs, with their places."""
+        taken = {t.user_attrs["key"] for t in trials if t.state == RUNNING or self.counts(t)}
+        return [(n, cell) for n, cell in enumerate(self.phase.cells or ()) if _key(cell) not in taken]
 
     def claimable(self) -> int:
         """How many workers could take a trial now."""
         trials = self.trials()
         if self.phase.cells is not None:
-            return sum(t.state == WAITING for t in trials)
+            return len(self.open_cells(trials))
         running = sum(t.state == RUNNING for t in trials)
         left = self.phase.trials - sum(map(self.counts, trials))
         return min(1, left) * (not running) if self.phase.exclusive else max(0, left - running)
@@ -372,24 +347,39 @@ class _Study:
         """Take the next trial, or None if there is none to take now."""
         return self._claim_cell(worker) if self.phase.cells is not None else self._draw(worker)
 
+    def _start(self, attributes: dict[str, Any], params: dict[str, Any] | None = None) -> tuple[int, int]:
+        """Write a running trial, its owner with it, in one step; returns id and number.
+
+        Between Optuna's own `ask` and a note of the owner, a kill would leave a trial that nobody can judge.
+        """
+        template = optuna.trial.create_trial(
+            state=RUNNING,
+            params=params or {},
+            distributions={path: CategoricalDistribution(self.choices[path]) for path in params or {}},
+            user_attrs=attributes,
+        )
+        trial_id = self.storage.create_new_trial(self.id, template)
+        return trial_id, self.storage.get_trial(trial_id).number
+
+    @cached_property
+    def choices(self) -> dict[str, list[Any]]:
+        """Every value of each path of the cells."""
+        found: dict[str, list[Any]] = {}
+        for path, value in ((p, _choice(v)) for cell in self.phase.cells or () for p, v in cell.items()):
+            if value not in found.setdefault(path, []):
+                found[path].append(value)
+        return found
+
     def _claim_cell(self, worker: dict[str, Any]) -> _Claim | None:
-        for waiting in self.trials():
-            if waiting.state != WAITING:
-                continue
-            trial_id = self.trial_id(waiting.number)
-            try:
-                if not self.storage.set_trial_state_values(trial_id, RUNNING):
-                    continue
-            except UpdateFinishedTrialError:
-                continue
-            self.storage.set_trial_user_attr(trial_id, "worker", worker)
-            key = waiting.user_attrs["key"]
-            twins = [t for t in self.trials() if t.user_attrs["key"] == key and t.number != waiting.number]
-            if any(self.counts(t) or (t.state == RUNNING and t.number < waiting.number) for t in twins):
-                self.storage.set_trial_state_values(trial_id, FAIL)
-                continue
-            number = [_key(cell) for cell in self.phase.cells or ()].index(key)
-            return _Claim(Trial(self.study, trial_id), number, waiting.user_attrs["setting"])
+        while cells := self.open_cells(self.trials()):
+            place, cell = cells[0]
+            key = _key(cell)
+            attributes = {"key": key, "setting": cell, "worker": worker}
+            trial_id, number = self._start(attributes, {path: _choice(value) for path, value in cell.items()})
+            earlier = (t for t in self.trials() if t.number < number and t.user_attrs["key"] == key)
+            if not any(t.state == RUNNING or self.counts(t) for t in earlier):
+                return _Claim(Trial(self.study, trial_id), place, cell)
+            self.storage.set_trial_state_values(trial_id, FAIL)
         return None
 
     def _draw(self, worker: dict[str, Any]) -> _Claim | None:
@@ -399,6 +389,13 @@ class _Study:
         running = sum(t.state == RUNNING for t in trials)
         if before >= phase.trials or (running and phase.exclusive) or before + running >= phase.trials:
             return None
+        trial_id, number = self._start({"slot": before, "worker": worker})
+        earlier = [t for t in self.trials() if t.number < number]
+        counted, others = sum(map(self.counts, earlier)), sum(t.state == RUNNING for t in earlier)
+        # Somebody else may have drawn since we looked, or have ended a trial: who draws next looks again.
+        if (others or counted != before) if phase.exclusive else counted + others >= phase.trials:
+            self.storage.set_trial_state_values(trial_id, FAIL)
+            return None
         self.study.sampler = optuna.samplers.TPESampler(
             # Workers that share a search and draw at the same moment must not draw the same.
             seed=_sampler_seed(phase.seed, before) if phase.exclusive else None,
@@ -406,19 +403,13 @@ class _Study:
             multivariate=True,
             constant_liar=True,
         )
-        trial = self.study.ask({path: drawn for path, (drawn, _) in phase.space.items()})
-        trial.set_user_attr("slot", before)
-        trial.set_user_attr("worker", worker)
-        earlier = [t for t in self.trials() if t.number < trial.number]
-        counted, others = sum(map(self.counts, earlier)), sum(t.state == RUNNING for t in earlier)
-        # Somebody else has drawn since we looked: in an exclusive phase the draw was from an outdated history.
-        if (others or counted != before) if phase.exclusive else counted + others >= phase.trials:
-            self.storage.set_trial_state_values(self.trial_id(trial.number), FAIL)
-            return None
+        trial = Trial(self.study, trial_id)
         setting = dict(phase.fixed)
         for path, (drawn, values) in phase.space.items():
-            value = trial.params[path]
-            setting[path] = values[drawn.choices.index(value)] if isinstance(drawn, CategoricalDistribution) else value
+            if isinstance(drawn, CategoricalDistribution):
+                setting[path] = values[drawn.choices.index(trial.suggest_categorical(path, drawn.choices))]
+            elif isinstance(drawn, FloatDistribution):
+                setting[path] = trial.suggest_float(path, drawn.low, drawn.high, log=drawn.log)
         trial.set_user_attr("setting", setting)
         return _Claim(trial, counted + others, setting)
 
@@ -652,7 +643,7 @@ def run_phases(
                 place, sign = (study.phase.name, trial.number), (owner, trial.user_attrs.get("beat"))
                 if silent.get(place, (None, 0.0))[0] != sign:
                     silent[place] = (sign, time.monotonic())
-                dead = time.monotonic() - silent[place][1] > (CLAIM_SECONDS if owner is None else dead_seconds)
+                dead = time.monotonic() - silent[place][1] > dead_seconds
             if dead:
                 study.give_back(trial)
 
@@ -668,16 +659,12 @@ def run_phases(
             reap()
             for study in studies.values():
                 recover(study)
-            queued = min(study.fill() for study in studies.values())
             open_studies = [s for s in studies.values() if not s.complete()]
             if not open_studies and not pool:
                 return [study.finished() for study in studies.values()]
             for study in _shared_out(open_studies, workers, pool):
                 start(study)
-            ready = wait(
-                [*(w.process.sentinel for w in pool), *(w.connection for w in pool)],
-                timeout=POLL_SECONDS if queued else 0,
-            )
+            ready = wait([*(w.process.sentinel for w in pool), *(w.connection for w in pool)], timeout=POLL_SECONDS)
             for worker in pool:
                 if worker.connection in ready:
                     drain(worker)

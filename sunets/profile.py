@@ -254,7 +254,7 @@ def saved_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes that autograd keeps for the backward pass of a training step with the cross-entropy loss.
 
     Every storage counts once, however many tensors share it; parameters and buffers are left out. The same number on
-    every device, the meta device included.
+    the meta device as on a CPU (but for the unused statistics of a norm that sees a single value, see `_mode`).
 
     Args:
         model: network.
@@ -592,7 +592,7 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
         cost.gmacs_forward_backward: of a forward and backward pass, gradients of all parameters included.
         cost.uncounted_operators: operators of the forward pass for which no counter has a formula.
         memory.saved_mib, memory.saved_mib_memory_efficient: `saved_bytes`; the second for SUNets only.
-        memory.peak_mib: `peak_bytes`; None without a GPU.
+        memory.peak_mib: `peak_bytes`; None without a GPU that holds the step.
 
     Raises:
         ValueError: the network cannot be built, or the size is too small.
@@ -608,7 +608,8 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
     shape = (batch_size, input_channels(model), *size)
     peak = None
     if torch.cuda.is_available():
-        peak = peak_bytes(model.cuda(), torch.zeros(shape, device="cuda"))
+        with contextlib.suppress(torch.OutOfMemoryError):  # a GPU too small to tell
+            peak = peak_bytes(model.cuda(), torch.zeros(shape, device="cuda"))
     model = model.to("meta").eval()
     x = torch.zeros(shape, device="meta")
     if isinstance(model, SUNet):

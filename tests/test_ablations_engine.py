@@ -208,7 +208,6 @@ def test_workers_that_cannot_start_are_an_error(journal: str) -> None:
 def test_a_silent_worker_elsewhere_loses_its_trial_and_a_beating_one_keeps_it(journal: str, tmp_path: Path) -> None:
     phase = Phase("grid", ("maximize",), cells=({"seed": 0}, {"seed": 1}))
     study = engine._Study(phase, open_storage(journal))
-    study.fill()
     owner = {"launcher": {"host": "elsewhere", "pid": 1, "born": 1}, "pid": 2}
     silent, beating = study.claim(owner), study.claim(owner)
     assert silent is not None

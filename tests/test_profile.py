@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sunets import create_model, list_models, profile
+from sunets import create_model, profile
 from sunets.profile import (
     AuditError,
     audit,
@@ -103,8 +103,8 @@ def test_backward_count_is_three_passes_less_the_input_gradient() -> None:
     assert sum(count_macs(model, x, backward=True)[""].values()) == 3 * forward - first
 
 
-class _Unscoped(nn.Module):
-    """Half of its convolution is hidden from the tracer, as by a custom kernel."""
+class TwoFaced(nn.Module):
+    """Where asked for, what one counter sees differs from what the other sees."""
 
     def __init__(self, hidden: bool) -> None:
         super().__init__()
@@ -116,17 +116,17 @@ class _Unscoped(nn.Module):
         y = self.second(self.first(x))
         if not self.hidden:
             return y
-        return y + (self.first(x) if torch.jit.is_tracing() else 0)
+        return y + (self.first(x).sum() if torch.jit.is_tracing() else 0)
 
 
 def test_audit_fails_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    audit(_Unscoped(hidden=False))
-    with pytest.raises(AuditError, match=r"_Unscoped at 64x96: multiply-adds of first: torch's counter says 629,\d+"):
-        audit(_Unscoped(hidden=True))
+    audit(TwoFaced(hidden=False))
+    with pytest.raises(AuditError, match=r"TwoFaced at 64x96: multiply-adds of first: torch's counter says 629,\d+"):
+        audit(TwoFaced(hidden=True))
     monkeypatch.setattr(
         profile, "sunet_macs", lambda *_: {part: n * (1 + (part == "head") / 500) for part, n in sunet_macs(*_).items()}
     )
-    with pytest.raises(AuditError, match="SUNet at 64x96: multiply-adds of head: .* the formula"):
+    with pytest.raises(AuditError, match=r"SUNet at 64x96: multiply-adds of head: .* the formula"):
         profile_model({"name": "sunet_tiny", "num_classes": 5}, size=(64, 64))
 
 
@@ -138,12 +138,13 @@ def test_audit_leaves_the_network_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", [n for n in list_models("segmentation") if n not in ("sunet128", "sunet7128")])
+@pytest.mark.parametrize(
+    "name",
+    [*SMALL, "dilated_resnet18", "lraspp_mobilenet_v3_large", "deeplabv3_resnet50", "unet_resnet34", "segformer_b0"],
+)
 def test_saved_bytes_are_the_same_on_meta_and_cpu(name: str) -> None:
-    if name.endswith(("101", "b2", "sunet64", "fcn_resnet50", "deeplabv3_resnet50")):
-        pytest.skip("the same code as its smaller sibling, which is tested")
     model = create_model(name, num_classes=3)
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64)
     real = saved_bytes(model, x)
     assert saved_bytes(model.to("meta"), x.to("meta")) == real > x.nbytes
 
@@ -322,9 +323,8 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     with Image.open(tmp_path / "fields.png") as picture:
         assert len(picture.getcolors(1 << 20) or []) > 50
 
-    run_profile(["sunet_tiny", "plain_conv_small"], size=(32, 48), num_classes=4, json_path=tmp_path / "again.json",
-                field=True, console=screen)  # fmt: skip
-    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "exact.json").read_bytes()
+    again = run_profile(["sunet_tiny", "plain_conv_small"], size=(32, 48), num_classes=4, field=True, console=screen)
+    assert [r["cost"] for r in again] == [r["cost"] for r in exact], "a rerun repeats to the last digit"
 
 
 def test_run_profile_refuses_what_cannot_be(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from filelock import FileLock, Timeout
 
 from sunets.record import code_hash
 
+LOCK_SECONDS = 20.0
+"""How long a stage waits for another one's lock: a killed pipeline's process may take a moment to go."""
+
 
 class StageError(RuntimeError):
     """A stage that cannot vouch for its outputs; nothing already computed is lost."""
@@ -81,8 +84,7 @@ def stage(name: str, layout: Layout, *modules: str) -> Iterator[str]:
         die_with_parent()
     layout.work.mkdir(parents=True, exist_ok=True)
     try:
-        # A killed pipeline's process may take a moment to go.
-        lock = FileLock(layout.work / f"{layout.benchmark}.{name}.lock").acquire(timeout=20)
+        lock = FileLock(layout.work / f"{layout.benchmark}.{name}.lock").acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise StageError(f"{name}: already running in this checkout; wait for it, or stop it") from None
     with lock:

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
-from sunets.stages import StageError, die_with_parent
+from sunets.stages import StageError
 
 Send = Callable[[Any], None]
 
@@ -21,7 +21,17 @@ _queue: Any = None
 def _start(queue: Any) -> None:
     global _queue
     _queue = queue
-    die_with_parent()
+    threading.Thread(target=_end_with_stage, daemon=True).start()
+
+
+def _end_with_stage() -> None:
+    """Wait for the stage's process to end, and end with it: a killed stage leaves no trainer behind.
+
+    The system's own signal for that would not do: it speaks of the fork server, which lives as long as its children.
+    """
+    if (stage := multiprocessing.parent_process()) is not None:
+        stage.join()
+        os._exit(1)
 
 
 def _run(job: Callable[[Any, Send], Any], index: int, argument: Any) -> Any:
