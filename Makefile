@@ -11,8 +11,8 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env repro test check zoo ui clean
-help:
+.PHONY: help env repro test current check zoo ui clean
+help:  ## list these
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 env: $(VENV)/.stamp  ## create .venv from requirements.lock
@@ -27,13 +27,16 @@ repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost
 	$(VENV)/bin/dvc repro
 
 test: env  ## run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
+
+current: env  ## check that dvc.lock and results/ belong to this code and these parameters
+	@$(VENV)/bin/dvc repro --dry --allow-missing | tee /dev/stderr | (! grep --quiet "^Running stage")
 
 check: env  ## lint, format, types, tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(MAKE) test
 
 zoo: env  ## count every network of the zoo: the README's cost table and architecture figure
 	$(PY) -m sunets zoo
