@@ -292,9 +292,10 @@ class _Study:
     @staticmethod
     def counts(trial: FrozenTrial) -> bool:
         """Whether the trial has finished in its own right: not killed, not a duplicate."""
-        return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
-            trial.state == FAIL and "reason" in trial.user_attrs
-        )
+        if not trial.state.is_finished() or "end" not in trial.user_attrs:
+            return False
+        # A worker that was given up too early may have written its result just before its trial was failed.
+        return (trial.state == FAIL) == (trial.user_attrs["end"]["status"] == "failed")
 
     def finished(self) -> list[Finished]:
         """The trials that count, in order."""
@@ -306,23 +307,17 @@ class _Study:
             places = [(n, first[_key(c)]) for n, c in enumerate(self.phase.cells) if _key(c) in first]
         else:
             places = list(enumerate(counted[: self.phase.trials]))
-        status: dict[TrialState, Status] = {
-            TrialState.COMPLETE: "finished",
-            TrialState.PRUNED: "pruned",
-            FAIL: "failed",
-        }
-        return [
-            Finished(
-                phase=self.phase.name,
-                number=number,
-                setting=trial.user_attrs["setting"],
-                status=status[trial.state],
-                reason=trial.user_attrs.get("reason"),
-                values=tuple(trial.values) if trial.state == TrialState.COMPLETE else None,
-                content=trial.user_attrs.get("content", {}),
-            )
-            for number, trial in places
-        ]
+        found = []
+        for number, trial in places:
+            end = trial.user_attrs["end"]
+            values = None if end["values"] is None else tuple(end["values"])
+            found.append(
+                Finished(
+                    self.phase.name, number, trial.user_attrs["setting"], end["status"], end["reason"], values,
+                    end["content"],
+                )
+            )  # fmt: skip
+        return found
 
     def complete(self) -> bool:
         return len(self.finished()) >= self.phase.size
@@ -415,43 +410,51 @@ class _Study:
 
     # Ending a trial.
 
-    def end(self, trial: Trial, end: Finished) -> None:
-        """Write the result; all attributes first, because a finished trial takes no more.
+    def end(self, number: int, end: Finished) -> None:
+        """Write a trial's result.
+
+        First all of it in one step, then the state: who finds a dead worker's trial between the two completes it.
 
         Raises:
             TrialTakenError: somebody has given the trial away meanwhile.
         """
+        content = {"status": end.status, "reason": end.reason, "values": end.values, "content": end.content}
         try:
-            if end.reason is not None:
-                trial.set_user_attr("reason", end.reason)
-            trial.set_user_attr("content", end.content)
-            state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": FAIL}[end.status]
-            self.study.tell(trial, end.values, state=state)
-        except (UpdateFinishedTrialError, ValueError) as error:
-            if self.storage.get_trial(self.trial_id(trial.number)).state == RUNNING:
-                raise
-            raise TrialTakenError(f"trial {trial.number} of {self.phase.name} was given to another worker") from error
+            self.storage.set_trial_user_attr(self.trial_id(number), "end", content)
+        except UpdateFinishedTrialError:
+            raise TrialTakenError(f"trial {number} of {self.phase.name} was given to another worker") from None
+        self._settle(number, end.status, end.values)
+
+    def _settle(self, number: int, status: Status, values: Sequence[float] | None) -> None:
+        state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": FAIL}[status]
+        with contextlib.suppress(UpdateFinishedTrialError):  # somebody else did so at the same moment
+            self.study.tell(number, values, state=state, skip_if_finished=True)
 
     def give_back(self, trial: FrozenTrial, crash: str | None = None) -> None:
-        """Fail the trial of a dead worker so that it is repeated.
+        """Fail the trial of a dead worker so that it is repeated; or complete it, if its result is there.
 
         Args:
             trial: running, by nobody.
             crash: how its process died, if its launcher lives and saw it.
         """
         trial_id = self.trial_id(trial.number)
-        with contextlib.suppress(UpdateFinishedTrialError):  # others may see the same death
+        with contextlib.suppress(UpdateFinishedTrialError, TrialTakenError):  # others may see the same death
+            if "end" in trial.user_attrs:
+                self._settle(trial.number, trial.user_attrs["end"]["status"], trial.user_attrs["end"]["values"])
+                return
             if crash is not None:
                 self.storage.set_trial_user_attr(trial_id, "crash", crash)
                 same = "key" if self.phase.cells is not None else "slot"
-                crashes = sum(
+                crashes = 1 + sum(
                     "crash" in t.user_attrs and t.user_attrs.get(same) == trial.user_attrs.get(same)
                     for t in self.trials()
                     if t.state == FAIL
                 )
-                if crashes + 1 >= MAX_CRASHES and "setting" in trial.user_attrs:
-                    reason = f"its process died {MAX_CRASHES} times, at last by {crash} (out of memory?)"
-                    self.storage.set_trial_user_attr(trial_id, "reason", reason)
+                if crashes >= MAX_CRASHES and "setting" in trial.user_attrs:
+                    reason = f"its process died {crashes} times, at last by {crash} (out of memory?)"
+                    setting = trial.user_attrs["setting"]
+                    self.end(trial.number, Finished(self.phase.name, -1, setting, "failed", reason, None, {}))
+                    return
             self.storage.set_trial_state_values(trial_id, FAIL)
 
 
@@ -519,7 +522,7 @@ def _work(phase: Phase, objective: Objective, address: str, launcher: dict[str, 
         _tell(launcher_end, Event("started", phase.name, claimed.number, claimed.setting))
         end = _run_trial(study, claimed, objective, launcher_end)
         with contextlib.suppress(TrialTakenError):
-            study.end(claimed.trial, end)
+            study.end(claimed.trial.number, end)
             _tell(launcher_end, Event("ended", phase.name, claimed.number, claimed.setting, end))
         vigil.trial_id = None
 

@@ -96,6 +96,16 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # Multiply-adds ------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +143,7 @@ def _conv_and_linear(counts: Mapping[str, Mapping[Any, int]], names: Iterable[st
 
 
 def audit(model: nn.Module, size: Size = AUDIT_SIZE) -> None:
-    """Compare torch's counter with fvcore's, layer by layer, on a small real input.
+    """Compare torch's counter with fvcore's on a small real input, layer by layer, and with `sunet_macs` for SUNets.
 
     Convolutions and linear layers are compared: they are what both count alike.
 
@@ -147,16 +157,27 @@ def audit(model: nn.Module, size: Size = AUDIT_SIZE) -> None:
     x = torch.zeros(1, input_channels(model), *size)
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     names = [*(name for name, module in model.named_modules() if isinstance(module, layers)), ""]
-    # fvcore traces the network: in training mode that would move the BatchNorm statistics.
-    with warnings.catch_warnings(), _mode(model, training=False), torch.no_grad():
+    # fvcore traces the network: in training mode that would move the BatchNorm statistics. One thread: on a busy
+    # machine several would wait for each other after each of these small layers.
+    with warnings.catch_warnings(), _mode(model, training=False), torch.no_grad(), _threads(1):
         warnings.simplefilter("ignore")  # deprecation of TorchScript, and sizes that the trace freezes
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(model, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         theirs = analysis.by_module_and_operator()
         fvcore = {k: sum(theirs[k][op] for op in ("conv", "linear", "addmm", "mm") if k in theirs) for k in names}
-        ours = _conv_and_linear(count_macs(model, x), names)
-    compare(ours, fvcore, ("torch's counter", "fvcore"), f"{type(model).__name__} at {size[0]}x{size[1]}")
+        counts = count_macs(model, x)
+    subject = f"{type(model).__name__} at {size[0]}x{size[1]}"
+    compare(_conv_and_linear(counts, names), fvcore, ("torch's counter", "fvcore"), subject)
+    _compare_with_formula(model, counts, x)
+
+
+def _compare_with_formula(model: nn.Module, counts: Mapping[str, Mapping[Any, int]], x: Tensor) -> None:
+    if isinstance(model, SUNet):
+        size = (x.shape[2], x.shape[3])
+        formula = sunet_macs(model.config, size, len(x))
+        subject = f"{type(model).__name__} at {size[0]}x{size[1]}"
+        compare(_conv_and_linear(counts, formula), formula, ("torch's counter", "the formula"), subject)
 
 
 def compare(a: Mapping[str, int], b: Mapping[str, int], sources: tuple[str, str], subject: str) -> None:
@@ -235,7 +256,7 @@ class _Uncounted(TorchDispatchMode):
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__.strip("_").removeprefix("native_")
+        name = func.overloadpacket.__name__.strip("_").removeprefix("native_").partition("_legit")[0]
         takes_tensors = any(isinstance(a, Tensor) or (isinstance(a, list) and isinstance(a[0], Tensor)) for a in args)
         if takes_tensors and not func.is_view and func.overloadpacket not in flop_registry and name not in _MOVING:
             self.names.add(name)
@@ -526,9 +547,7 @@ def measure_speed(
     }
     passes: dict[str, list[float]] = {name: [] for name in models}
     steps: dict[str, list[float]] = {name: [] for name in models}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with _threads(threads):
         for _ in range(warmup + repeats):
             for name, model in copies.items():
                 x = images[name]
@@ -537,8 +556,6 @@ def measure_speed(
                     passes[name].append(timed(lambda model=model, x=x: model(x)))  # type: ignore[misc]
                 with _mode(model, training=True):
                     steps[name].append(timed(lambda model=model, x=x: step(model, x)))  # type: ignore[misc]
-    finally:
-        torch.set_num_threads(before)
     protocol: Figures = {
         "speed.batch_size": batch_size,
         "speed.repeats": repeats,
@@ -602,8 +619,6 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
     model = _build(arguments)
     params = sum(parameter.numel() for parameter in model.parameters())
     audit(model)
-    if isinstance(model, SUNet):
-        _audit_formula(model, AUDIT_SIZE, 1)
 
     shape = (batch_size, input_channels(model), *size)
     peak = None
@@ -612,12 +627,11 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
             peak = peak_bytes(model.cuda(), torch.zeros(shape, device="cuda"))
     model = model.to("meta").eval()
     x = torch.zeros(shape, device="meta")
-    if isinstance(model, SUNet):
-        _audit_formula(model, size, batch_size)
     uncounted = _Uncounted()
-    with uncounted, torch.no_grad():
-        model(x)
-    forward = count_macs(model, x)[""]
+    with uncounted:
+        counts = count_macs(model, x)
+    _compare_with_formula(model, counts, x)
+    forward = counts[""]
     gmacs = sum(forward.values()) / 1e9
     efficient = None
     if isinstance(model, SUNet):
@@ -648,20 +662,6 @@ def _build(arguments: Mapping[str, Any]) -> nn.Module:
 def _check_size(size: Size) -> None:
     if min(size) < MIN_SIZE:
         raise ValueError(f"size: height and width of at least {MIN_SIZE} pixels, not {size[0]} x {size[1]}")
-
-
-def _audit_formula(model: SUNet, size: Size, batch_size: int) -> None:
-    """Compare torch's counter with `sunet_macs`."""
-    device = next(model.parameters()).device
-    formula = sunet_macs(model.config, size, batch_size)
-    with _mode(model, training=False):
-        counts = count_macs(model, torch.zeros(batch_size, model.config.in_channels, *size, device=device))
-    compare(
-        _conv_and_linear(counts, formula),
-        formula,
-        ("torch's counter", "the formula"),
-        f"{type(model).__name__} at {size[0]}x{size[1]}",
-    )
 
 
 def profile_model(

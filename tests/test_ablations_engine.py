@@ -200,6 +200,23 @@ class Unloadable:
         return int, ("no number",)
 
 
+def test_a_worker_killed_between_result_and_state_loses_nothing(
+    journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (phase,) = phases("cells 2")
+    study = engine._Study(phase, open_storage(journal))
+    for status, values in (("pruned", None), ("finished", (3.0,))):
+        claimed = study.claim({"launcher": {"host": engine._host(), "pid": 2**22 + 1, "born": 1}, "pid": 2})
+        assert claimed is not None
+        monkeypatch.setattr(study, "_settle", lambda *_: None)  # here the kill
+        study.end(claimed.trial.number, Finished("", 0, claimed.setting, status, "why", values, {"kept": 1}))  # type: ignore[arg-type]
+    (trials,) = run_phases([phase], Fast(tmp_path / "log"), journal)
+    assert [(t.status, t.reason, t.values, t.content) for t in trials] == [
+        ("pruned", "why", None, {"kept": 1}), ("finished", "why", (3.0,), {"kept": 1}),
+    ]  # fmt: skip
+    assert starts(tmp_path / "log") == []
+
+
 def test_workers_that_cannot_start_are_an_error(journal: str) -> None:
     with pytest.raises(RuntimeError, match="workers end with exit code 1 before they take a trial"):
         run_phases([Phase("p", ("maximize",), cells=({"a": 1},))], Unloadable(), journal)  # type: ignore[arg-type]
@@ -219,7 +236,7 @@ def test_a_silent_worker_elsewhere_loses_its_trial_and_a_beating_one_keeps_it(jo
             time.sleep(0.2)
             beating.trial.set_user_attr("beat", number)
         assert not over.is_set()
-        study.end(beating.trial, Finished("grid", 1, beating.setting, "finished", None, (7.0,), {}))
+        study.end(beating.trial.number, Finished("grid", 1, beating.setting, "finished", None, (7.0,), {}))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -229,7 +246,7 @@ def test_a_silent_worker_elsewhere_loses_its_trial_and_a_beating_one_keeps_it(jo
     assert starts(tmp_path / "log") == [["grid", {"seed": 0}]]
     assert trials[1].values == (7.0,)
     with pytest.raises(engine.TrialTakenError):  # the silent worker wakes up
-        study.end(silent.trial, Finished("grid", 0, silent.setting, "finished", None, (9.0,), {}))
+        study.end(silent.trial.number, Finished("grid", 0, silent.setting, "finished", None, (9.0,), {}))
 
 
 def test_a_line_that_a_killed_writer_left_unfinished_is_cut(journal: str, tmp_path: Path) -> None:
