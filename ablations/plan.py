@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ablations.space import MAX_CORNERS, Arm, axis_values, check_study, input_size, study_config, trial_config
+from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
 from sunets.config import Config, StudyConfig, Suite
 from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset
 from sunets.profile import count_macs
@@ -29,13 +31,17 @@ STEP_GMACS = 20.0
 BACKWARD = 3
 """Multiply-adds of a training step over those of its forward pass."""
 
+LAUNCH_SECONDS = 10e-6
+"""Time that a GPU needs to start a kernel from Python."""
+
 ASSUMPTIONS = """\
 Time here: training steps on random images were timed just now for the base, the cheapest and the dearest network, and
 the others lie on a line over multiply-adds between them; reading one image after the other is added; an image that is
 scored takes 1/{backward} of one that is trained on. Workers are taken not to slow each other, nothing is pruned, and
 nothing is shared with earlier trainings.
-One GPU: an estimate from the operations alone, 2 a multiply-add, at a sustained {tflops:g} TFLOP/s (--gpu-tflops), one
-training at a time, with images read fast enough. Small networks do not fill a GPU and take longer."""
+One GPU: an estimate from the larger of two things, the operations (2 a multiply-add) at a sustained {tflops:g} TFLOP/s
+(--gpu-tflops) and {launch:g} microseconds for every operator of a step, which is what small networks take; one training
+at a time, with images read fast enough."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,16 @@ class _Work:
 
     config: Config
     gmacs: float
+    operators: int
+    """Kernels of a forward pass."""
     trainings: float
     images: float
     """Of one training, those that are only scored counted as a third of one that is trained on."""
+
+    def gpu_seconds(self, tflops: float) -> float:
+        """Seconds an image that is trained on takes a GPU: its arithmetic, or to start the kernels of its batch."""
+        arithmetic = 2e9 * BACKWARD * self.gmacs / (tflops * 1e12)
+        return max(arithmetic, BACKWARD * self.operators * LAUNCH_SECONDS / self.config.train.batch_size)
 
 
 def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root: Path = Path()) -> dict[str, Estimate]:
@@ -100,7 +113,7 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     if not console.is_terminal:
         console.width = 120
     console.print(table)
-    console.print(ASSUMPTIONS.format(backward=BACKWARD, tflops=gpu_tflops))
+    console.print(ASSUMPTIONS.format(backward=BACKWARD, tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
     return found
 
 
@@ -111,15 +124,15 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float) -> 
         ConfigError: something is wrong with the study.
     """
     study = study_config(suite, name)
-    points = check_study(suite, name, manifest)
-    counted: dict[str, float] = {}
+    space = Space(suite, name, manifest)
+    points = check_study(suite, name, manifest, space)
+    counted: dict[int, tuple[float, int]] = {}
     work = []
     for setting, trainings in _trainings(study, [point.setting for point in points]):
-        config = trial_config(suite, name, setting, 0)
-        key = f"{config.model!r} {input_size(config, manifest)}"
-        if key not in counted:
-            counted[key] = _gmacs(config, manifest)
-        work.append(_Work(config, counted[key], trainings, _images(config, manifest)))
+        config, network = space.config(setting), space.network(setting)
+        if id(network) not in counted:
+            counted[id(network)] = _operations(network, config, manifest)
+        work.append(_Work(config, *counted[id(network)], trainings, _images(config, manifest)))
     base = work[0]
     timed = {w.gmacs: w for w in (base, min(work, key=lambda w: w.gmacs), max(work, key=lambda w: w.gmacs))}
     per_image = _line({gmacs: _step_seconds(w, manifest) for gmacs, w in timed.items()})
@@ -127,13 +140,13 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float) -> 
     device = prepare_torch(base.config.train)
     workers = default_workers(base.config.train.threads, device.type)
     seconds = sum(w.trainings * w.images * (per_image(w.gmacs) + read) for w in work)
-    operations = sum(w.trainings * w.images * 2e9 * BACKWARD * w.gmacs for w in work)
+    gpu_seconds = sum(w.trainings * w.images * w.gpu_seconds(gpu_tflops) for w in work)
     return Estimate(
         points=len(points) if study.kind != "search" else study.confirm + 1,
         trainings=round(sum(w.trainings for w in work)),
-        gmacs=(min(counted.values()), max(counted.values())),
+        gmacs=(min(w.gmacs for w in work), max(w.gmacs for w in work)),
         hours_here=seconds / workers / 3600,
-        hours_gpu=operations / (gpu_tflops * 1e12) / 3600,
+        hours_gpu=gpu_seconds / 3600,
         workers=workers,
     )
 
@@ -165,10 +178,23 @@ def _network(config: Config, manifest: Manifest) -> nn.Module:
     return create_model(**arguments, task=manifest.task, num_classes=manifest.num_classes)
 
 
-def _gmacs(config: Config, manifest: Manifest) -> float:
-    with torch.device("meta"):
-        x = torch.empty(1, config.model.in_channels or 3, *input_size(config, manifest))
-        return sum(count_macs(_network(config, manifest).eval(), x)[""].values()) / 1e9
+class _Kernels(TorchDispatchMode):
+    """Counts the operators that compute something."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def _operations(network: nn.Module, config: Config, manifest: Manifest) -> tuple[float, int]:
+    """Multiply-adds (10^9) and operators of a forward pass for one image; the network has no memory."""
+    x = torch.empty(1, config.model.in_channels or 3, *input_size(config, manifest), device="meta")
+    kernels = _Kernels()
+    with kernels, torch.no_grad():
+        network.eval()(x)
+    return sum(count_macs(network, x)[""].values()) / 1e9, kernels.count
 
 
 def _step_seconds(work: _Work, manifest: Manifest) -> float:

@@ -316,8 +316,10 @@ def what_was_run(study: Study) -> str:
     budget = [f"{params['train.epochs']} epochs", f"batch {params['train.batch_size']}", f"{params['train.optimizer']}"]
     if c.kind != "tuned":
         budget += [f"learning rate {params['train.lr']:g}", f"weight decay {params['train.weight_decay']:g}"]
+    given = [f"{path} {value_text(value)}" for path, value in c.overrides.items() if path.startswith("model.")]
+    base = f"{study.label} with {', '.join(given)}" if given else study.label
     sentences = [
-        f"{study.label}, {KINDS[c.kind]}: {axes}.",
+        f"{base}, {KINDS[c.kind]}: {axes}.",
         f"Every training: {', '.join(budget)}; seeds {', '.join(map(str, c.seeds))}, the same for all settings; "
         f"{len(study.final)} trainings scored on the {study.final[0]['split']} split."
         if study.final

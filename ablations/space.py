@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sunets.config import AxisConfig, Config, ConfigError, StudyConfig, Suite, fingerprint
 from sunets.data import Manifest
@@ -71,8 +72,14 @@ def trial_config(suite: Suite, name: str, setting: Arm, seed: int) -> Config:
         raise ConfigError(f"ablations.{name}: {_shown(setting) or 'overrides'}: {error}") from None
 
 
-def check_study(suite: Suite, name: str, manifest: Manifest) -> tuple[Point, ...]:
+def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None = None) -> tuple[Point, ...]:
     """The points of a study, after everything that can be wrong with them has been looked for.
+
+    Args:
+        suite: the parameters.
+        name: of the study.
+        manifest: of the prepared data.
+        space: keeps the networks that are built on the way.
 
     Returns:
         one_at_a_time: the base and every axis's values alone. grid, tuned: the product of all axes. search: the base.
@@ -87,14 +94,12 @@ def check_study(suite: Suite, name: str, manifest: Manifest) -> tuple[Point, ...
         for axis in getattr(study, group):
             if not axis.path.startswith(SECTIONS):
                 raise ConfigError(f"ablations.{name}.{group}: {axis.path}: an axis is a path below model or train")
-            if axis.path in study.overrides:
-                raise ConfigError(f"ablations.{name}.{group}: {axis.path}: fixed under overrides; remove it there")
     if clash := {a.path for a in study.axes} & {a.path for a in study.nuisance}:
         raise ConfigError(f"ablations.{name}.nuisance: {', '.join(sorted(clash))}: is an axis already")
     if wrong := [path for path in study.overrides if not path.startswith((*SECTIONS, "evaluate."))]:
         raise ConfigError(f"ablations.{name}.overrides: {wrong[0]}: a path below model, train or evaluate is expected")
 
-    space = _Space(suite, name, manifest)
+    space = space or Space(suite, name, manifest)
     check(space.config({}), manifest)
     base = space.network({})
     for axis in [*study.axes, *study.nuisance]:
@@ -129,7 +134,7 @@ def axis_values(axis: AxisConfig) -> tuple[Any, ...]:
 
 def identity(suite: Suite, name: str, manifest: Manifest, setting: Arm) -> str:
     """A digest of a setting's training, equal where two settings make the same network and the same recipe."""
-    space = _Space(suite, name, manifest)
+    space = Space(suite, name, manifest)
     return space.identity(setting, space.network(setting))
 
 
@@ -144,7 +149,7 @@ def input_size(config: Config, manifest: Manifest) -> Size:
 
 
 @dataclass(frozen=True)
-class _Space:
+class Space:
     """The settings of a study as configurations and as networks without memory (on the meta device)."""
 
     suite: Suite
@@ -153,6 +158,7 @@ class _Space:
     built: dict[str, nn.Module] = field(default_factory=dict)
 
     def config(self, setting: Arm) -> Config:
+        """The configuration of a setting, with seed 0."""
         return trial_config(self.suite, self.name, setting, 0)
 
     def network(self, setting: Arm) -> nn.Module:
@@ -164,7 +170,7 @@ class _Space:
         config = self.config(setting)
         key = fingerprint(config.model, input_size(config, self.manifest))
         if key not in self.built:
-            with self._blamed_on(setting), torch.device("meta"):
+            with self._blamed_on(setting), torch.device("meta"), _WithoutDrawing():
                 model = create_model(
                     **{k: v for k, v in config.model.arguments().items() if k != "weights"},
                     task=self.manifest.task,
@@ -194,11 +200,13 @@ class _Space:
             raise ConfigError(f"ablations.{self.name}: {_shown(setting) or 'the base'}: {reason}") from None
 
     def arm(self, setting: Arm, network: nn.Module) -> Arm:
+        """The value of every axis in a setting."""
         study = self.suite.ablations[self.name]
         tree = self.config(setting).model_dump(mode="json")
         return {axis.path: _resolved(axis.path, _at(tree, axis.path), network) for axis in study.axes}
 
     def identity(self, setting: Arm, network: nn.Module) -> str:
+        """A digest of a setting's training: see the function of that name."""
         tree = self.config(setting).model_dump(mode="json")
         if isinstance(network, SUNet):
             own = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
@@ -207,6 +215,15 @@ class _Space:
         else:
             tree["model"]["output_stride"] = network.output_stride
         return fingerprint(tree)
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Leaves out the drawing of initial weights: without memory it has no effect, and takes most of the time."""
+
+    drawing = (Tensor.normal_, Tensor.uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self.drawing else func(*args, **(kwargs or {}))
 
 
 def _with_reference(points: dict[str, Point], base_key: str, base_arm: Arm) -> tuple[Point, ...]:

@@ -73,6 +73,21 @@ def input_channels(model: nn.Module) -> int:
 
 
 @contextlib.contextmanager
+def _usual_algorithms() -> Iterator[None]:
+    """PyTorch's default choice of kernels for a while.
+
+    With `torch.use_deterministic_algorithms`, which a training sets, some operators are replaced by others on all
+    devices but the CPU, the meta device included, and the counts would no longer be the same everywhere.
+    """
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+@contextlib.contextmanager
 def _mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Training or evaluation mode for a while.
 
@@ -271,6 +286,7 @@ def _loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, target)
 
 
+@_usual_algorithms()
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes that autograd keeps for the backward pass of a training step with the cross-entropy loss.
 
@@ -593,6 +609,7 @@ def _mib(count: int | None) -> float | None:
 # Records and tables -------------------------------------------------------------------------------------------------
 
 
+@_usual_algorithms()
 def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Figures:
     """Exact figures of one network, counted and audited.
 

@@ -5,6 +5,7 @@ Run as a program, this file is one launcher: `python tests/test_ablations_engine
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -26,10 +27,12 @@ import pytest
 from optuna.trial import TrialState
 
 from ablations import engine
-from ablations.engine import Finished, Outcome, Phase, Setting, close_storage, distribution, open_storage, run_phases
+from ablations.engine import Finished, Outcome, Phase, Setting, close_storage, distribution, open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve()
+# A process has one fork server, and the first launch decides what it has imported: tests of whole studies follow.
+run_phases = functools.partial(engine.run_phases, preload=() if __name__ == "__main__" else ("ablations.study",))
 
 
 @dataclass(frozen=True)

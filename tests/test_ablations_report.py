@@ -232,6 +232,15 @@ def test_a_missing_score_takes_its_partners_out_of_a_marginal() -> None:
     assert np.mean(list(blocks["4"].values())) - np.mean(list(blocks["1"].values())) == pytest.approx(0.03, abs=0.003)
 
 
+def test_the_page_names_what_the_base_is_and_how_it_was_trained() -> None:
+    settings, records = one_at_a_time()
+    moved = settings.model_copy(update={"overrides": {"model.output_stride": 8, "train.epochs": 5}})
+    text = report.what_was_run(Study("depth", moved, records, "SUNet-tiny"))
+    assert text.startswith("SUNet-tiny with model.output_stride 8, one axis at a time from the default: U-Net depth (")
+    assert "5 epochs, batch 16, adamw, learning rate 0.003, weight decay 0.01; seeds 0, 1, 2, 3" in text
+    assert "looked at on the val split only; those below the median" in report.what_was_run(study("tuned"))
+
+
 def test_one_seed_shows_no_difference() -> None:
     settings, records = one_at_a_time()
     alone = Study("depth", settings, [r for r in records if r["seed"] == 0], "SUNet-tiny")

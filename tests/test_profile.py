@@ -336,3 +336,15 @@ def test_run_profile_refuses_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="output_stride: one of"):
         run_profile(["sunet_tiny"], size=(32, 32), output_stride=7, json_path=out)
     assert not out.exists()
+
+
+def test_saved_bytes_do_not_depend_on_deterministic_algorithms() -> None:
+    model = create_model("sunet_tiny", num_classes=3).to("meta")
+    x = torch.zeros(2, 3, 64, 64, device="meta")
+    usual = saved_bytes(model, x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert saved_bytes(model, x) == usual
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
