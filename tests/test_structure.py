@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,14 @@ def test_presets_are_valid(path: Path, tmp_path: Path) -> None:
 
 def test_default_preset_is_the_committed_parameter_file() -> None:
     assert (ROOT / "presets" / "default.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_readme_shows_the_committed_cost_tables() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for task in ("segmentation", "classification"):
+        assert (ROOT / "results" / "zoo" / f"cost_{task}.md").read_text() in readme
+
+
+def test_readme_links_to_files_that_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []

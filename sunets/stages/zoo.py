@@ -1,73 +1,91 @@
-"""The README's cost table: every segmentation network of the zoo at one input size. Run by `make zoo`."""
+"""The README's cost tables: every network of the zoo, each task at one input size. Run by `make zoo`."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
 from sunets.profile import cost
-from sunets.record import code_hash, environment, make_record, provenance, write_json
+from sunets.record import Record, code_hash, environment, make_record, provenance, write_json
 from sunets.report.figures import architecture
 from sunets.report.tables import cost_frames, markdown, write_table
 from sunets.sunet import VARIANTS
 from sunets.zoo import list_models
 
-SIZE = (512, 512)
-NUM_CLASSES = 21
 MARKS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
 
 
-def zoo_stage(root: Path = Path()) -> list[dict[str, Any]]:
-    """Count every segmentation network; the authors' and those they compare with at every output stride of the release.
+@dataclass(frozen=True)
+class _Part:
+    task: str
+    size: tuple[int, int]
+    num_classes: int
+    title: str
 
-    Writes `results/zoo/`, the table between the marks of the README, and the README's figure of the architecture.
+
+PARTS = (
+    _Part("segmentation", (512, 512), 21, "Segmentation networks"),
+    _Part("classification", (224, 224), 1000, "Classifiers"),
+)
+
+
+def zoo_stage(root: Path = Path()) -> list[Record]:
+    """Count every network; for segmentation the authors' and those they compare with at every output stride of theirs.
+
+    Writes `results/zoo/`, the tables between the marks of the README, and the README's figure of the architecture.
     """
     architecture(root / "docs" / "architecture")
-    rows = []
-    for name in list_models("segmentation"):
-        strided = (name in VARIANTS and name != "sunet_tiny") or re.fullmatch(r"dilated_resnet\d+", name)
-        rows += [(name, stride) for stride in ((32, 16, 8) if strided else (None,))]
-    records = []
-    host, code = environment("cpu", 1), code_hash(__name__)
-    for name, stride in track(rows, description="counting"):
-        params = {
-            "model.name": name,
-            "model.output_stride": stride,
-            "profile.size": list(SIZE),
-            "profile.batch_size": 1,
-            "model.num_classes": NUM_CLASSES,
-        }
-        source = provenance(None, code, params, "make zoo")
-        figures = cost({"name": name, "num_classes": NUM_CLASSES, "output_stride": stride}, size=SIZE)
-        key = f"{name}_{stride}" if stride else name
-        records.append(
-            make_record(
-                "profile",
-                benchmark="zoo",
-                model=key,
-                label=name,
-                config=params,
-                cost=figures,
-                environment=host,
-                provenance=source,
-            )
-        )
-    folder = root / "results" / "zoo"
-    write_json(folder / "records.json", records)
-    frame, view = cost_frames(records)
-    caption = f"Cost of every segmentation network, input 3 x {SIZE[0]} x {SIZE[1]}, {NUM_CLASSES} classes"
-    notes = [f"Not counted by any counter: {', '.join(_uncounted(records))}."]
-    write_table(frame, folder / "cost", caption, view=view, notes=notes)
+    folder, shown, everything = root / "results" / "zoo", [], []
+    for part in PARTS:
+        records = [_record(part, name, stride) for name, stride in track(_rows(part), description=part.task)]
+        frame, view = cost_frames(records)
+        height, width = part.size
+        caption = f"{part.title}: cost at 3 x {height} x {width}, {part.num_classes} classes"
+        uncounted = {name for record in records for name in record["cost"]["cost.uncounted_operators"].split(", ")}
+        notes = [f"Not counted by any counter: {', '.join(sorted(uncounted))}."]
+        write_table(frame, folder / f"cost_{part.task}", caption, view=view, notes=notes)
+        shown.append(markdown(view, caption, notes))
+        everything += records
+    write_json(folder / "records.json", everything)
     readme = root / "README.md"
     before, rest = readme.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    readme.write_text(before + MARKS[0] + "\n" + markdown(view, caption, notes) + MARKS[1] + after)
-    return records
+    readme.write_text(before + MARKS[0] + "\n" + "\n".join(shown) + MARKS[1] + after)
+    return everything
 
 
-def _uncounted(records: list[dict[str, Any]]) -> list[str]:
-    names = {name for record in records for name in record["cost"]["cost.uncounted_operators"].split(", ")}
-    return sorted(names)
+def _rows(part: _Part) -> list[tuple[str, int | None]]:
+    """Name and output stride of every row; None is the network's own."""
+    rows: list[tuple[str, int | None]] = []
+    for name in list_models(part.task):
+        released = name in VARIANTS and name != "sunet_tiny"
+        strided = part.task == "segmentation" and (released or re.fullmatch(r"dilated_resnet\d+", name))
+        rows += [(name, stride) for stride in ((32, 16, 8) if strided else (None,))]
+    return rows
+
+
+def _record(part: _Part, name: str, stride: int | None) -> Record:
+    params: dict[str, Any] = {
+        "model.name": name,
+        "model.output_stride": stride,
+        "model.num_classes": part.num_classes,
+        "profile.size": list(part.size),
+        "profile.batch_size": 1,
+        "task": part.task,
+    }
+    source = provenance(None, code_hash(__name__), params, "make zoo")
+    arguments = {"name": name, "task": part.task, "num_classes": part.num_classes, "output_stride": stride}
+    return make_record(
+        "profile",
+        benchmark="zoo",
+        model="-".join(filter(None, [part.task, name, str(stride or "")])),
+        label=name,
+        config=params,
+        cost=cost(arguments, size=part.size),
+        environment=environment("cpu", 1),
+        provenance=source,
+    )
