@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sunets import cli
+from sunets.cli import PARAMS, Params, Settings
 from sunets.config import Suite, load
 
 app = typer.Typer(
@@ -18,12 +18,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Ablations: which part of a Stacked U-Net matters. Studies are data, under `ablations` in the parameter file.",
 )
-
-Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one parameter for this call; repeatable.")
-]
-PARAMS = Path("params.yaml")
 
 
 @app.command()
@@ -104,16 +98,8 @@ def list_(params: Params = PARAMS, settings: Settings = None) -> None:
 
 
 def main() -> None:
-    """Entry point: bad input is one line on standard error and exit code 2."""
-    from sunets.stages import StageError
-
-    try:
-        app()
-    except (ValueError, FileNotFoundError, StageError) as error:
-        if os.environ.get("SUNETS_DEBUG"):  # with its traceback
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    """Entry point."""
+    cli.run(app)
 
 
 if __name__ == "__main__":

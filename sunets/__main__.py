@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from sunets.cli import PARAMS, Params, Settings, run
 from sunets.config import Suite, flatten, load
 
 app = typer.Typer(
@@ -20,13 +19,8 @@ app = typer.Typer(
 PIPELINE = "Stages of the pipeline"
 TOOLS = "Tools"
 
-Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one parameter for this call; repeatable.")
-]
 Key = Annotated[str, typer.Argument(metavar="MODEL", help="Key under `models` in the parameter file.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes at a time; default: what the cores carry.")]
-PARAMS = Path("params.yaml")
 
 
 def _suite(params: Path, settings: list[str] | None) -> Suite:
@@ -213,24 +207,8 @@ def config(params: Params = PARAMS, settings: Settings = None) -> None:
 
 
 def main() -> None:
-    """Entry point: bad input is one line on standard error and exit code 2."""
-    try:
-        app()
-    except (ValueError, OSError, RuntimeError) as error:
-        # A defect of ours has a traceback to show; SUNETS_DEBUG=1 shows it for every error.
-        if os.environ.get("SUNETS_DEBUG") or not _is_ours(error):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by this package's own check, in words made for the user."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
-    return module.split(".")[0] in ("sunets", "ablations", "__main__")
+    """Entry point."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ SOURCES = sorted([*(ROOT / "sunets").rglob("*.py"), *(ROOT / "ablations").rglob(
 
 # Lower layers never import upper ones; equal layers may import each other.
 LAYERS = {
+    "sunets.cli": 0,
     "sunets.config": 0,
     "sunets.sunet": 0,
     "sunets.record": 1,

@@ -1,0 +1,39 @@
+"""What the commands of `python -m sunets` and `python -m ablations` share: their common options, and how they fail."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one parameter for this call; repeatable.")
+]
+PARAMS = Path("params.yaml")
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line: bad input is one line on standard error and exit code 2, a defect of ours a traceback.
+
+    SUNETS_DEBUG=1 shows the traceback of every error.
+    """
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("SUNETS_DEBUG") or not (isinstance(error, FileNotFoundError) or _is_ours(error)):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by this package's own check, in words made for the user."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return module.split(".")[0] in ("sunets", "ablations", "__main__")
