@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -176,7 +178,9 @@ def mlflow_sync(
 @app.command(rich_help_panel=TOOLS)
 def preset(
     name: Annotated[str | None, typer.Argument(help="A file of presets/; without a name, list them.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Directory that holds the data set: becomes data.root.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Directory that holds the data set, in place of datasets/NAME.")
+    ] = None,
 ) -> None:
     """Put presets/NAME.yaml in place of params.yaml; the default is presets/default.yaml."""
     folder = Path("presets")
@@ -191,9 +195,9 @@ def preset(
     if root is not None:
         if not root.is_dir():
             raise FileNotFoundError(f"--root {root}: no such directory")
-        if "root: null" not in text:
+        text, count = re.subn(r"(?m)^  root: .*$", f"  root: {json.dumps(str(root.resolve()))}", text)
+        if count != 1:
             raise ValueError(f"--root: the preset {name} has embedded data and takes no directory")
-        text = text.replace("root: null", f"root: {root.resolve()}")
     PARAMS.write_text(text)
     typer.echo(f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it")
 

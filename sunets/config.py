@@ -225,7 +225,8 @@ class TrainConfig(Section):
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Least time between two checkpoints inside an epoch; an epoch's end always writes one."""
     init_from: str | None = None
-    """Checkpoint file whose backbone the training starts from: ours or the authors'."""
+    """Checkpoint file whose backbone the training starts from, ours or the authors'; `{model}` and `{seed}` stand for
+    the model's key and the training seed, so that a chain of trainings stays paired."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes of the training images."""
 
@@ -452,7 +453,11 @@ class Suite(Section):
             evaluate=self.evaluate,
         )
         own = {f"train.{k}": v for k, v in entry.train.items()}
-        return override(config, own | dict(overrides or {}), source=f"models.{model}")
+        config = override(config, own | dict(overrides or {}), source=f"models.{model}")
+        if (start := config.train.init_from) is None:
+            return config
+        start = start.replace("{model}", model).replace("{seed}", str(seed))
+        return override(config, {"train.init_from": start})
 
 
 def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:
@@ -496,14 +501,18 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, not {type(tree).__name__}")
-    suite = _validate(Suite, tree, str(path))
-    values = {}
-    for item in settings:
+    for item in settings:  # before the check: a setting may be what makes the file complete, such as data.root
         key, sign, text = item.partition("=")
         if not sign:
             raise ConfigError(f"--set {item}: expected a.b=value")
-        values[key] = yaml.safe_load(text)
-    suite = override(suite, values, source="--set") if values else suite
+        *parents, leaf = key.split(".")
+        node: Any = tree
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {item}: {'.'.join(parents)!r} is a value, not a section")
+        node[leaf] = yaml.safe_load(text)
+    suite = _validate(Suite, tree, f"{path} with --set {' '.join(settings)}" if settings else str(path))
     for model in suite.models:
         suite.run(model, suite.seeds[0])  # a model's own recipe is checked here, not when its turn comes
     return suite

@@ -329,7 +329,7 @@ def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     start = config.train.init_from
     return flat | {
         "digest of the data": manifest.digest,
-        "digest of train.init_from": hashlib.sha256(_existing(start).read_bytes()).hexdigest() if start else None,
+        "digest of train.init_from": hashlib.sha256(_start(start).read_bytes()).hexdigest() if start else None,
         "hash of the code": _code(),
         "torch": str(torch.__version__),
         "device": select_device(config.train.device).type,
@@ -340,6 +340,16 @@ def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
 def _code() -> str:
     """Hash of the code that decides a training, as this process began with it."""
     return code_hash(__name__)
+
+
+def _start(path: str) -> Path:
+    """The file that a training starts from."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"train.init_from: {path}: no such file; run the training that makes it first, name a checkpoint of the "
+            "authors, or set null to start from random weights"
+        )
+    return Path(path)
 
 
 def _existing(path: str | Path) -> Path:
@@ -380,7 +390,7 @@ def _initialise(model: nn.Module, config: Config, manifest: Manifest) -> str:
     Raises:
         CheckpointError, WeightsError: not readable, or of another network; names the first tensor that does not fit.
     """
-    path = _existing(str(config.train.init_from))
+    path = _start(str(config.train.init_from))
     content = _read(path, "name a weights file of this package or a released one of the authors")
     if not isinstance(content, dict) or "classes" not in content:
         return f"train.init_from: {path}: {load_reference_weights(model, path)}"

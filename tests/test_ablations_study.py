@@ -239,7 +239,7 @@ def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(sui
         (["run", "depth", "--set", "ablations.depth.axes=[{path: model.depth, values: [5]}]"],
          "error: ablations.depth: model.depth=5: models.net: unknown key 'model.depth'"),
         (["run", "depth", "--set", "ablations.depth.axes=[{path: model.width, values: []}]"],
-         "error: --set: ablations.depth.axes.0: values: model.width: the axis is empty"),
+         "ablations.depth.axes.0: values: model.width: the axis is empty"),
         (["plan", "--set", "benchmark=other"], "error: data/other/manifest.json: no such file"),
         (["report", "--set", "benchmark=other"], "records/ablations: no records"),
         (["list", "--params", "absent.yaml"], "error: absent.yaml: no such file"),
