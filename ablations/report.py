@@ -256,6 +256,7 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
     if suite.ablations and not studies:
         raise FileNotFoundError(f"{folder / 'records' / 'ablations'}: no records; run `dvc repro` first")
     shutil.rmtree(folder / "ablations", ignore_errors=True)  # all of it is written anew
+    (folder / "ablations").mkdir(parents=True)
     written: list[Path] = []
     parts = [
         f"# Ablations: {suite.report.title}",

@@ -156,6 +156,8 @@ def test_presets_are_valid(path: Path) -> None:
     assert path.read_text().startswith("# "), "the first line says what the preset is"
     suite = load(path)
     assert suite.benchmark == ("synthetic" if path.stem == "default" else path.stem)
+    used = {name.split(".")[0].strip("${}") for body in _stages().values() for name in body["params"]} | {"ablations"}
+    assert used <= yaml.safe_load(path.read_text()).keys(), "DVC reads sections from the file, not from the defaults"
 
 
 def test_default_preset_is_the_committed_parameter_file() -> None:

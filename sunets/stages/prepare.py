@@ -17,4 +17,6 @@ def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
     """
     layout = Layout(suite.benchmark, root)
     with stage("prepare", layout, __name__):
+        # DVC wants the inputs of `ablation_report` to exist, in a benchmark without studies too.
+        (layout.records / "ablations").mkdir(parents=True, exist_ok=True)
         return prepare(suite.data, layout.data)
