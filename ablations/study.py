@@ -38,6 +38,7 @@ from sunets.record import (
     make_record,
     provenance,
     read_json,
+    stage_command,
     write_json,
     write_rows,
 )
@@ -249,7 +250,7 @@ def run_study(
         address = shared_storage or str(
             layout.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
         )
-        source = provenance(manifest.digest, code, base, f"python -m ablations run {name}")
+        source = provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations"))
         with _Listener(plan, source, environment(device, base.train.threads)) as listener:
             if not plan.exclusive:
                 what = "an arm" if study.kind == "tuned" else "the search"

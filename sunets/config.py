@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 IGNORE_INDEX = 255
 """Label of pixels that no loss and no score counts (PASCAL VOC's border value)."""
@@ -416,6 +416,12 @@ class Suite(Section):
     report: ReportConfig = ReportConfig()
     ablations: dict[str, StudyConfig] = {}
     """Studies by name."""
+    _options: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What a command line needs to read these parameters again: --params and --set, where `load` was given them."""
+        return self._options
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -515,6 +521,8 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
     suite = _validate(Suite, tree, f"{path} with --set {' '.join(settings)}" if settings else str(path))
     for model in suite.models:
         suite.run(model, suite.seeds[0])  # a model's own recipe is checked here, not when its turn comes
+    named = [] if Path(path) == Path("params.yaml") else ["--params", str(path)]
+    suite._options = (*named, *(part for item in settings for part in ("--set", item)))
     return suite
 
 

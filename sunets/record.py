@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sunets.config import Section, fingerprint, flatten
+from sunets.config import Section, Suite, fingerprint, flatten
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def provenance(data_digest: str | None, code_hash: str, config: Section | Mappin
         data_digest: digest of the prepared data; None where a run reads none.
         code_hash: what `code_hash()` returned for the modules that do the work.
         config: all that decides the run.
-        command: a command line that repeats it, such as `command_line()` gives.
+        command: a command line that repeats it, such as `command_line()` or `stage_command()` gives.
     """
     commit, dirty = _git_state(SOURCE_ROOT)
     return {
@@ -211,6 +211,11 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
     else:
         program = [Path(sys.argv[0]).name or "python"]
     return shlex.join(program + [_portable(part) for part in (sys.argv[1:] if arguments is None else arguments)])
+
+
+def stage_command(suite: Suite, *words: str, package: str = "sunets") -> str:
+    """The command that runs a stage on these parameters, without what does not change its result (workers)."""
+    return shlex.join(["python", "-m", package, *words, *map(_portable, suite.options)])
 
 
 def utc_now() -> str:

@@ -27,6 +27,7 @@ from sunets.record import (
     read_json,
     read_rows,
     replacing,
+    stage_command,
     write_json,
     write_rows,
 )
@@ -304,3 +305,12 @@ def test_commands_hold_no_path_of_this_machine(tmp_path: Path, monkeypatch: pyte
     command = [sys.executable, "-m", "sunets_example", "train", str(tmp_path / "x")]
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "python -m sunets_example train x"
+
+
+def test_stage_command_names_the_parameters_that_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text(Path("params.yaml").read_text())
+    assert stage_command(load(), "train", "a") == "python -m sunets train a"
+    suite = load(path, ["train.lr=0.1", "data.root=/mnt/big/set"])
+    expected = "python -m sunets speed --params other.yaml --set train.lr=0.1 --set data.root=set"
+    assert stage_command(suite, "speed") == expected

@@ -33,6 +33,7 @@ LAYERS = {
     "sunets.profile": 3,
     "sunets.train": 3,
     "sunets.evaluate": 3,
+    "sunets.plan": 4,
     "sunets.predict": 4,
     "sunets.report": 4,
     "sunets.tracking": 4,

@@ -10,7 +10,7 @@ import numpy as np
 from sunets.config import Section, Suite, flatten
 from sunets.data import load_manifest
 from sunets.profile import measure_speed, profile_model
-from sunets.record import environment, make_record, provenance, replacing, write_json
+from sunets.record import environment, make_record, provenance, replacing, stage_command, write_json
 from sunets.stages import Layout, stage
 from sunets.zoo import create_model
 
@@ -33,7 +33,7 @@ def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
     profile = suite.profile
     with stage(f"cost@{key}", layout, __name__) as code:
         params = _params(suite, key)
-        source = provenance(None, code, params, f"python -m sunets cost {key}")
+        source = provenance(None, code, params, stage_command(suite, "cost", key))
         figures, field = profile_model(
             _arguments(suite, key, layout),
             size=profile.size,
@@ -83,7 +83,7 @@ def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
                     config=params,
                     cost=figures,
                     environment=host,
-                    provenance=provenance(None, code, params, "python -m sunets speed"),
+                    provenance=provenance(None, code, params, stage_command(suite, "speed")),
                 )
             )
         write_json(layout.records / "speed.json", records)

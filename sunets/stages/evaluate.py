@@ -14,7 +14,7 @@ from sunets.config import Config, Suite
 from sunets.data import load_manifest
 from sunets.evaluate import Evaluation
 from sunets.evaluate import evaluate as score
-from sunets.record import environment, make_record, provenance, read_json, write_json
+from sunets.record import environment, make_record, provenance, read_json, stage_command, write_json
 from sunets.stages import Layout, stage
 from sunets.stages.parallel import Send, default_workers, run_jobs
 from sunets.train import load_trained, select_device
@@ -89,7 +89,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                         reason=None if result else f"not scored, since its training failed: {failures[seed]}",
                         scores=result.scores if result else {},
                         environment=environment(device, config.train.threads),
-                        provenance=provenance(manifest.digest, code, config, f"python -m sunets evaluate {key}"),
+                        provenance=provenance(manifest.digest, code, config, stage_command(suite, "evaluate", key)),
                     )
                 )
                 if result:

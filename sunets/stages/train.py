@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from sunets.config import Config, Suite
 from sunets.data import load_manifest
-from sunets.record import environment, make_record, provenance, utc_now, write_json, write_rows
+from sunets.record import environment, make_record, provenance, stage_command, utc_now, write_json, write_rows
 from sunets.stages import Layout, stage
 from sunets.stages.parallel import Send, default_workers, run_jobs
 from sunets.train import TrainingError, check, fit, run_fingerprint, select_device
@@ -79,7 +79,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         from sunets.tracking import Tracker
 
         jobs = [Job(c, layout.data, layout.work / run_fingerprint(c, manifest)) for c in configs]
-        sources = [provenance(manifest.digest, code, c, f"python -m sunets train {key}") for c in configs]
+        sources = [provenance(manifest.digest, code, c, stage_command(suite, "train", key)) for c in configs]
         tracker = Tracker("train", suite, key, list(zip(configs, sources, strict=True)))
         with _EpochProgress(key, configs) as progress:
 
