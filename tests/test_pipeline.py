@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,56 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-
-ROOT = Path(__file__).resolve().parents[1]
-ENV = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_", "MLFLOW_", "OPTUNA_"))} | {
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "PYTHONPATH": ".",
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-}
-
-
-def _clone(target: Path) -> Path:
-    """What a commit of this checkout would hold, as a repository of its own, with a tiny preset in place."""
-    names = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    for name in names:
-        if not name.startswith(("results/", "docs/", "dvc.lock")) and (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
-    params["models"]["sunet_tiny"]["width"] = 4
-    (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "all"]):
-        subprocess.run(["git", *command], cwd=target, env=ENV, check=True)
-    return target
-
-
-def _start(clone: Path, *command: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        cwd=clone,
-        env=ENV,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _run(clone: Path, *command: str, code: int = 0) -> str:
-    process = _start(clone, *command)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == code, output
-    return output
-
-
-def _ran(output: str) -> list[str]:
-    return re.findall(r"Running stage '([^']+)'", output)
+from checkout import ENV, clone, ran, run, start
 
 
 def _kill_at(process: subprocess.Popen[str], pattern: str) -> None:
@@ -79,15 +28,15 @@ def _kill_at(process: subprocess.Popen[str], pattern: str) -> None:
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two finished clones: one left alone, one whose `dvc repro` was killed in training and again in evaluation."""
-    alone, killed = (_clone(tmp_path_factory.mktemp(name)) for name in ("alone", "killed"))
+    alone, killed = (clone(tmp_path_factory.mktemp(name)) for name in ("alone", "killed"))
     with (alone / "repro.log").open("w") as log:
         undisturbed = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro"], cwd=alone, env=ENV, stdout=log, stderr=subprocess.STDOUT
         )
-    _kill_at(_start(killed, "dvc", "repro"), r"seed \d epoch 1/")
-    _kill_at(_start(killed, "dvc", "repro"), r"single_scale scored")
+    _kill_at(start(killed, "dvc", "repro"), r"seed \d epoch 1/")
+    _kill_at(start(killed, "dvc", "repro"), r"single_scale scored")
     time.sleep(1)
-    _run(killed, "dvc", "repro")
+    run(killed, "dvc", "repro")
     assert undisturbed.wait(timeout=500) == 0, (alone / "repro.log").read_text()
     return alone, killed
 
@@ -114,7 +63,7 @@ def test_weights_of_the_killed_pipeline_are_the_same(clones: tuple[Path, Path]) 
 
 
 def test_nothing_to_do_runs_nothing(clones: tuple[Path, Path]) -> None:
-    assert not _ran(_run(clones[0], "dvc", "repro"))
+    assert not ran(run(clones[0], "dvc", "repro"))
 
 
 def test_page_shows_what_was_made(clones: tuple[Path, Path]) -> None:
@@ -126,7 +75,7 @@ def test_page_shows_what_was_made(clones: tuple[Path, Path]) -> None:
 
 
 def test_every_number_is_explained(clones: tuple[Path, Path]) -> None:
-    output = _run(clones[0], "sunets", "explain", "accuracy", "sunet_tiny", "score.miou")
+    output = run(clones[0], "sunets", "explain", "accuracy", "sunet_tiny", "score.miou")
     assert "seed 0" in output or "0" in output
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clones[0], capture_output=True, text=True).stdout.strip()
     assert commit[:8] in output
@@ -146,7 +95,7 @@ def test_tracked_runs_are_not_doubled(clones: tuple[Path, Path]) -> None:
 
     before = count()
     assert "'smoke'" in before
-    _run(clones[1], "sunets", "mlflow-sync")
+    run(clones[1], "sunets", "mlflow-sync")
     assert count() == before
 
 
@@ -173,9 +122,7 @@ def test_only_what_depends_on_an_edit_runs_again(
     try:
         path.write_text(before.replace(old, new) if file != "params.yaml" else _edited(before, old, new))
         # ablation_report tracks the labels of all models, hence follows an edit of one.
-        assert set(_ran(_run(clones[0], "dvc", "repro", "--dry"))) - {"ablation_report"} == expected - {
-            "ablation_report"
-        }
+        assert set(ran(run(clones[0], "dvc", "repro", "--dry"))) - {"ablation_report"} == expected - {"ablation_report"}
     finally:
         path.write_text(before)
 
@@ -199,7 +146,7 @@ def _edited(params: str, old: str, new: str) -> str:
 def test_nonsense_is_one_clear_error(clones: tuple[Path, Path], settings: list[str], words: list[str]) -> None:
     options = [part for setting in settings for part in ("--set", setting)]
     command = "train" if "unet_depth" in settings[0] else "prepare"
-    output = _run(clones[0], "sunets", command, *(["sunet_tiny"] if command == "train" else []), *options, code=2)
+    output = run(clones[0], "sunets", command, *(["sunet_tiny"] if command == "train" else []), *options, code=2)
     assert "Traceback" not in output
     assert [word for word in words if word not in output] == []
     assert len(output.strip().splitlines()) <= 3

@@ -1,0 +1,73 @@
+"""Stage `archive`: a trained model's labels of a VOC split, in the archive that the PASCAL VOC server takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sunets.config import ConfigError, Suite
+from sunets.data import load_manifest, prepare
+from sunets.predict import write_server_archive
+from sunets.stages import Layout, stage
+
+
+def archive_stage(
+    suite: Suite,
+    key: str,
+    *,
+    split: str = "test",
+    variant: str | None = None,
+    seed: int | None = None,
+    root: Path = Path(),
+) -> Path:
+    """Segment a split, which needs no labels, and write and check the archive.
+
+    The competition is comp6 (other data than VOC's own were used) where training started from published or earlier
+    weights or used SBD's labels, else comp5.
+
+    Args:
+        suite: parameters of a PASCAL VOC benchmark.
+        key: key under `models`.
+        split: a split of VOC; `test` has no public labels and is what the server scores.
+        variant: a test-time variant; None takes the last one of `evaluate.variants`, the most thorough by convention.
+        seed: training seed of the weights; None takes the first.
+        root: of the checkout.
+
+    Returns:
+        The archive, below `outputs/<benchmark>/archives/<key>/`.
+
+    Raises:
+        ConfigError: another data set than VOC's, or no such variant or seed.
+        DataError: the data lack the split, or the finished archive fails its check.
+        CheckpointError, FileNotFoundError: the weights cannot be used.
+    """
+    if suite.data.name != "voc2012":
+        raise ConfigError(f"data.name: the server takes PASCAL VOC (voc2012), not {suite.data.name}")
+    variants = suite.evaluate.variants
+    variant = variant or list(variants)[-1]
+    if variant not in variants:
+        raise ConfigError(f"--variant {variant}: no such variant; evaluate.variants has {', '.join(variants)}")
+    seed = suite.seeds[0] if seed is None else seed
+    if seed not in suite.seeds:
+        raise ConfigError(f"--seed {seed}: not trained; seeds are {', '.join(map(str, suite.seeds))}")
+    config, layout = suite.run(key, seed), Layout(suite.benchmark, root)
+    weights = layout.weights(key, seed)
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: no such file; train {key} first")
+    with stage(f"archive@{key}", layout, __name__):
+        if split in (suite.data.train_split, suite.data.val_split, suite.data.test_split):
+            manifest = load_manifest(layout.data, suite.data)
+        else:  # checked apart, so that the benchmark's own data stay as they are
+            held_out = suite.data.val_split
+            data = suite.data.model_copy(update={"train_split": held_out, "test_split": split})
+            manifest = prepare(data, layout.data.with_name(f"{layout.data.name}.{split}"))
+        outside = bool(config.train.init_from or config.model.weights or suite.data.train_split.endswith("_aug"))
+        return write_server_archive(
+            weights,
+            manifest,
+            root / "outputs" / suite.benchmark / "archives" / key,
+            split=split,
+            variant=variants[variant],
+            outside_data=outside,
+            batch_size=config.evaluate.batch_size,
+            device=config.train.device,
+        )
