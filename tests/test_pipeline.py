@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,3 +151,43 @@ def test_nonsense_is_one_clear_error(clones: tuple[Path, Path], settings: list[s
     assert "Traceback" not in output
     assert [word for word in words if word not in output] == []
     assert len(output.strip().splitlines()) <= 3
+
+
+def test_dvc_shows_scores_curves_and_changed_parameters(clones: tuple[Path, Path]) -> None:
+    root = clones[0]
+    assert "score.miou" in run(root, "dvc", "metrics", "show")
+    run(root, "dvc", "plots", "show", "-o", "dvc_plots")
+    assert "Training loss of sunet_tiny" in (root / "dvc_plots" / "index.html").read_text()
+    path = root / "params.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("title: Smoke test", "title: Another title"))
+    try:
+        assert "Another title" in run(root, "dvc", "params", "diff")
+    finally:
+        path.write_text(before)
+
+
+def test_experiment_with_one_changed_parameter_runs_what_depends_on_it(clones: tuple[Path, Path]) -> None:
+    root = clones[1]
+    before = (root / "params.yaml").read_text()
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["add", "-A"], [*author, "commit", "-qm", "results"]):
+        subprocess.run(["git", *command], cwd=root, env=ENV, check=True)
+    try:
+        output = run(root, "dvc", "exp", "run", "--name", "titled", "-S", "report.title=Titled")
+        assert ran(output) == ["report"]
+        assert (root / "results" / "smoke" / "README.md").read_text().startswith("# Titled")
+        assert "titled" in run(root, "dvc", "exp", "show", "--csv")
+    finally:
+        (root / "params.yaml").write_text(before)
+
+
+def test_outputs_come_back_from_a_remote(clones: tuple[Path, Path], tmp_path: Path) -> None:
+    root = clones[0]
+    run(root, "dvc", "remote", "add", "--default", "--local", "store", str(tmp_path / "store"))
+    run(root, "dvc", "push")
+    for folder in ("data", "outputs", ".dvc/cache"):
+        shutil.rmtree(root / folder)
+    run(root, "dvc", "pull")
+    assert (root / "outputs" / "smoke" / "weights" / "sunet_tiny" / "seed0.pt").is_file()
+    assert not ran(run(root, "dvc", "repro"))
