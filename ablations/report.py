@@ -311,7 +311,8 @@ def what_was_run(study: Study) -> str:
     """Protocol of a study in a few sentences."""
     c, params = study.config, study.records[0]["params"]
     axes = "; ".join(
-        f"{axis_name(a.path)} (`{a.path}`) " + (", ".join(map(value_text, a.values)) or f"{a.low:g} to {a.high:g}")
+        f"{axis_name(a.path)} (`{a.path}`) "
+        + (", ".join(_bracketed(map(value_text, a.values))) or f"{a.low:g} to {a.high:g}")
         for a in c.axes
     )
     budget = [f"{params['train.epochs']} epochs", f"batch {params['train.batch_size']}", f"{params['train.optimizer']}"]
@@ -552,8 +553,13 @@ def _seeds(n: int) -> str:
     return f"{n} seed" + ("s" if n > 1 else "")
 
 
-def _join(words: Sequence[str]) -> str:
-    quoted = [f"{w}" if "," not in w else f"({w})" for w in words]
+def _bracketed(values: Iterable[str]) -> list[str]:
+    """Values for an enumeration: those that hold commas themselves in brackets."""
+    return [f"({value})" if "," in value else value for value in values]
+
+
+def _join(values: Sequence[str]) -> str:
+    quoted = _bracketed(values)
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 

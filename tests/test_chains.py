@@ -65,34 +65,34 @@ def test_every_step_starts_from_the_one_before(checkout: Path, log: str) -> None
     assert [s for s in steps if s in order] == order
     assert {"test@sunet64", "archive@sunet64", "classify@sunet64", "report@imagenet", "report@voc"} <= set(steps)
     for benchmark, start in (("coco", "imagenet"), ("voc", "coco")):
-        record = _record(checkout, f"paper_{benchmark}", "train")
-        assert record["params"]["train.init_from"] == f"outputs/paper_{start}/weights/sunet64/seed0.pt"
+        record = _record(checkout, f"{benchmark}_paper", "train")
+        assert record["params"]["train.init_from"] == f"outputs/{start}_paper/weights/sunet64/seed0.pt"
         assert f"--params presets/{benchmark}.yaml" in record["provenance"]["command"]
-    assert _record(checkout, "paper_imagenet", "train")["params"]["train.init_from"] is None
+    assert _record(checkout, "imagenet_paper", "train")["params"]["train.init_from"] is None
 
 
 def test_scores_of_both_tasks_and_every_variant(checkout: Path, log: str) -> None:
-    assert {"score.top1_error_percent", "score.top5_error_percent"} <= _record(checkout, "paper_imagenet", "evaluate")[
+    assert {"score.top1_error_percent", "score.top5_error_percent"} <= _record(checkout, "imagenet_paper", "evaluate")[
         "scores"
     ].keys()
-    variants = read_json(checkout / "results" / "paper_voc" / "records" / "evaluate" / "sunet64.json")
+    variants = read_json(checkout / "results" / "voc_paper" / "records" / "evaluate" / "sunet64.json")
     assert [r["variant"] for r in variants] == ["single_scale", "multi_scale_flip"]
     assert all(0 <= r["scores"]["score.miou"] <= 1 for r in variants)
-    for benchmark in ("paper_imagenet", "paper_voc"):
+    for benchmark in ("imagenet_paper", "voc_paper"):
         assert "SUNet-64" in (checkout / "results" / benchmark / "tables" / "accuracy.md").read_text()
 
 
 def test_no_val_image_was_trained_on(checkout: Path, log: str) -> None:
     ids = {}
     for split in ("train_aug", "val"):
-        with (checkout / "data" / "paper_voc" / "splits" / f"{split}.csv").open(newline="") as file:
+        with (checkout / "data" / "voc_paper" / "splits" / f"{split}.csv").open(newline="") as file:
             ids[split] = {row["id"] for row in csv.DictReader(file)}
     assert len(ids["train_aug"]) == 4 + 3
     assert not ids["train_aug"] & ids["val"]
 
 
 def test_archive_for_the_server_is_complete(checkout: Path, log: str) -> None:
-    path = checkout / "outputs" / "paper_voc" / "archives" / "sunet64" / "comp6_test_cls.tgz"
+    path = checkout / "outputs" / "voc_paper" / "archives" / "sunet64" / "comp6_test_cls.tgz"
     listed = (checkout / "datasets/voc/VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt").read_text().split()
     with tarfile.open(path) as archive:
         names = archive.getnames()
@@ -119,7 +119,7 @@ def test_an_edited_recipe_runs_again_from_its_step_on(checkout: Path, log: str) 
     [
         (["archive", "sunet64", "--params", "presets/coco.yaml"], ["data.name", "PASCAL VOC"]),
         (["archive", "sunet64", "--params", "presets/voc.yaml"], ["outputs/voc/weights/sunet64/seed0.pt", "train"]),
-        (["train", "sunet64", "--params", "presets/voc.yaml", "--set", "benchmark=paper_voc"],
+        (["train", "sunet64", "--params", "presets/voc.yaml", "--set", "benchmark=voc_paper"],
          ["train.init_from", "outputs/coco/weights/sunet64/seed0.pt"]),
         (["plan", "vok"], ["vok", "imagenet"]),
     ],
