@@ -29,8 +29,9 @@ repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost
 test: env  ## run the tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
-current: env  ## check that dvc.lock and results/ belong to this code and these parameters
-	@$(VENV)/bin/dvc repro --dry --allow-missing | tee /dev/stderr | (! grep --quiet "^Running stage")
+current: env  ## check that dvc.lock and results/ belong to this code and these parameters; tell of other benchmarks
+	@$(VENV)/bin/dvc repro --dry --allow-missing dvc.yaml presets/transfer/dvc.yaml | tee /dev/stderr | (! grep --quiet "^Running stage")
+	@$(PY) -m sunets current
 
 check: env  ## lint, format, types, tests
 	$(PY) -m ruff check .

@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 PIPELINE = "Stages of the pipeline"
 TOOLS = "Tools"
+PRESETS = Path("presets")
 
 Key = Annotated[str, typer.Argument(metavar="MODEL", help="Key under `models` in the parameter file.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes at a time; default: what the cores carry.")]
@@ -27,6 +28,15 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes at a time; d
 
 def _suite(params: Path, settings: list[str] | None) -> Suite:
     return load(params, settings or [])
+
+
+def _preset(name: str) -> Path:
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{name}: no such preset; there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
+        )
+    return path
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -87,6 +97,37 @@ def report(params: Params = PARAMS, settings: Settings = None) -> None:
     for path in build_report(suite, Path()):
         typer.echo(path)
     sync_or_warn(Path("results"), suite.benchmark)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def archive(
+    key: Key,
+    split: Annotated[str, typer.Option(help="Split of PASCAL VOC; the server scores test.")] = "test",
+    variant: Annotated[str | None, typer.Option(help="Test-time variant; default: the last one.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Training seed; default: the first one.")] = None,
+    params: Params = PARAMS,
+    settings: Settings = None,
+) -> None:
+    """Write and check the archive of label images that the PASCAL VOC server takes."""
+    from sunets.stages.archive import archive_stage
+
+    typer.echo(archive_stage(_suite(params, settings), key, split=split, variant=variant, seed=seed))
+
+
+@app.command(rich_help_panel=TOOLS)
+def plan(
+    preset: Annotated[str | None, typer.Argument(help="A file of presets/; default: the parameter file.")] = None,
+    params: Params = PARAMS,
+    settings: Settings = None,
+    gpu_tflops: Annotated[
+        float, typer.Option("--gpu-tflops", min=0.01, help="Rate that training sustains on your GPU, in 10^12 FLOP/s.")
+    ] = 10.0,
+) -> None:
+    """Estimate GPU hours and memory of a preset from what its networks cost; needs neither its data nor a GPU."""
+    from sunets.plan import plan_preset
+
+    path = _preset(preset) if preset else params
+    plan_preset(_suite(path, settings), gpu_tflops=gpu_tflops)
 
 
 @app.command(name="list", rich_help_panel=TOOLS)
@@ -165,6 +206,19 @@ def explain(
     typer.echo(trace(Path("results"), _suite(params, settings).benchmark, table, row, column))
 
 
+@app.command(rich_help_panel=TOOLS)
+def current() -> None:
+    """Tell for every benchmark under results/ whether the code beside it is the code that made its records."""
+    from sunets.report.explain import code_of_records
+
+    for name, kinds in code_of_records(Path("results")).items():
+        old = {kind: commits for kind, commits in kinds.items() if commits}
+        for kind, commits in old.items():
+            typer.echo(f"{name}: {kind} records were made by other code: git diff {commits} -- sunets ablations")
+        if same := [kind for kind in kinds if kind not in old]:
+            typer.echo(f"{name}: {', '.join(same)} records were made by this code")
+
+
 @app.command(name="mlflow-sync", rich_help_panel=TOOLS)
 def mlflow_sync(
     benchmark: Annotated[str | None, typer.Option(help="One benchmark; default: all under results/.")] = None,
@@ -183,15 +237,11 @@ def preset(
     ] = None,
 ) -> None:
     """Put presets/NAME.yaml in place of params.yaml; the default is presets/default.yaml."""
-    folder = Path("presets")
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name is None:
-        for known in names:
-            typer.echo(f"{known:24} {(folder / f'{known}.yaml').read_text().splitlines()[0].lstrip('# ')}")
+        for path in sorted(PRESETS.glob("*.yaml")):
+            typer.echo(f"{path.stem:24} {path.read_text().splitlines()[0].lstrip('# ')}")
         return
-    if name not in names:
-        raise ValueError(f"{name}: no such preset; there are {', '.join(names)}")
-    text = (folder / f"{name}.yaml").read_text()
+    text = _preset(name).read_text()
     if root is not None:
         if not root.is_dir():
             raise FileNotFoundError(f"--root {root}: no such directory")

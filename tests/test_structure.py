@@ -33,11 +33,11 @@ LAYERS = {
     "sunets.profile": 3,
     "sunets.train": 3,
     "sunets.evaluate": 3,
-    "sunets.plan": 4,
     "sunets.predict": 4,
     "sunets.report": 4,
     "sunets.tracking": 4,
     "sunets.stages": 5,
+    "sunets.plan": 6,
     "ablations": 6,
     "sunets.__main__": 7,
 }
