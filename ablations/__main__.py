@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sunets import cli
-from sunets.cli import PARAMS, Params, Settings
+from sunets.cli import PARAMS, GpuTflops, Params, Settings
 from sunets.config import Suite, load
 
 app = typer.Typer(
@@ -62,9 +62,7 @@ def plan(
     studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", help="Default: all.")] = None,
     params: Params = PARAMS,
     settings: Settings = None,
-    gpu_tflops: Annotated[
-        float, typer.Option("--gpu-tflops", min=0.01, help="Rate that training sustains on your GPU, in 10^12 FLOP/s.")
-    ] = 10.0,
+    gpu_tflops: GpuTflops = 10.0,
 ) -> None:
     """Print what studies will run, and estimate how long that takes here and on one GPU; trains a few steps for it."""
     from ablations.plan import plan_studies

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
 from sunets.config import Config, StudyConfig, Suite
 from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset
+from sunets.plan import LAUNCH_SECONDS, Operators
 from sunets.profile import count_macs
 from sunets.stages import Layout
 from sunets.stages.parallel import default_workers
@@ -30,9 +29,6 @@ STEP_GMACS = 20.0
 """Multiply-adds (10^9, forward and backward) of a timed step at most: a second or so on two cores."""
 BACKWARD = 3
 """Multiply-adds of a training step over those of its forward pass."""
-
-LAUNCH_SECONDS = 10e-6
-"""Time that a GPU needs to start a kernel from Python."""
 
 ASSUMPTIONS = """\
 Time here: training steps on random images were timed just now for the base, the cheapest and the dearest network, and
@@ -178,20 +174,10 @@ def _network(config: Config, manifest: Manifest) -> nn.Module:
     return create_model(**arguments, task=manifest.task, num_classes=manifest.num_classes)
 
 
-class _Kernels(TorchDispatchMode):
-    """Counts the operators that compute something."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
 def _operations(network: nn.Module, config: Config, manifest: Manifest) -> tuple[float, int]:
     """Multiply-adds (10^9) and operators of a forward pass for one image; the network has no memory."""
     x = torch.empty(1, config.model.in_channels or 3, *input_size(config, manifest), device="meta")
-    kernels = _Kernels()
+    kernels = Operators()
     with kernels, torch.no_grad():
         network.eval()(x)
     return sum(count_macs(network, x)[""].values()) / 1e9, kernels.count

@@ -38,7 +38,16 @@ from sunets.report.statistics import (
     paired_difference,
 )
 from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH, save_figure
-from sunets.report.tables import Table, difference_text, estimate_text, markdown, verdict_text, write
+from sunets.report.tables import (
+    Table,
+    difference_columns,
+    difference_text,
+    estimate_columns,
+    estimate_text,
+    markdown,
+    verdict_text,
+    write,
+)
 
 NAMES = {
     "model.unet_depth": "U-Net depth",
@@ -366,7 +375,8 @@ def settings_table(study: Study) -> Table:
             "n_seeds": len(setting.scores),
             "status": FINISHED if not failed else f"{len(setting.scores)} of {len(setting.records)} seeds",
             "reason": failed[0]["reason"] if failed else None,
-            **estimate_columns(study.headline, estimate, difference, adjusted),
+            **estimate_columns(study.headline, estimate),
+            **difference_columns(study.headline, _reference_text(study), difference, adjusted),
             **{key: setting.cost(key) for key in COSTS},
         }
         line = {axis_name(p): value_text(setting.arm[p]) for p in study.axes}
@@ -411,7 +421,8 @@ def axes_table(study: Study) -> Table | None:
             estimate, d = mean_interval(list(scores.values())), found.get(value)
             rows.append(
                 {"study": study.name, "axis": path, "value": value, "reference": value == base, "n_seeds": estimate.n}
-                | estimate_columns(study.headline, estimate, d, adjusted.get(value))
+                | estimate_columns(study.headline, estimate)
+                | difference_columns(study.headline, base, d, adjusted.get(value))
             )
             lines.append(
                 {
@@ -435,23 +446,6 @@ def axes_table(study: Study) -> Table | None:
         (note,),
         keys=("axis", "value"),
     )
-
-
-def estimate_columns(
-    key: str, estimate: Estimate | None, difference: Difference | None, adjusted: float | None
-) -> dict[str, Any]:
-    """Columns of an estimate and of its difference to the reference."""
-    e, d = estimate, difference
-    return {
-        f"{key}.mean": e.mean if e else None,
-        f"{key}.low95": e.low if e else None,
-        f"{key}.high95": e.high if e else None,
-        f"{key}.difference.mean": d.mean if d else None,
-        f"{key}.difference.low95": d.low if d else None,
-        f"{key}.difference.high95": d.high if d else None,
-        f"{key}.difference.p_holm": adjusted,
-        f"{key}.difference.verdict": d.verdict if d else None,
-    }
 
 
 def _reference_text(study: Study) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sunets.cli import PARAMS, Params, Settings, run
+from sunets.cli import PARAMS, GpuTflops, Params, Settings, run
 from sunets.config import Suite, flatten, load
 
 app = typer.Typer(
@@ -119,9 +119,7 @@ def plan(
     preset: Annotated[str | None, typer.Argument(help="A file of presets/; default: the parameter file.")] = None,
     params: Params = PARAMS,
     settings: Settings = None,
-    gpu_tflops: Annotated[
-        float, typer.Option("--gpu-tflops", min=0.01, help="Rate that training sustains on your GPU, in 10^12 FLOP/s.")
-    ] = 10.0,
+    gpu_tflops: GpuTflops = 10.0,
 ) -> None:
     """Estimate GPU hours and memory of a preset from what its networks cost; needs neither its data nor a GPU."""
     from sunets.plan import plan_preset

@@ -13,6 +13,9 @@ Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one parameter for this call; repeatable.")
 ]
+GpuTflops = Annotated[
+    float, typer.Option("--gpu-tflops", min=0.01, help="Rate that training sustains on your GPU, in 10^12 FLOP/s.")
+]
 PARAMS = Path("params.yaml")
 
 

@@ -111,18 +111,12 @@ def accuracy(records: Records, reference: str) -> Table:
     rows, shown = [], []
     for model, label in records.labels.items():
         status, reason, seeds = _status(records, model)
-        row: dict[str, Any] = {
-            "model": model,
-            "label": label,
-            "status": status,
-            "reason": reason,
-            "n_seeds": len(seeds),
-        }
+        row = _row(model, label, status, reason, seeds)
         line: dict[str, Any] = {"Model": label, "Seeds": str(len(seeds)) if seeds else ""}
         for key in metrics:
             values = list(records.scores(model, key).values())
             estimate = mean_interval(values) if values else None
-            row |= _estimate_columns(key, estimate)
+            row |= estimate_columns(key, estimate)
             line[quantity(key).heading] = estimate_text(quantity(key), estimate)
         image = samples[model]
         if image is not None:
@@ -130,7 +124,7 @@ def accuracy(records: Records, reference: str) -> Table:
             row |= {f"{headline}.image_low95": low, f"{headline}.image_high95": high}
             line[f"{q.name} over images ({q.unit})"] = f"[{q.text(low)}, {q.text(high)}]"
         difference, adjusted = compared.get(model, (None, None))
-        row |= _difference_columns(headline, reference, difference, adjusted)
+        row |= difference_columns(headline, reference, difference, adjusted)
         line[f"Difference to {records.labels[reference]}"] = difference_text(q, difference)
         line["Verdict"] = "reference" if model == reference else verdict_text(difference, adjusted)
         if not seeds:
@@ -167,18 +161,12 @@ def per_class(records: Records) -> Table | None:
     rows, shown = [], []
     for model, label in records.labels.items():
         status, reason, seeds = _status(records, model)
-        row: dict[str, Any] = {
-            "model": model,
-            "label": label,
-            "status": status,
-            "reason": reason,
-            "n_seeds": len(seeds),
-        }
+        row = _row(model, label, status, reason, seeds)
         line: dict[str, Any] = {"Model": label}
         for key in [*keys, "score.miou"]:
             values = list(records.scores(model, key).values())
             estimate = mean_interval(values) if values else None
-            row |= _estimate_columns(key, estimate)
+            row |= estimate_columns(key, estimate)
             line[quantity(key).name] = estimate_text(quantity(key), estimate)
         if not seeds:
             line[quantity(keys[0]).name] = _state(status, reason)
@@ -223,10 +211,10 @@ def test_time(records: Records) -> Table | None:
             for key in names:
                 values = list(records.scores(model, key, variant).values())
                 estimate = mean_interval(values) if values else None
-                row |= _estimate_columns(key, estimate)
+                row |= estimate_columns(key, estimate)
                 line[quantity(key).heading] = estimate_text(quantity(key), estimate)
             difference, adjusted = compared.get(variant, (None, None))
-            row |= _difference_columns(headline, records.variants[0], difference, adjusted)
+            row |= difference_columns(headline, records.variants[0], difference, adjusted)
             line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, difference)
             line["Verdict"] = "reference" if variant == records.variants[0] else verdict_text(difference, adjusted)
             if not seeds:
@@ -350,7 +338,8 @@ def _image_samples(records: Records, model: str) -> np.ndarray | None:
     return bootstrap_scores(confusions)
 
 
-def _estimate_columns(key: str, estimate: Estimate | None) -> dict[str, float | None]:
+def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
+    """CSV columns of a mean and its interval; empty where there is none."""
     e = estimate
     return {
         f"{key}.mean": e.mean if e else None,
@@ -359,9 +348,10 @@ def _estimate_columns(key: str, estimate: Estimate | None) -> dict[str, float | 
     }
 
 
-def _difference_columns(
+def difference_columns(
     key: str, reference: str, difference: Difference | None, adjusted: float | None
 ) -> dict[str, Any]:
+    """CSV columns of a paired difference to what `reference` names; empty where there is none."""
     d = difference
     return {
         f"{key}.difference.reference": reference if d else None,
@@ -373,6 +363,11 @@ def _difference_columns(
         f"{key}.difference.p_holm": adjusted,
         f"{key}.difference.verdict": d.verdict if d else None,
     }
+
+
+def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequence[int]) -> dict[str, Any]:
+    """The first columns of a table with a row a model."""
+    return {"model": model, "label": label, "status": status, "reason": reason, "n_seeds": len(seeds)}
 
 
 def _status(records: Records, model: str, variant: str | None = None) -> tuple[str, str | None, list[int]]:
