@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sunets.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, TestTimeConfig
 from sunets.data import iterations_per_epoch
+from sunets.data.manifest import used_splits
 from sunets.evaluate import window_starts
 from sunets.profile import count_macs, input_channels, saved_bytes
 from sunets.stages import Layout
@@ -45,22 +46,26 @@ PUBLISHED: dict[str, tuple[dict[str, int], int, Size]] = {
     "imagefolder": ({"train": 1281167, "val": 50000}, 1000, (375, 500)),
 }
 """Images of each split, classes and the usual size of an image, as published; of class folders, those of ImageNet."""
+NOTES = {
+    "coco": " (more than are used: only images with over 1,000 labelled pixels of a VOC class are kept)",
+    "imagefolder": " for ImageNet (of other class folders they are known once they are prepared)",
+}
+DRAWN_CLASSES: dict[Task, int] = {"segmentation": 5, "classification": 8}
+"""Classes of the embedded data sets."""
 
 ASSUMPTIONS = """\
 One GPU: an estimate from the larger of two things, the operations (2 a multiply-add) at a sustained {tflops:g} TFLOP/s
 (--gpu-tflops) and {launch:g} microseconds for every operator of a pass, which is what small networks take; one training
-at a time, with images read fast enough and full batches. Multiply-adds are counted, not measured.
-Train: forward and backward pass of all epochs, and every scoring of the validation split; test: every test-time variant
-with its scales, mirrors and padded windows, at the same rate, though it computes in float32. Both of all seeds.
-Images: {images}; scored ones are taken to be {height} x {width} pixels.
+at a time, with images read fast enough and full batches. Hours are those of all seeds.
+Train: the forward and backward passes of all epochs, and every scoring of the validation split. Test: every test-time
+variant with its scales, mirrors and padded windows, at the same rate, though it computes in float32.
+Images: numbers {source}.
+One that is neither resized nor cropped is taken to have {height} x {width} pixels.
 Memory: what autograd keeps for the backward pass of the images of one forward pass, and weights, gradients and the
-optimizer's state, in float32; mem. eff.: with memory_efficient=True. Workspaces, intermediate results and CUDA itself
-come on top. It is one process's; under torchrun the processes share train.batch_size equally, the images of a forward
-pass are those of a process's share at most, and what is kept for them shrinks likewise."""
-AMP = (
-    "With train.amp = {amp} activations are kept in 16 bits in part: what is kept is float32's, and so an upper figure."
-)
-COCO = "an upper figure, since only images with over 1,000 labelled pixels of a VOC class are kept"
+optimizer's state, in float32; mem. eff.: with memory_efficient=True; all: the largest. Workspaces, intermediate results
+and CUDA itself come on top. Of one process: torchrun divides train.batch_size by the number of processes, and with it
+the images of a pass, unless train.micro_batch_size is smaller, and the part of the memory that is kept for them."""
+AMP = "With train.amp the kept activations are mostly of 16 bits: the figure is float32's, and so an upper one."
 
 
 @dataclass(frozen=True)
@@ -93,20 +98,12 @@ class PlanRow:
 class _Data:
     """What is known of a data set without its images."""
 
-    name: str
     counts: Mapping[str, int]
     classes: int
     size: Size
-    """Of an image that is not resized."""
+    """Of an image, resized as `data.size` says."""
     source: str
     """Where the counts are from, in words."""
-
-    def images(self, key: str, split: str) -> int:
-        if split not in self.counts:
-            raise ConfigError(
-                f"data.{key}: no images known of {self.name}'s {split!r}; there are {', '.join(self.counts)}"
-            )
-        return self.counts[split]
 
 
 def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list[PlanRow]:
@@ -121,26 +118,24 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
         A row a model.
 
     Raises:
-        ConfigError: a model cannot be built or is too deep for its images, or the number of images is not known.
+        ConfigError: the number of images is not known, or a model cannot be built or does not take their size.
     """
     data = _data(suite.data, Layout(suite.benchmark, root).data)
+    configs = {key: suite.run(key, suite.seeds[0]) for key in suite.models}
     rows = []
-    for key in suite.models:
+    for key, config in configs.items():
         try:
-            rows.append(_row(key, suite.run(key, suite.seeds[0]), len(suite.seeds), data, gpu_tflops))
-        except ConfigError:
-            raise
+            rows.append(_row(key, config, len(suite.seeds), data, gpu_tflops))
         except (ValueError, RuntimeError) as error:  # what a network says of its arguments or of its input
             raise ConfigError(f"models.{key}: {' '.join(str(error).split())}") from None
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
     console.print(_table(suite.benchmark, rows))
-    height, width = _scored_size(suite.run(rows[0].model, suite.seeds[0]), data)
-    facts = {"tflops": gpu_tflops, "launch": 1e6 * LAUNCH_SECONDS, "images": data.source}
-    console.print(ASSUMPTIONS.format(**facts, height=height, width=width))
-    if amp := {suite.run(key, suite.seeds[0]).train.amp for key in suite.models} - {"none"}:
-        console.print(AMP.format(amp=" or ".join(sorted(amp))))
+    facts = {"tflops": gpu_tflops, "launch": 1e6 * LAUNCH_SECONDS, "source": data.source}
+    console.print(ASSUMPTIONS.format(**facts, height=data.size[0], width=data.size[1]))
+    if any(config.train.amp != "none" for config in configs.values()):
+        console.print(AMP)
     if suite.ablations:
         console.print("Ablation studies are not in it: python -m ablations plan.")
     return rows
@@ -149,117 +144,103 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
 def _table(benchmark: str, rows: list[PlanRow]) -> Table:
     table = Table(title=f"{benchmark}: an estimate of GPU hours and memory", title_justify="left")
     table.add_column("model", no_wrap=True)
-    for heading in ("trainings", "input px", "GMACs fwd+bwd an image", "images a training", "train GPU h", "test GPU h",
-                    "images a pass", "memory GiB", "mem. eff. GiB"):  # fmt: skip
-        table.add_column(heading, justify="right")
+    headings = ("trainings", "input\npx", "fwd+bwd\nGMACs\nan image", "10^3\nimages a\ntraining", "train\nGPU h",
+                "test\nGPU h", "images\na pass", "memory\nGiB", "mem. eff.\nGiB")  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        efficient = "" if row.memory_gib_efficient is None else _short(row.memory_gib_efficient)
-        table.add_row(
-            row.model,
-            str(row.trainings),
-            f"{row.size[0]} x {row.size[1]}",
-            _short(row.gmacs_training_image),
-            f"{row.images:,}",
-            _short(row.gpu_hours_train),
-            _short(row.gpu_hours_test),
-            str(row.images_per_pass),
-            _short(row.memory_gib),
-            efficient,
-        )
+        figures = (row.gmacs_training_image, row.images / 1e3, row.gpu_hours_train, row.gpu_hours_test)
+        memory = (_short(row.memory_gib), _short(row.memory_gib_efficient))
+        size = f"{row.size[0]}x{row.size[1]}"
+        table.add_row(row.model, str(row.trainings), size, *map(_short, figures), str(row.images_per_pass), *memory)
     table.add_section()
-    train, test = sum(row.gpu_hours_train for row in rows), sum(row.gpu_hours_test for row in rows)
-    largest = f"max. {_short(max(row.memory_gib for row in rows))}"
-    trainings = str(sum(row.trainings for row in rows))
-    table.add_row("all", trainings, "", "", "", _short(train), _short(test), "", largest, "")
+    hours = (sum(row.gpu_hours_train for row in rows), sum(row.gpu_hours_test for row in rows))
+    largest = _short(max(row.memory_gib for row in rows))
+    table.add_row("all", str(sum(row.trainings for row in rows)), "", "", "", *map(_short, hours), "", largest)
     return table
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.01 else "< 0.01"
 
 
 def _data(data: DataConfig, folder: Path) -> _Data:
-    """Numbers of images: drawn ones from the configuration, else those that were prepared, else the published ones."""
-    if data.name.startswith("synthetic"):  # what was prepared may have been drawn with other settings
-        drawn = data.synthetic
-        counts = {"train": drawn.train, "val": drawn.val, "test": drawn.test}
-        classes = 8 if data.task == "classification" else 5
-        return _Data(data.name, counts, classes, (drawn.image_size, drawn.image_size), "as data.synthetic sets them")
-    path = folder / "manifest.json"
+    """Numbers of images: drawn ones from the configuration, else those that were prepared, else the published ones.
+
+    Raises:
+        ConfigError: they are not known.
+    """
+    path, splits = folder / "manifest.json", used_splits(data)
     try:
         tree = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise ConfigError(f"{path}: not readable ({error}); run python -m sunets prepare again") from None
-    if tree.get("name") == data.name:
-        with (folder / "splits" / f"{next(iter(tree['counts']))}.csv").open(newline="") as file:
+    if data.name.startswith("synthetic"):  # what was prepared may have been drawn with other settings
+        drawn = data.synthetic
+        counts = {"train": drawn.train, "val": drawn.val, "test": drawn.test}
+        classes, size = DRAWN_CLASSES[data.task], (drawn.image_size, drawn.image_size)
+        source = "of data.synthetic"
+    elif tree.get("name") == data.name and set(splits) <= set(tree["counts"]):
+        counts, classes, source = tree["counts"], len(tree["classes"]), f"as prepared in {folder}"
+        with (folder / "splits" / f"{data.test_split}.csv").open(newline="") as file:
             sides = [(int(row["height"]), int(row["width"])) for row in csv.DictReader(file)]
-        height, width = (round(statistics.median(side)) for side in zip(*sides, strict=True))
-        return _Data(data.name, tree["counts"], len(tree["classes"]), (height, width), f"as prepared in {folder}")
-    if data.name not in PUBLISHED:
+        size = (round(statistics.median(h for h, _ in sides)), round(statistics.median(w for _, w in sides)))
+    elif data.name in PUBLISHED:
+        (counts, classes, size), source = PUBLISHED[data.name], "as published" + NOTES.get(data.name, "")
+    else:
         raise ConfigError(
-            f"data.name: how many images the data set {data.name!r} has is known once it is prepared, and {path} does "
-            "not hold it; run python -m sunets prepare first"
+            f"{path}: does not hold the data set {data.name!r} with the splits {', '.join(splits)}, whose numbers of "
+            "images are not known otherwise; run python -m sunets prepare first"
         )
-    source = "as published" + (f" ({COCO})" if data.name == "coco" else "")
-    source += " for ImageNet (prepare your own class folders first)" if data.name == "imagefolder" else ""
-    return _Data(data.name, *PUBLISHED[data.name], source)
-
-
-def _scored_size(config: Config, data: _Data) -> Size:
-    """What `sunets.train.scoring_dataset` makes of an image."""
-    crop = config.train.augment.resized_crop if config.data.task == "classification" else None
-    return (crop, crop) if crop is not None else config.data.size or data.size
+    if unknown := [split for split in splits if split not in counts]:
+        raise ConfigError(f"split {unknown[0]!r}: {data.name} has {', '.join(counts)}; change data.*_split")
+    return _Data(counts, classes, data.size or size, source)
 
 
 def _row(key: str, config: Config, seeds: int, data: _Data, tflops: float) -> PlanRow:
-    train, augment = config.train, config.train.augment
+    train, augment, classification = config.train, config.train.augment, config.data.task == "classification"
     network = _Network(config.model.model_copy(update={"weights": None}), config.data.task, data.classes)
-    if augment.resized_crop is not None:
-        size: Size = (augment.resized_crop, augment.resized_crop)
-    else:
-        size = augment.crop or config.data.size or data.size
-    scored = _scored_size(config, data)
+    square = (augment.resized_crop, augment.resized_crop) if augment.resized_crop is not None else None
+    size: Size = square or augment.crop or data.size
+    scored: Size = (square if classification else None) or data.size  # as `sunets.train.scoring_dataset` has it
 
     def hours(images: int, cost: tuple[int, int], batch_size: int) -> float:
         macs, operators = cost
         launches = math.ceil(images / batch_size) * operators
         return max(2 * images * macs / (tflops * 1e12), launches * LAUNCH_SECONDS) / 3600
 
+    def memory(network: _Network) -> float:
+        copies = 2 + {"adamw": 2, "sgd": int(train.momentum > 0)}[train.optimizer]
+        parameters = sum(p.numel() for p in _built(network).parameters())
+        return (_saved(network, size, per_pass) + 4 * copies * parameters) / GIB
+
     per_pass = min(train.micro_batch_size or train.batch_size, train.batch_size)
-    trained = data.images("train_split", config.data.train_split)
+    trained, validated, tested = (
+        data.counts[split] for split in (config.data.train_split, config.data.val_split, config.data.test_split)
+    )
     images = train.epochs * train.batch_size * iterations_per_epoch(trained, train.batch_size)
     step = _count(network, size, backward=True)
-    validated = data.images("val_split", config.data.val_split)
     validations = math.ceil(train.epochs / train.validate_every)
-    training = hours(images, step, per_pass)
-    training += validations * hours(validated, _count(network, scored), train.batch_size)
-    tested = data.images("test_split", config.data.test_split)
-    testing = sum(
-        hours(tested * number, _count(network, tile), config.evaluate.batch_size)
+    validation = hours(validated, _count(network, scored), train.batch_size)
+    test = sum(
+        hours(tested * number, _count(network, window), config.evaluate.batch_size)
         for variant in config.evaluate.variants.values()
-        for tile, number in forward_passes(variant, scored)
+        for window, number in forward_passes(variant, scored)
     )
-
-    def memory(network: _Network) -> float:
-        state = {"adamw": 2, "sgd": int(train.momentum > 0)}[train.optimizer]
-        parameters = sum(p.numel() for p in _built(network).parameters())
-        return (_saved(network, size, per_pass) + 4 * (2 + state) * parameters) / GIB
-
-    efficient = None
-    if isinstance(_built(network), SUNet):
-        recomputing = network.model.model_copy(update={"memory_efficient": True})
-        efficient = memory(_Network(recomputing, network.task, network.classes))
+    recomputing = replace(network, model=network.model.model_copy(update={"memory_efficient": True}))
     return PlanRow(
         model=key,
         trainings=seeds,
         size=size,
         gmacs_training_image=step[0] / 1e9,
         images=images,
-        gpu_hours_train=seeds * training,
-        gpu_hours_test=seeds * testing,
+        gpu_hours_train=seeds * (hours(images, step, per_pass) + validations * validation),
+        gpu_hours_test=seeds * test,
         images_per_pass=per_pass,
         memory_gib=memory(network),
-        memory_gib_efficient=efficient,
+        memory_gib_efficient=memory(recomputing) if isinstance(_built(network), SUNet) else None,
     )
 
 
