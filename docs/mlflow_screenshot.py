@@ -1,58 +1,90 @@
-"""Picture of MLflow's view of a benchmark, for the README: `python docs/mlflow_screenshot.py [BENCHMARK] [FILE]`.
+"""Pictures of MLflow's comparison pages for the README: `python docs/mlflow_screenshot.py [BENCHMARK] [STUDY]`.
 
-Needs a Chromium on the PATH (Debian: `apt-get install chromium`) and the benchmark's runs in mlflow.db.
+As the pages open, nothing selected: `docs/mlflow.png` has the benchmark's models, `docs/mlflow_ablation.png` the trials
+of a study. Needs Chromium and its driver on the PATH (Debian: `apt-get install chromium chromium-driver`) and the
+benchmark's runs in the database: that of `MLFLOW_TRACKING_URI`, or mlflow.db.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 
+from sunets.tracking import tracking_uri
 
-def main(benchmark: str = "synthetic", picture: str = "docs/mlflow.png") -> None:
-    """Serve mlflow.db on a free local port, open the comparison of the benchmark's models, save what it shows."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        sys.exit("no Chromium on the PATH; install one")
-    database = f"sqlite:///{Path('mlflow.db').resolve()}"
-    client = MlflowClient(database)
-    experiment = client.get_experiment_by_name(benchmark)
-    if experiment is None:
-        sys.exit(f"mlflow.db has no experiment {benchmark!r}; run `dvc repro` or `python -m sunets mlflow-sync` first")
-    runs = client.search_runs([experiment.experiment_id], "tags.`sunets.current` = 'true'", max_results=1000)
-    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags and "score.miou.mean" in r.data.metrics]
-    ids = ",".join(f'"{run.info.run_id}"' for run in parents)
+
+def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
+    """Serve the database on a free local port, open both comparisons, save what they show."""
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        sys.exit("no Chromium or no chromedriver on the PATH; install them")
+    models = _runs(benchmark, "tags.kind = 'model'")
+    trials = _runs(f"{benchmark}/ablations", f"tags.kind = 'trial' and tags.study = '{study}'")
+    models.sort(key=lambda run: run.info.start_time)
+    trials.sort(key=lambda run: int(run.data.tags["number"]))
+    web = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", tracking_uri(), "--port"]
+    with _serve(web, "/health") as mlflow, _serve([driver, "--port"], "/status", joined=True) as browser:
+        session = _Session(browser, chromium)
+        try:
+            session.open(mlflow)
+            # MLflow opens its assistant on the first visit, beside what the picture is about.
+            session.run("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
+            session.run("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
+            for runs, picture in ((models, "docs/mlflow.png"), (trials, "docs/mlflow_ablation.png")):
+                ids = json.dumps([run.info.run_id for run in runs])
+                session.open("about:blank")  # else only the fragment would change
+                session.open(
+                    f"{mlflow}/#/compare-runs?runs={ids}&experiments={json.dumps([runs[0].info.experiment_id])}"
+                )
+                session.wait_for(".pcp-plot .axis-title")
+                Path(picture).write_bytes(base64.b64decode(session.call("GET", "/screenshot")))
+                print(picture)
+        finally:
+            session.call("DELETE", "")
+
+
+def _runs(experiment: str, query: str) -> list[Any]:
+    client = MlflowClient(tracking_uri())
+    found = client.get_experiment_by_name(experiment)
+    query += " and tags.`sunets.current` = 'true'"
+    runs = list(client.search_runs([found.experiment_id], query, max_results=1000)) if found else []
+    if not runs:
+        sys.exit(f"no such runs of {experiment!r} in MLflow; run `python -m sunets mlflow-sync` first")
+    return runs
+
+
+@contextmanager
+def _serve(command: list[str], health: str, *, joined: bool = False) -> Iterator[str]:
+    """A server on a free local port, which is the last argument; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = str(probe.getsockname()[1])
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(port), "--backend-store-uri", database],
+        [*command[:-1], f"{command[-1]}={port}"] if joined else [*command, port],
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        base = f"http://127.0.0.1:{port}"
-        _wait_for(f"{base}/health")
-        url = f'{base}/#/compare-runs?runs=[{ids}]&experiments=["{experiment.experiment_id}"]'
-        with tempfile.TemporaryDirectory() as profile:
-            options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-            options += ["--disable-background-networking", f"--user-data-dir={profile}", "--window-size=1500,1100"]
-            options += ["--virtual-time-budget=30000", f"--screenshot={Path(picture).resolve()}"]
-            subprocess.run([chromium, *options, url], check=True, capture_output=True, timeout=180)
+        address = f"http://127.0.0.1:{port}"
+        _wait_for(f"{address}{health}")
+        yield address
     finally:
         server.terminate()
         server.wait()
-    print(picture)
 
 
 def _wait_for(url: str) -> None:
@@ -63,6 +95,38 @@ def _wait_for(url: str) -> None:
         except OSError:
             time.sleep(0.5)
     sys.exit(f"{url} did not answer")
+
+
+class _Session:
+    """A window of the browser: the few commands of the WebDriver protocol that a picture needs."""
+
+    def __init__(self, driver: str, chromium: str) -> None:
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1500,1100"]
+        options = {"binary": chromium, "args": [*arguments, "--enable-unsafe-swiftshader"]}  # the plots need WebGL
+        self.address = f"{driver}/session"
+        answer = self.call("POST", "", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})
+        self.address += f"/{answer['sessionId']}"
+
+    def call(self, method: str, command: str, content: dict[str, Any] | None = None) -> Any:
+        body = None if content is None else json.dumps(content).encode()
+        header = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.address + command, body, header, method=method)
+        with urllib.request.urlopen(request, timeout=180) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, url: str) -> None:
+        self.call("POST", "/url", {"url": url})
+
+    def run(self, script: str) -> Any:
+        return self.call("POST", "/execute/sync", {"script": script, "args": []})
+
+    def wait_for(self, selector: str) -> None:
+        for _ in range(120):
+            if self.run(f"return document.querySelector('{selector}') !== null"):
+                time.sleep(3)  # until the lines are drawn
+                return
+            time.sleep(0.5)
+        sys.exit(f"the page did not show {selector}")
 
 
 if __name__ == "__main__":

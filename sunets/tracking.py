@@ -1,8 +1,16 @@
 """MLflow: a live view of the runs, which the records can rebuild at any time. The only module that imports mlflow.
 
 An experiment per benchmark holds a parent run per model, with the mean and interval of its scores, and a child run per
-seed, with its curves; `<benchmark>/ablations` holds a parent per study and a child per trial. Parameters and metrics
-carry the dotted names of `params.yaml` and of the records.
+seed, with its curves; `<benchmark>/ablations` holds a parent per study, with the parameters that its trials share, and
+a child per trial, with those that vary. Parameters and metrics carry the dotted names of `params.yaml` and of the
+records.
+
+MLflow chooses what a comparison of runs opens on (read in the pages of release 3.17.2): parallel coordinates on the
+first stored of the metrics that all runs have, and on the first three, by name, of the parameters that differ; scatter
+and contour plots on the first names, whether they differ or not, and a contour only on numbers. Hence a run starts with
+its headline score, NaN until it is measured, which plots and filters pass over; the score is there again under `aim/`,
+before all other names; and what a study does not vary stands in tags of its trials, not among their parameters.
+PostgreSQL returns what was stored last at the end: there the order holds in rebuilt runs only.
 
 MLflow gives a run a random id, so every run here carries a key made of what it is (its slot: benchmark, model, seed)
 and of what made it (configuration, data, code). A run that is opened again under the same key goes on; another
@@ -37,15 +45,18 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
-from sunets.config import Config, Suite, fingerprint
+from sunets.config import Config, DataConfig, Suite, fingerprint
 from sunets.record import Record, make_record, read_json, read_rows
 
 REMEDY = "python -m sunets mlflow-sync"
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
 PARENT = "mlflow.parentRunId"
+HEADLINE = {"segmentation": "score.miou", "classification": "score.top1_error_percent"}
+"""Task -> the score that runs are compared by."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 NOTE = """\
 One parent run per {item}; filter with ``tags.`sunets.current` = 'true'`` to hide runs of earlier configurations.
+The score that runs are compared by is NaN until it is measured; `aim/` repeats it, so that plots open on it.
 Rebuilt from the records by `python -m sunets mlflow-sync`: deleting the database loses nothing but system metrics."""
 
 
@@ -73,6 +84,8 @@ class _Run:
     """(metric, epoch) -> value: the curves."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Single values; a later one takes the place of an earlier one."""
+    headline: str = ""
+    """The metric that runs are compared by."""
     status: str = "RUNNING"
     seconds: tuple[float, float] | None = None
     """Start and end in seconds since 1970, where known."""
@@ -86,11 +99,22 @@ class _Run:
         return f"{self.slot}/{self.identity}"
 
     @property
+    def first(self) -> dict[tuple[str, int], float]:
+        """What a new run starts with: the headline score, or NaN to keep its place until it is measured."""
+        return {(self.headline, 0): self.metrics.get(self.headline, math.nan)} if self.headline else {}
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics, and the headline score once more under the name that sorts first."""
+        aim = {f"aim/{self.headline}": self.metrics[self.headline]} if self.headline in self.metrics else {}
+        return aim | dict(self.metrics)
+
+    @property
     def digest(self) -> str:
         """Equal exactly where the content is."""
         files = [(path.name, folder, hashlib.sha256(path.read_bytes()).hexdigest()) for path, folder in self.files]
         points = sorted((name, step, value) for (name, step), value in self.points.items())
-        content = [dict(self.params), dict(self.tags), points, dict(self.metrics), self.status, self.name]
+        content = [dict(self.params), dict(self.tags), points, self.values, self.status, self.name]
         return fingerprint(content, self.dataset, files)
 
 
@@ -99,7 +123,8 @@ def _slot(kind: str, benchmark: str, item: str, child: str = "") -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """The value as MLflow gets it; without spaces, since its parallel coordinates show ten characters."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -151,6 +176,30 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: _text(value) for name, value in record["params"].items() if not name.startswith("evaluate.")}
 
 
+def _varied(record: Mapping[str, Any], name: str) -> bool:
+    """Whether a parameter may differ between the trials of a study.
+
+    Args:
+        record: one trial: its arm has every axis, `tuned` every parameter that is tuned within an arm.
+        name: of the parameter, which may stand below such a path.
+    """
+    paths = ("seed", *(record.get("arm") or {}), *(record.get("tuned") or {}))
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _headline(record: Mapping[str, Any]) -> str:
+    """The score that the runs of a benchmark are compared by; a sampler's trials have it under another name."""
+    task = DataConfig.model_construct(name=record["params"].get("data.name", "")).task  # unchecked: the name decides
+    sampled = record.get("phase") in ("tuning", "search")
+    return HEADLINE[task].replace("score.", "search.") if sampled else HEADLINE[task]
+
+
+def _common(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The parameters that trainings share."""
+    every = [_params(record) for record in records]
+    return {k: v for k, v in every[0].items() if k != "seed" and all(p.get(k) == v for p in every)}
+
+
 def _dataset(record: Mapping[str, Any]) -> tuple[str, str] | None:
     digest = record["provenance"].get("data_digest")
     return (str(record["params"].get("data.name", record["benchmark"])), digest) if digest else None
@@ -171,13 +220,17 @@ def _child(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), *,
     points = _points(rows)
     curves = {name for name, _ in points}
     single = _numbers(record["scores"]) | _numbers(record["cost"])
-    tags = _tags(record)
+    tags, params = _tags(record), _params(record)
     if record["kind"] == "trial":
         experiment = f"{record['benchmark']}/ablations"
         slot = _slot("trial", record["benchmark"], record["study"], f"{record['number']}")
-        arm = [f"{path.removeprefix('model.')}={_text(value)}" for path, value in (record.get("arm") or {}).items()]
-        name = ", ".join([f"#{record['number']}", *arm, f"seed {record['seed']}"])
-        tags |= {f"arm.{path}": _text(value) for path, value in (record.get("arm") or {}).items()}
+        arm = dict(sorted((record.get("arm") or {}).items()))  # as in the file of records
+        axes = [f"{path.removeprefix('model.')}={_text(value)}" for path, value in arm.items()]
+        name = ", ".join([f"#{record['number']}", *axes, f"seed {record['seed']}"])
+        tags |= {f"arm.{path}": _text(value) for path, value in arm.items()}
+        tags |= {k: _text(v) for k, v in record["params"].items() if v is not None and not _varied(record, k)}
+        # An axis has its values of the arm, as in tables: a null among numbers would make words of them all.
+        params = {k: _text(arm.get(k, v)) for k, v in record["params"].items() if _varied(record, k)}
     else:
         experiment = record["benchmark"]
         slot = _slot("train", record["benchmark"], record["model"], f"seed{record['seed']}")
@@ -189,10 +242,11 @@ def _child(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), *,
         slot=slot,
         identity=fingerprint(record["provenance"].get("config_hash"), *_made_by(record)),
         name=name,
-        params=_params(record),
+        params=params,
         tags=tags,
         points=points,
         metrics={k: v for k, v in single.items() if k not in curves} | (_ends(points) if ended else {}),
+        headline=_headline(record),
         status=STATUS[record["status"]] if ended else "RUNNING",
         dataset=_dataset(record),
     )
@@ -200,9 +254,7 @@ def _child(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), *,
 
 def _model(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> _Run:
     """The parent run of a model, from the records of its trainings."""
-    first = records[0]
-    every = [_params(record) for record in records]
-    common = {k: v for k, v in every[0].items() if k != "seed" and all(p.get(k) == v for p in every)}
+    first, common = records[0], _common(records)
     shared = ("benchmark", "model", "label", "provenance", "params")
     whole = {name: first[name] for name in shared} | {"kind": "model", "environment": {}}
     tags = {k: v for k, v in _tags(whole).items() if k != "provenance.config_hash"}
@@ -213,25 +265,30 @@ def _model(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> _Run:
         name=first["label"],
         params=common,
         tags=tags,
+        headline=f"{_headline(first)}.mean",
         status=_outcome(records) if ended else "RUNNING",
         dataset=_dataset(first),
     )
 
 
-def _study(benchmark: str, study: str, model: str, records: Sequence[Mapping[str, Any]] | None) -> _Run:
-    """The parent run of a study; its trials carry all parameters. `records` is None while it runs."""
+def _study(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> _Run:
+    """The parent run of a study, from the records of its trials."""
+    first = records[0]
+    fixed = {name: value for name, value in _common(records).items() if not _varied(first, name)}
     counts = {
-        f"trials.{status}": float(sum(r["status"] == status for r in records or []))
+        f"trials.{status}": float(sum(record["status"] == status for record in records))
         for status in ("finished", "pruned", "failed")
     }
     return _Run(
-        experiment=f"{benchmark}/ablations",
-        slot=_slot("study", benchmark, study),
-        identity="study",
-        name=study,
-        tags={"kind": "study", "benchmark": benchmark, "study": study, "model": model},
-        metrics={} if records is None else counts,
-        status="RUNNING" if records is None else _outcome(records),
+        experiment=f"{first['benchmark']}/ablations",
+        slot=_slot("study", first["benchmark"], first["study"]),
+        identity=fingerprint(fixed),
+        name=first["study"],
+        params=fixed,
+        tags={"kind": "study", **{name: first[name] for name in ("benchmark", "study", "model")}},
+        metrics=counts if ended else {},
+        headline="trials.finished",
+        status=_outcome(records) if ended else "RUNNING",
     )
 
 
@@ -396,8 +453,10 @@ class _Store:
         run_id, tags = found.info.run_id, found.data.tags
         if not created and tags.get(DIGEST) == digest and found.info.status == run.status:
             return run_id, "unchanged" if tags.get(CURRENT) == "true" and tags.get(PARENT) == parent else "updated"
-        self.log(run_id, run.points)
-        latest = {name: value for name, value in run.metrics.items() if found.data.metrics.get(name) != value}
+        first = run.first if created else {}
+        self.log(run_id, first | dict(run.points))
+        known = found.data.metrics | {name: value for (name, _), value in first.items()}
+        latest = {name: value for name, value in run.values.items() if known.get(name) != value}
         self.log(run_id, {(name, 0): value for name, value in latest.items()}, int(1000 * time.time()))
         for path, folder in run.files:
             self.client.log_artifact(run_id, str(path), folder)
@@ -510,7 +569,9 @@ class Tracker:
         if kind == "train":
             parent = _model(list(self._planned.values()), ended=False)
         else:
-            parent = _study(suite.benchmark, item, suite.ablations[item].model, None)
+            study = suite.ablations[item]
+            trials = [self._trial(suite.run(study.model, seed, study.overrides)) for seed in study.seeds]
+            parent = _study(trials, ended=False)
         try:
             self._store = _Store()
         except Exception as error:
@@ -543,7 +604,9 @@ class Tracker:
         def compatible(found: Any) -> bool:
             return not fresh and all(run.params.get(k, v) == v for k, v in found.data.params.items())
 
-        found, _ = store.open(replace(run, tags=tags), self._parent or None, compatible)
+        found, created = store.open(replace(run, tags=tags), self._parent or None, compatible)
+        if created:
+            store.log(found.info.run_id, run.first)
         if found.info.status != "RUNNING":
             store.client.update_run(found.info.run_id, "RUNNING")
         return found
@@ -568,18 +631,23 @@ class Tracker:
             provenance: what `record.provenance()` returned.
             extra: phase and arm, as in its record.
         """
-        model = self._suite.ablations[self._item].model
-        self._planned[number] = make_record(
+        self._planned[number] = self._trial(config, provenance=provenance, number=number, **extra)
+
+    def _trial(self, config: Config, **extra: Any) -> Record:
+        study = self._suite.ablations[self._item]
+        varied = {
+            "arm": {axis.path: None for axis in study.axes},
+            "tuned": {axis.path: None for axis in study.nuisance},
+        }
+        return make_record(
             "trial",
             benchmark=self._suite.benchmark,
-            model=model,
-            label=self._suite.models[model].label,
+            model=study.model,
+            label=self._suite.models[study.model].label,
             seed=config.seed,
             config=config,
-            provenance=provenance,
             study=self._item,
-            number=number,
-            **extra,
+            **varied | extra,
         )
 
     @_harmless
@@ -813,7 +881,7 @@ def _studies(folder: Path) -> list[tuple[_Run, list[_Run]]]:
             continue
         path = base / f"{study}.history.csv"
         rows = read_rows(path) if path.exists() else []
-        parent = _study(folder.name, study, records[0]["model"], records)
+        parent = _study(records)
         children = [_child(r, [row for row in rows if row["number"] == r["number"]]) for r in records]
         families.append((replace(parent, files=_figures(folder, study)), children))
     return families

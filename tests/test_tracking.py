@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from scipy import stats
 from sunets import tracking
 from sunets.config import Suite, load
 from sunets.record import Record, make_record, provenance, write_json, write_rows
+from sunets.report.records import SCORES
 from sunets.tracking import CURRENT, KEY, PARENT, Tracker, TrackingError, sync, sync_or_warn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,8 +229,9 @@ def runs(experiment: str = "bench", *, current: bool = True) -> list[Any]:
 
 
 def points(run: Any, name: str) -> list[tuple[int, float]]:
+    """The measured points of a curve."""
     history = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_metric_history(run.info.run_id, name)
-    return sorted((point.step, point.value) for point in history)
+    return sorted((point.step, point.value) for point in history if not math.isnan(point.value))
 
 
 def snapshot() -> dict[str, Any]:
@@ -283,6 +286,7 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
     parent = found.pop("depth")
     assert all(run.data.tags[PARENT] == parent.info.run_id for run in found.values())
     assert dict(parent.data.metrics) == {
+        "aim/trials.finished": 2.0,
         "trials.finished": 2.0,
         "trials.pruned": 1.0,
         "trials.failed": 1.0,
@@ -295,7 +299,7 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
     }
     last = found["#3, unet_depth=2, seed 1"]
     assert last.data.params["model.unet_depth"] == "2"
-    assert last.data.params["train.lr"] == "0.01"
+    assert last.data.tags["train.lr"] == parent.data.params["train.lr"] == "0.01"
     assert last.data.metrics["cost.gmacs"] == 4.0
     assert last.data.metrics["score.miou"] == pytest.approx(0.3)
     assert points(last, "train.loss") == [(e, row(e, 3)["train.loss"]) for e in (1, 2, 3)]
@@ -480,6 +484,98 @@ def test_system_metrics_while_live(db: Path, tmp_path: Path, monkeypatch: pytest
     tracker.close()
     names = set(by_name()["SUNet-tiny"].data.metrics)
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
+
+
+def test_comparisons_open_on_the_headline_score(
+    db: Path, fresh: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's pages take the first stored metric or the first name, whatever was measured first."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    pipeline = Pipeline(tmp_path)
+    tracker = Tracker("train", pipeline.suite, "sunet_tiny", pipeline.plan("sunet_tiny"))
+    tracker.log_epoch(0, row(1, 0))
+    time.sleep(1)
+    tracker.close()
+    found = by_name()
+    assert any(name.startswith("system/") for name in found["SUNet-tiny"].data.metrics)
+    for name, headline in (("SUNet-tiny", "score.miou.mean"), ("SUNet-tiny, seed 0", "score.miou")):
+        metrics = found[name].data.metrics
+        assert next(iter(metrics)) == headline
+        assert math.isnan(metrics[headline])  # no number is made up
+        query = f"metrics.`{headline}` < 1"
+        assert not MlflowClient().search_runs([found[name].info.experiment_id], query)
+    pipeline.train("sunet_tiny")
+    pipeline.ablate()
+    pipeline.evaluate("sunet_tiny")
+    for database in ("live", "rebuilt"):
+        if database == "rebuilt":
+            fresh()
+        sync(pipeline.results)
+        for run in [*runs(), *runs("bench/ablations")]:
+            kind, metrics = run.data.tags["kind"], run.data.metrics
+            headline = {"model": "score.miou.mean", "study": "trials.finished"}.get(kind, "score.miou")
+            assert next(iter(metrics)) == headline
+            if run.info.status == "FINISHED":
+                assert min(metrics) == f"aim/{headline}"
+                assert metrics[f"aim/{headline}"] == metrics[headline]
+            else:
+                assert f"aim/{headline}" not in metrics
+                assert math.isnan(metrics[headline])
+
+
+@pytest.mark.parametrize(
+    ("data", "phase", "headline"),
+    [
+        ("synthetic", None, "score.miou"),
+        ("imagefolder", None, "score.top1_error_percent"),
+        ("camvid", "confirmation", "score.miou"),
+        ("camvid", "tuning", "search.miou"),
+        ("synthetic_shapes", "search", "search.top1_error_percent"),
+    ],
+)
+def test_headline_of_a_task_and_phase(data: str, phase: str | None, headline: str) -> None:
+    assert tracking._headline({"params": {"data.name": data}, "phase": phase}) == headline
+    assert {task: scores[0] for task, scores in SCORES.items()} == tracking.HEADLINE
+
+
+def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Path], tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    two_axes = (SUITE % 0.01).replace("2]}]", "2]}, {path: model.head, values: [linear]}]")
+    (tmp_path / "params.yaml").write_text(two_axes)
+    pipeline.suite = load(tmp_path / "params.yaml")
+    shared: dict[str, Any] = {"benchmark": "bench", "model": "sunet_tiny", "label": "SUNet-tiny", "study": "depth"}
+    tracker = Tracker("trial", pipeline.suite, "depth")
+    records = []
+    for number, depth in enumerate([None, [1, 1, 1]]):
+        config = pipeline.suite.run("sunet_tiny", 0, {"model.unet_depth": depth} if depth else {})
+        source = provenance("d" * 64, pipeline.code, config, "python -m ablations run depth")
+        arm = {"model.unet_depth": depth or [2, 2, 1], "model.head": "linear"}
+        tracker.plan(number, config, source, phase="grid", arm=arm)
+        tracker.log_epoch(number, row(1, number))
+        extra = {"seed": 0, "config": config, "provenance": source, "number": number, "phase": "grid", "arm": arm}
+        records.append(make_record("trial", **shared, **extra, tuned={}))
+        tracker.finish(number, records[-1])
+    tracker.close()
+    write_json(pipeline.records / "ablations/depth.json", records)
+    rows = [{"number": number, **row(1, number)} for number in range(2)]
+    write_rows(pipeline.records / "ablations/depth.history.csv", rows)
+    assert sync(pipeline.results) == tracking.Synced(0, 1, 2)  # the parent gets its counts
+    live = snapshot()
+    found = by_name("bench/ablations")
+    names = {"#0, head=linear, unet_depth=[2,2,1], seed 0", "#1, head=linear, unet_depth=[1,1,1], seed 0", "depth"}
+    assert set(found) == names
+    parent = found.pop("depth").data
+    for run, depth in zip(found.values(), ("[2,2,1]", "[1,1,1]"), strict=True):
+        # What was not given is what the network makes of it, and no word among numbers.
+        assert run.data.params == {"model.unet_depth": depth, "model.head": "linear", "seed": "0"}
+        fixed = {k: v for k, v in parent.params.items() if v != "null"}
+        assert fixed.items() <= run.data.tags.items()
+        assert not set(parent.params) & set(run.data.params)
+        given = {k for k, v in records[0]["params"].items() if v is not None}
+        assert given <= {*run.data.params, *run.data.tags}
+    fresh()
+    sync(pipeline.results)
+    assert snapshot() == live
 
 
 def test_unreachable_server_costs_no_training(
