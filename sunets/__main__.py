@@ -212,7 +212,9 @@ def current() -> None:
     for name, kinds in code_of_records(Path("results")).items():
         old = {kind: commits for kind, commits in kinds.items() if commits}
         for kind, commits in old.items():
-            typer.echo(f"{name}: {kind} records were made by other code: git diff {commits} -- sunets ablations")
+            typer.echo(
+                f"{name}: {kind} records were made by other code, of commit {commits}; git diff shows what changed"
+            )
         if same := [kind for kind in kinds if kind not in old]:
             typer.echo(f"{name}: {', '.join(same)} records were made by this code")
 

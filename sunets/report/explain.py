@@ -35,17 +35,16 @@ def code_of_records(results_dir: Path) -> dict[str, dict[str, str | None]]:
     now = {kind: code_hash(module) for kind, module in _MODULES.items()}
     found: dict[str, dict[str, str | None]] = {}
     for folder in sorted(results_dir.glob("*/records")):
-        kinds = found.setdefault(folder.parent.name, {})
+        others: dict[str, dict[str, None]] = {}  # kind -> commits of other code, each once
         for path in sorted(folder.glob("**/*.json")):
             content = read_json(path)
             for record in content if isinstance(content, list) else [content]:
                 if (kind := record.get("kind")) not in now:  # timings
                     continue
-                kinds.setdefault(kind, None)
-                source = record["provenance"]
-                if source["code_hash"] != now[kind]:
-                    commits = dict.fromkeys(filter(None, [*(kinds[kind] or "").split(", "), source["git_commit"]]))
-                    kinds[kind] = ", ".join(commits) or "unknown"
+                commits = others.setdefault(kind, {})
+                if record["provenance"]["code_hash"] != now[kind]:
+                    commits[record["provenance"]["git_commit"] or "unknown"] = None
+        found[folder.parent.name] = {kind: ", ".join(commits) or None for kind, commits in others.items()}
     return found
 
 
