@@ -458,12 +458,11 @@ class Suite(Section):
             train=self.train,
             evaluate=self.evaluate,
         )
-        own = {f"train.{k}": v for k, v in entry.train.items()}
-        config = override(config, own | dict(overrides or {}), source=f"models.{model}")
-        if (start := config.train.init_from) is None:
-            return config
-        start = start.replace("{model}", model).replace("{seed}", str(seed))
-        return override(config, {"train.init_from": start})
+        values = {f"train.{k}": v for k, v in entry.train.items()} | dict(overrides or {})
+        start = values.get("train.init_from", self.train.init_from)
+        if isinstance(start, str):
+            values["train.init_from"] = start.replace("{model}", model).replace("{seed}", str(seed))
+        return override(config, values, source=f"models.{model}")
 
 
 def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:
@@ -480,7 +479,7 @@ def override(config: S, values: Mapping[str, Any], *, source: str = "override") 
             if not isinstance(node, dict) or key not in node:
                 raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])!r} in {path!r} is no key")
             node = node[key]
-        if not isinstance(node, dict) or (leaf not in node and type(config) is not Suite):
+        if not isinstance(node, dict) or leaf not in node:
             allowed = ", ".join(sorted(node)) if isinstance(node, dict) else "none"
             raise ConfigError(f"{source}: unknown key {path!r}; there are {allowed}")
         node[leaf] = value

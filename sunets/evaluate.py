@@ -20,6 +20,10 @@ from sunets.data import Manifest, eval_batches
 from sunets.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
 from sunets.train import prepare_torch, scoring_dataset
 
+CPU_PASS_PIXELS = 2**18
+"""Most pixels of a forward pass on a CPU: the authors' window of 512. Beyond, tensors inside the networks pass 32 MiB,
+and glibc has the system map and clear such memory anew each time: slower than passes of one window."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -121,13 +125,13 @@ def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: TestTim
     `variant.window_overlap`; where they are smaller than the window they are padded right and below with zeros (the
     data set's mean colour). The logits of a window and of its mirror image are summed before the softmax; overlaps
     are averaged; the result is resized to the images' size and averaged over the scales. All windows and mirrors of
-    all images of a scale share batches.
+    all images of a scale share batches, on a CPU of at most `CPU_PASS_PIXELS`.
 
     Args:
         model: in evaluation mode.
         images: (B, C, H, W) normalised, on the model's device.
         variant: scales, mirroring, window and overlap.
-        batch_size: windows and mirrors per forward pass.
+        batch_size: most windows and mirrors per forward pass.
 
     Returns:
         (B, K, H, W), or (B, K) from a classifier (no window then).
@@ -164,6 +168,8 @@ def _window_probabilities(model: nn.Module, images: Tensor, variant: TestTimeCon
         for x in window_starts(width, window[1], variant.window_overlap)
         for number in range(len(images))
     ]
+    if images.device.type == "cpu":
+        batch_size = max(1, min(batch_size, CPU_PASS_PIXELS // (window[0] * window[1])))
     at_once = max(1, batch_size // (2 if variant.flip else 1))
     total, cover = images.new_zeros(0), images.new_zeros(padded.shape[2:])
     for start in range(0, len(windows), at_once):
@@ -172,8 +178,11 @@ def _window_probabilities(model: nn.Module, images: Tensor, variant: TestTimeCon
         if padded.is_contiguous(memory_format=torch.channels_last):
             tiles = tiles.contiguous(memory_format=torch.channels_last)
         if variant.flip:
-            logits, mirrored = model(torch.cat([tiles, tiles.flip(3)])).float().chunk(2)
-            logits = logits + (mirrored.flip(3) if mirrored.ndim == 4 else mirrored)
+            if batch_size > 1:
+                logits, mirrored = model(torch.cat([tiles, tiles.flip(3)])).float().chunk(2)
+            else:
+                logits, mirrored = model(tiles).float(), model(tiles.flip(3)).float()
+            logits = logits.add_(mirrored.flip(3) if mirrored.ndim == 4 else mirrored)
         else:
             logits = model(tiles).float()
         probabilities = logits.softmax(1)
@@ -186,7 +195,7 @@ def _window_probabilities(model: nn.Module, images: Tensor, variant: TestTimeCon
             else:
                 total[number, :, rows, columns] += tile
                 cover[rows, columns] += number == 0
-    return total if total.ndim == 2 else (total / cover)[:, :, :height, :width]
+    return total if total.ndim == 2 else total.div_(cover)[:, :, :height, :width]
 
 
 @contextlib.contextmanager

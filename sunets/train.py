@@ -169,14 +169,17 @@ def select_device(name: str) -> torch.device:
 
 
 def prepare_torch(train: TrainConfig, device: torch.device | None = None) -> torch.device:
-    """Choose the device, and make this process's torch arithmetic repeatable on it: threads, algorithms, kernels."""
+    """Choose the device, and make this process's torch arithmetic on it repeatable, and float32 what it says."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     device = device or select_device(train.device)
     torch.set_num_threads(train.threads)
     # A few CUDA kernels (some poolings' gradients) exist in one, unrepeatable form only: they warn.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # all is written before it is read
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    # TF32, cuDNN's default, keeps ten bits of the mantissa; who wants speed for precision sets train.amp.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
@@ -329,7 +332,7 @@ def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     start = config.train.init_from
     return flat | {
         "digest of the data": manifest.digest,
-        "digest of train.init_from": hashlib.sha256(_start(start).read_bytes()).hexdigest() if start else None,
+        "digest of train.init_from": hashlib.sha256(_start(config).read_bytes()).hexdigest() if start else None,
         "hash of the code": _code(),
         "torch": str(torch.__version__),
         "device": select_device(config.train.device).type,
@@ -342,28 +345,23 @@ def _code() -> str:
     return code_hash(__name__)
 
 
-def _start(path: str) -> Path:
+def _start(config: Config) -> Path:
     """The file that a training starts from."""
-    if not Path(path).is_file():
+    path = Path(str(config.train.init_from))
+    if not path.is_file():
         raise FileNotFoundError(
             f"train.init_from: {path}: no such file; run the training that makes it first, name a checkpoint of the "
             "authors, or set null to start from random weights"
         )
-    return Path(path)
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return Path(path)
+    return path
 
 
 def _read(path: Path, remedy: str) -> Any:
     """Load a file of plain values and tensors."""
     try:
-        return torch.load(_existing(path), map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(f"{path}: no such file; {remedy}") from None
     except Exception as error:  # a damaged file fails in the archive, the pickle or a tensor, each in its own way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not readable ({reason}); {remedy}") from None
@@ -390,7 +388,7 @@ def _initialise(model: nn.Module, config: Config, manifest: Manifest) -> str:
     Raises:
         CheckpointError, WeightsError: not readable, or of another network; names the first tensor that does not fit.
     """
-    path = _start(str(config.train.init_from))
+    path = _start(config)
     content = _read(path, "name a weights file of this package or a released one of the authors")
     if not isinstance(content, dict) or "classes" not in content:
         return f"train.init_from: {path}: {load_reference_weights(model, path)}"

@@ -371,6 +371,13 @@ def test_a_network_that_draws_random_numbers_resumes_too(
     assert _bytes(_fit(config, manifest, tmp_path / "killed")) == _bytes(whole)
 
 
+def test_float32_is_not_tf32() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    sunets.train.prepare_torch(tiny_config().train)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 SLOW_TRAINING = """
 import sys, time
 from pathlib import Path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -32,8 +34,7 @@ def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
     suite.run(key, suite.seeds[0])
     profile = suite.profile
     with stage(f"cost@{key}", layout, __name__) as code:
-        params = _params(suite, key)
-        source = provenance(None, code, params, stage_command(suite, "cost", key))
+        record_of = _recorder("profile", suite, key, code, stage_command(suite, "cost", key))
         figures, field = profile_model(
             _arguments(suite, key, layout),
             size=profile.size,
@@ -41,16 +42,7 @@ def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
             field_seeds=profile.field_seeds,
             field_images=profile.field_images,
         )
-        record = make_record(
-            "profile",
-            benchmark=suite.benchmark,
-            model=key,
-            label=suite.models[key].label,
-            config=params,
-            cost=figures,
-            environment=environment("cpu", 1),
-            provenance=source,
-        )
+        record = record_of(cost=figures, environment=environment("cpu", 1))
         with replacing(layout.records / "profile" / f"{key}.npz") as path:
             np.savez_compressed(path, field=cast(np.ndarray, field))  # field_seeds is at least 1
         write_json(layout.records / "profile" / f"{key}.json", record)
@@ -62,6 +54,8 @@ def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
     layout = Layout(suite.benchmark, root)
     profile = suite.profile
     with stage("speed", layout, __name__) as code:
+        command = stage_command(suite, "speed")
+        recorders = {key: _recorder("speed", suite, key, code, command) for key in suite.models}
         measured = measure_speed(
             {key: create_model(**_arguments(suite, key, layout)) for key in suite.models},
             size=profile.size,
@@ -71,26 +65,23 @@ def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
             threads=profile.threads,
         )
         host = environment("auto", profile.threads)
-        records = []
-        for key, figures in measured.items():
-            params = _params(suite, key)
-            records.append(
-                make_record(
-                    "speed",
-                    benchmark=suite.benchmark,
-                    model=key,
-                    label=suite.models[key].label,
-                    config=params,
-                    cost=figures,
-                    environment=host,
-                    provenance=provenance(None, code, params, stage_command(suite, "speed")),
-                )
-            )
+        records = [recorders[key](cost=figures, environment=host) for key, figures in measured.items()]
         write_json(layout.records / "speed.json", records)
     return records
 
 
-def _params(suite: Suite, key: str) -> dict[str, Any]:
-    """What decides the figures of a model, by dotted name."""
+def _recorder(
+    kind: Literal["profile", "speed"], suite: Suite, key: str, code: str, command: str
+) -> Callable[..., dict[str, Any]]:
+    """What makes a model's record of its `cost` and `environment`; the provenance is that of now, before measuring."""
     sections: dict[str, Section] = {"profile": suite.profile, "model": suite.models[key]}
-    return {f"{name}.{path}": v for name, section in sections.items() for path, v in flatten(section).items()}
+    params = {f"{name}.{path}": v for name, section in sections.items() for path, v in flatten(section).items()}
+    return partial(
+        make_record,
+        kind,
+        benchmark=suite.benchmark,
+        model=key,
+        label=suite.models[key].label,
+        config=params,
+        provenance=provenance(None, code, params, command),
+    )
