@@ -18,7 +18,7 @@ from torch.nn import functional
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
 from sunets.config import Config, StudyConfig, Suite
 from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset
-from sunets.plan import LAUNCH_SECONDS, Operators
+from sunets.plan import LAUNCH_SECONDS, Operators, gpu_hours
 from sunets.profile import count_macs
 from sunets.stages import Layout
 from sunets.stages.parallel import default_workers
@@ -67,10 +67,10 @@ class _Work:
     images: float
     """Of one training, those that are only scored counted as a third of one that is trained on."""
 
-    def gpu_seconds(self, tflops: float) -> float:
-        """Seconds an image that is trained on takes a GPU: its arithmetic, or to start the kernels of its batch."""
-        arithmetic = 2e9 * BACKWARD * self.gmacs / (tflops * 1e12)
-        return max(arithmetic, BACKWARD * self.operators * LAUNCH_SECONDS / self.config.train.batch_size)
+    def gpu_hours(self, tflops: float) -> float:
+        """Hours of a GPU that all of the trainings take."""
+        cost = (1e9 * BACKWARD * self.gmacs, BACKWARD * self.operators)
+        return self.trainings * gpu_hours(self.images, cost, self.config.train.batch_size, tflops)
 
 
 def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root: Path = Path()) -> dict[str, Estimate]:
@@ -136,13 +136,12 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float) -> 
     device = prepare_torch(base.config.train)
     workers = default_workers(base.config.train.threads, device.type)
     seconds = sum(w.trainings * w.images * (per_image(w.gmacs) + read) for w in work)
-    gpu_seconds = sum(w.trainings * w.images * w.gpu_seconds(gpu_tflops) for w in work)
     return Estimate(
         points=len(points) if study.kind != "search" else study.confirm + 1,
         trainings=round(sum(w.trainings for w in work)),
         gmacs=(min(w.gmacs for w in work), max(w.gmacs for w in work)),
         hours_here=seconds / workers / 3600,
-        hours_gpu=gpu_seconds / 3600,
+        hours_gpu=sum(w.gpu_hours(gpu_tflops) for w in work),
         workers=workers,
     )
 

@@ -206,10 +206,7 @@ def _row(key: str, config: Config, seeds: int, data: _Data, tflops: float) -> Pl
     size: Size = square or augment.crop or data.size
     scored: Size = (square if classification else None) or data.size  # as `sunets.train.scoring_dataset` has it
 
-    def hours(images: int, cost: tuple[int, int], batch_size: int) -> float:
-        macs, operators = cost
-        launches = math.ceil(images / batch_size) * operators
-        return max(2 * images * macs / (tflops * 1e12), launches * LAUNCH_SECONDS) / 3600
+    hours = functools.partial(gpu_hours, tflops=tflops)
 
     def memory(network: _Network) -> float:
         copies = 2 + {"adamw": 2, "sgd": int(train.momentum > 0)}[train.optimizer]
@@ -242,6 +239,20 @@ def _row(key: str, config: Config, seeds: int, data: _Data, tflops: float) -> Pl
         memory_gib=memory(network),
         memory_gib_efficient=memory(recomputing) if isinstance(_built(network), SUNet) else None,
     )
+
+
+def gpu_hours(images: float, cost: tuple[float, float], batch_size: int, tflops: float) -> float:
+    """Hours of a GPU: its arithmetic, or the start of every operator, whichever takes longer.
+
+    Args:
+        images: that pass.
+        cost: multiply-adds of an image, and operators of a pass.
+        batch_size: images a pass.
+        tflops: rate that the GPU sustains, in 10^12 operations a second; a multiply-add is two.
+    """
+    macs, operators = cost
+    launches = math.ceil(images / batch_size) * operators
+    return max(2 * images * macs / (tflops * 1e12), launches * LAUNCH_SECONDS) / 3600
 
 
 def forward_passes(variant: TestTimeConfig, size: Size) -> list[tuple[Size, int]]:

@@ -10,14 +10,12 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -287,37 +285,6 @@ def shared_by_two(address: str, tmp_path: Path, kind: str = "cells 16") -> None:
 
 def test_two_launchers_share_a_journal(journal: str, tmp_path: Path) -> None:
     shared_by_two(journal, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server of its own, run by an unprivileged user."""
-    found = [Path(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin")) if (p / "initdb").exists()]
-    if not found and (which := shutil.which("initdb")):
-        found = [Path(which).resolve().parent]
-    if not found:
-        pytest.skip("PostgreSQL is not installed: no initdb in /usr/lib/postgresql/*/bin or on PATH")
-    bin_dir, as_user = found[-1], []
-    home = Path(tempfile.mkdtemp(prefix="sunets-postgres-"))  # pytest's own directories are closed to other users
-    if os.geteuid() == 0:
-        if not shutil.which("runuser") or subprocess.run(["id", "postgres"], capture_output=True).returncode:
-            pytest.skip("PostgreSQL refuses root, and there is no user `postgres` to run it as")
-        as_user = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(home, "postgres")
-    data = home / "data"
-
-    def run(*command: str) -> None:
-        done = subprocess.run([*as_user, *command], cwd=home, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-
-    run(str(bin_dir / "initdb"), "-D", str(data), "-U", "sunets", "-A", "trust", "--no-sync")
-    options = f"-c listen_addresses='' -k {home} -c fsync=off"
-    run(str(bin_dir / "pg_ctl"), "-D", str(data), "-o", options, "-l", str(home / "log"), "-w", "start")
-    try:
-        yield f"postgresql+psycopg://sunets@/postgres?host={home}"
-    finally:
-        run(str(bin_dir / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(home)
 
 
 def test_two_launchers_share_postgresql(postgres: str, tmp_path: Path) -> None:

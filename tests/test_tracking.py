@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from mlflow import MlflowClient
 from scipy import stats
@@ -576,6 +580,53 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
     fresh()
     sync(pipeline.results)
     assert snapshot() == live
+
+
+@pytest.fixture
+def server(postgres: str, tmp_path: Path) -> Iterator[str]:
+    """Address of an MLflow server as README starts it, on a database of its own in PostgreSQL."""
+    with psycopg.connect(postgres.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("create database mlflow")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", postgres.replace("/postgres?", "/mlflow?")]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                break
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_on_postgresql_shows_the_same(
+    server: str, db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    pipeline = Pipeline(tmp_path)
+    pipeline.train("sunet_tiny", fail=1)
+    pipeline.ablate()
+    pipeline.evaluate("sunet_tiny")
+    (pipeline.results / "bench/README.md").write_text("# The page")
+    sync(pipeline.results)
+    state = snapshot()
+    assert len(state) == 10
+    assert sync(pipeline.results) == tracking.Synced(0, 0, 10)
+    page = by_name()["report"].info.run_id
+    assert [file.path for file in MlflowClient(server).list_artifacts(page)] == ["README.md"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{db}")
+    sync(pipeline.results)
+    assert snapshot() == state
 
 
 def test_unreachable_server_costs_no_training(
