@@ -30,7 +30,8 @@ test: env  ## run the tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
 current: env  ## check that dvc.lock and results/ belong to this code and these parameters; tell of other benchmarks
-	@$(VENV)/bin/dvc repro --dry --allow-missing dvc.yaml presets/transfer/dvc.yaml | tee /dev/stderr | (! grep --quiet "^Running stage")
+	@test -e presets/transfer/dvc.yaml || { cp presets/transfer/pipeline.yaml presets/transfer/dvc.yaml; trap "rm presets/transfer/dvc.yaml" EXIT; }; \
+	$(VENV)/bin/dvc repro --dry --allow-missing dvc.yaml presets/transfer/dvc.yaml | tee /dev/stderr | (! grep --quiet "^Running stage")
 	@$(PY) -m sunets current
 
 check: env  ## lint, format, types, tests

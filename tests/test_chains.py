@@ -15,7 +15,7 @@ from standins import make_coco, make_imagefolder, make_sbd, make_voc
 from sunets.record import module_closure, read_json
 
 PAPER = "presets/paper/dvc.yaml"
-CHAINS = {"paper": ROOT / PAPER, "transfer": ROOT / "presets" / "transfer" / "dvc.yaml"}
+CHAINS = {name: ROOT / "presets" / name / "pipeline.yaml" for name in ("paper", "transfer")}
 MODULES = {"prepare": "prepare", "classify": "evaluate", "test": "evaluate", "archive": "archive"}
 """Stage -> module of `sunets.stages`; any other stage trains, and `report` builds a report."""
 
@@ -40,8 +40,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = clone(tmp_path_factory.mktemp("chain"))
     for name in ("imagenet", "coco", "voc"):
         _tiny(root / "presets" / f"{name}.yaml")
-    path = root / PAPER
-    path.write_text(path.read_text().replace("[sunet64, sunet128, sunet7128]", "[sunet64]"))
+    (root / PAPER).write_text(CHAINS["paper"].read_text().replace("[sunet64, sunet128, sunet7128]", "[sunet64]"))
     make_imagefolder(root / "datasets" / "imagenet")
     make_coco(root / "datasets" / "coco")
     make_sbd(make_voc(root / "datasets" / "voc"))
