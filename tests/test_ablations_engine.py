@@ -291,20 +291,15 @@ def test_two_launchers_share_postgresql(postgres: str, tmp_path: Path) -> None:
     shared_by_two(postgres, tmp_path)
 
 
-def test_two_launchers_share_a_proxy(postgres: str, tmp_path: Path) -> None:
+def test_two_launchers_share_a_proxy(postgres: str, free_port: int, tmp_path: Path) -> None:
     pytest.importorskip("grpc")
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     code = (
         "import optuna, warnings; warnings.simplefilter('ignore')\n"
-        f"optuna.storages.run_grpc_proxy_server(optuna.storages.get_storage({postgres!r}), port={port})"
+        f"optuna.storages.run_grpc_proxy_server(optuna.storages.get_storage({postgres!r}), port={free_port})"
     )
     server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
-        shared_by_two(f"grpc://localhost:{port}", tmp_path, "cells 17")
+        shared_by_two(f"grpc://localhost:{free_port}", tmp_path, "cells 17")
     finally:
         server.kill()
         server.wait()

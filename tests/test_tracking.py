@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -583,20 +582,18 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
 
 
 @pytest.fixture
-def server(postgres: str, tmp_path: Path) -> Iterator[str]:
+def server(postgres: str, free_port: int, tmp_path: Path) -> Iterator[str]:
     """Address of an MLflow server as README starts it, on a database of its own in PostgreSQL."""
     with psycopg.connect(postgres.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("create database mlflow")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--port", str(free_port)]
+    command += ["--workers", "1"]
     command += ["--backend-store-uri", postgres.replace("/postgres?", "/mlflow?")]
     command += ["--artifacts-destination", str(tmp_path / "artifacts")]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     try:
-        address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
+        address, deadline = f"http://127.0.0.1:{free_port}", time.monotonic() + 90
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
                 break
