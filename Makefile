@@ -1,19 +1,19 @@
-# make repro | test | check | zoo | ui | env: each creates .venv from requirements.lock where it is absent or older than the lock.
+# Each target creates .venv from requirements.lock where it is absent or older than the lock.
 PYTHON ?= python3
 VENV   ?= .venv
 PORT   ?= 5000
 PY     := $(VENV)/bin/python
 
-# The stages of dvc.yaml call `python`: the environment's comes first. PYTHONPATH is relative on purpose, so that a
-# copy of the tree made by `dvc exp run --temp` runs its own code and not this checkout's.
-export PATH := $(abspath $(VENV))/bin:$(PATH)
+# The stages of dvc.yaml call `python`: the environment's comes first ($(abspath) would break a path with spaces).
+# PYTHONPATH is relative on purpose: a copy of the tree made by `dvc exp run --temp` runs its code, not this checkout's.
+export PATH := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin:$(PATH)
 export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env repro test current check zoo ui clean
+.PHONY: help env repro repro-from-nothing test verify check zoo ui clean
 help:  ## list these
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 env: $(VENV)/.stamp  ## create .venv from requirements.lock
 
@@ -26,13 +26,15 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost, ablations, tables and figures
 	$(VENV)/bin/dvc repro
 
+repro-from-nothing: env  ## run every stage again, trainings included, up to date or not
+	rm -rf .work
+	$(VENV)/bin/dvc repro --force
+
 test: env  ## run the tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
 
-current: env  ## check that dvc.lock and results/ belong to this code and these parameters; tell of other benchmarks
-	@test -e presets/transfer/dvc.yaml || { cp presets/transfer/pipeline.yaml presets/transfer/dvc.yaml; trap "rm presets/transfer/dvc.yaml" EXIT; }; \
-	$(VENV)/bin/dvc repro --dry --allow-missing dvc.yaml presets/transfer/dvc.yaml | tee /dev/stderr | (! grep --quiet "^Running stage")
-	@$(PY) -m sunets current
+verify: env  ## check that dvc.lock and results/ belong to this code and these parameters
+	$(PY) -m sunets verify
 
 check: env  ## lint, format, types, tests
 	$(PY) -m ruff check .
@@ -44,7 +46,7 @@ zoo: env  ## count every network of the zoo: the README's cost table and archite
 	$(PY) -m sunets zoo
 
 ui: env  ## open MLflow on this checkout's runs
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)"
 
 clean:  ## delete what can be made again: checkpoints, prepared data, outputs, the MLflow database
 	rm -rf .work data outputs mlflow.db* mlruns

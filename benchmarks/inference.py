@@ -20,12 +20,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sunets import create_model
+from sunets.cli import refuse_other_checkout
 from sunets.inference import optimize_for_inference
 from sunets.record import environment
 
 
 def main() -> None:
     """Build, optimise, time in turn, print."""
+    refuse_other_checkout()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="sunet64")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sunets import create_model
+from sunets.cli import refuse_other_checkout
 from sunets.config import TestTimeConfig, TrainConfig
 from sunets.evaluate import multi_scale_probabilities
 from sunets.record import environment
@@ -106,6 +107,7 @@ def random_network(name: str, output_stride: int | None) -> nn.Module:
 
 def main() -> None:
     """Build, compare, time in turn, print."""
+    refuse_other_checkout()
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -205,18 +205,24 @@ def explain(
 
 
 @app.command(rich_help_panel=TOOLS)
-def current() -> None:
-    """Tell for every benchmark under results/ whether the code beside it is the code that made its records."""
-    from sunets.report.explain import code_of_records
+def verify(
+    allow_earlier_code: Annotated[
+        bool, typer.Option("--allow-earlier-code", help="Only list results that earlier code made.")
+    ] = False,
+) -> None:
+    """Check that the results of params.yaml belong to this code and these parameters; exit status 1 where not."""
+    from sunets.report.verify import verify as find
 
-    for name, kinds in code_of_records(Path("results")).items():
-        old = {kind: commits for kind, commits in kinds.items() if commits}
-        for kind, commits in old.items():
-            typer.echo(
-                f"{name}: {kind} records were made by other code, of commit {commits}; git diff shows what changed"
-            )
-        if same := [kind for kind in kinds if kind not in old]:
-            typer.echo(f"{name}: {', '.join(same)} records were made by this code")
+    verdict = find(_suite(PARAMS, None))
+    for line in verdict.notes:
+        typer.echo(line)
+    faults = verdict.faults + ([] if allow_earlier_code else verdict.earlier)
+    for line in verdict.earlier if allow_earlier_code else []:
+        typer.echo(line)
+    for line in faults:
+        typer.echo(f"error: {line}", err=True)
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command(name="mlflow-sync", rich_help_panel=TOOLS)

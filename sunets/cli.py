@@ -25,12 +25,27 @@ def run(app: typer.Typer) -> None:
     SUNETS_DEBUG=1 shows the traceback of every error.
     """
     try:
+        refuse_other_checkout()
         app()
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("SUNETS_DEBUG") or not (isinstance(error, FileNotFoundError) or _is_ours(error)):
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+def refuse_other_checkout() -> None:
+    """Refuse to run in one checkout with the code of another, as an environment shared between clones would.
+
+    Raises:
+        ValueError: names both and the remedy.
+    """
+    here, source = Path.cwd(), Path(__file__).resolve().parents[1]
+    if (here / "sunets" / "__init__.py").is_file() and not here.samefile(source):
+        raise ValueError(
+            f"this checkout is {here}, but the code that runs is that of {source}; run `python -m sunets` or "
+            "`python -m ablations` here, or `make env` for an environment that belongs to this checkout"
+        )
 
 
 def _is_ours(error: BaseException) -> bool:

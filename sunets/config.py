@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 IGNORE_INDEX = 255
 """Label of pixels that no loss and no score counts (PASCAL VOC's border value)."""
@@ -486,6 +489,73 @@ def override(config: S, values: Mapping[str, Any], *, source: str = "override") 
     return _validate(type(config), tree, source)
 
 
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file as DVC reads it: UTF-8, YAML 1.2, no key twice in one mapping.
+
+    Returns:
+        Dicts, lists and scalars.
+
+    Raises:
+        ConfigError: names the file, the line and the remedy.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; run from the root of the checkout, or name one with --params")
+    if not path.is_file():
+        raise ConfigError(f"{path}: not a regular file; name a YAML file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text by the rules of `read_yaml`.
+
+    Args:
+        text: the YAML.
+        source: what to call it in an error.
+
+    Raises:
+        ConfigError: names the source, the line and the remedy.
+    """
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        key = re.search(r'duplicate key "(.*?)"', error.problem)
+        raise ConfigError(
+            f"{source}: line {line}: the key {key[1] if key else ''!r} stands twice in one mapping; remove one of them"
+        ) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{source}: {where}not valid YAML: {error.problem or error.context}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    _check_plain(tree, source, [])
+    return tree
+
+
+def _check_plain(node: Any, source: str, above: list[int]) -> None:
+    """Refuse what JSON cannot hold (dates, sets) and an alias inside its own value: no walk over such a tree ends."""
+    if id(node) in above:
+        raise ConfigError(f"{source}: an alias stands inside the value that it names; write the value out")
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{source}: the key {key!r} is no text; put it in quotes")
+            _check_plain(value, source, [*above, id(node)])
+    elif isinstance(node, list):
+        for value in node:
+            _check_plain(value, source, [*above, id(node)])
+    elif not isinstance(node, str | int | float | None):
+        raise ConfigError(f"{source}: {str(node)!r} is read as a {type(node).__name__}; put it in quotes")
+
+
 def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suite:
     """Read and check a parameter file.
 
@@ -496,14 +566,7 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
     Raises:
         ConfigError: names the file, the dotted key and the remedy.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; run from the root of the checkout, or name one with --params"
-        ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a mapping of sections is expected, not {type(tree).__name__}")
     for item in settings:  # before the check: a setting may be what makes the file complete, such as data.root
@@ -516,7 +579,7 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
             node = node.setdefault(parent, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise ConfigError(f"--set {item}: {'.'.join(parents)!r} is a value, not a section")
-        node[leaf] = yaml.safe_load(text)
+        node[leaf] = parse_yaml(text, f"--set {item}")
     suite = _validate(Suite, tree, f"{path} with --set {' '.join(settings)}" if settings else str(path))
     for model in suite.models:
         suite.run(model, suite.seeds[0])  # a model's own recipe is checked here, not when its turn comes

@@ -87,7 +87,7 @@ def make_record(
         "label": label or model,
         "seed": seed,
         "variant": variant,
-        "params": _parameters(config or {}),
+        "params": parameters(config or {}),
         "scores": scores or {},
         "cost": cost or {},
         "environment": environment or {},
@@ -98,10 +98,15 @@ def make_record(
     return dict(_plain(record | extra))
 
 
-def _parameters(config: Section | Mapping[str, Any]) -> dict[str, Any]:
-    """Flat parameters that mean the same on every machine: where the user keeps a file is not one of them."""
+def parameters(config: Section | Mapping[str, Any]) -> dict[str, Any]:
+    """Flat plain parameters that mean the same on every machine: where the user keeps a file is not one of them."""
     flat = flatten(config) if isinstance(config, Section) else config
-    return {name: _portable(value) if isinstance(value, str) else value for name, value in flat.items()}
+    return dict(_plain({name: _portable(value) if isinstance(value, str) else value for name, value in flat.items()}))
+
+
+def parameters_hash(params: Mapping[str, Any]) -> str:
+    """Digest of what a record keeps under `params`."""
+    return fingerprint(dict(params))
 
 
 def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def provenance(data_digest: str | None, code_hash: str, config: Section | Mappin
         "git_dirty": dirty,
         "data_digest": data_digest,
         "code_hash": code_hash,
-        "config_hash": fingerprint(_plain(_parameters(config))),  # of exactly what a record keeps under `params`
+        "config_hash": parameters_hash(parameters(config)),
         "command": command,
     }
 

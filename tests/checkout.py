@@ -39,19 +39,19 @@ def clone(target: Path) -> Path:
     return target
 
 
-def start(root: Path, *command: str) -> subprocess.Popen[str]:
+def start(root: Path, *command: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=root,
-        env=ENV,
+        env=ENV | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run(root: Path, *command: str, code: int = 0) -> str:
-    process = start(root, *command)
+def run(root: Path, *command: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    process = start(root, *command, env=env)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == code, output
     return output

@@ -16,10 +16,9 @@ from scipy import stats
 
 from sunets.config import Suite
 from sunets.metrics import scores_from_confusion
-from sunets.record import code_hash, write_json
 from sunets.report import figures, style, tables
 from sunets.report.build import build_report
-from sunets.report.explain import code_of_records, explain
+from sunets.report.explain import explain
 from sunets.report.records import ReportError, load_records
 from sunets.report.tables import latex_escape, write_table
 
@@ -532,11 +531,3 @@ def test_cost_frames_take_records_of_any_benchmark() -> None:
     assert view.to_dict("list") == {
         "Model": ["sunet64", "Net"], "Output stride": ["16", "failed: cannot be built"], "Parameters (M)": ["5.907", ""]
     }  # fmt: skip
-
-
-def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:
-    for benchmark, code in (("same", code_hash("sunets.stages.train")), ("old", "0" * 16)):
-        source = {"code_hash": code, "git_commit": "abc"}
-        write_json(tmp_path / benchmark / "records" / "train" / "net.json", [{"kind": "train", "provenance": source}])
-        write_json(tmp_path / benchmark / "records" / "timing" / "net.json", [{"seconds": 1}])
-    assert code_of_records(tmp_path) == {"same": {"train": None}, "old": {"train": "abc"}}

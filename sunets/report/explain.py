@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from sunets.record import code_hash, read_json
 from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
 
 _SUFFIX = re.compile(
@@ -19,33 +18,6 @@ _KEYS = {
     "speed": ("model",), "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
 }  # fmt: skip
 _KIND = {"architectures": "profile", "speed": "speed", "training_time": "train"}
-
-_MODULES = {
-    "train": "sunets.stages.train", "evaluate": "sunets.stages.evaluate", "profile": "sunets.stages.cost",
-    "speed": "sunets.stages.cost", "trial": "ablations.study",
-}  # fmt: skip
-
-
-def code_of_records(results_dir: Path) -> dict[str, dict[str, str | None]]:
-    """Whether the records of each benchmark were made by the code that lies beside them.
-
-    Returns:
-        Benchmark -> kind of record -> None where it was, else the commits that did make them.
-    """
-    now = {kind: code_hash(module) for kind, module in _MODULES.items()}
-    found: dict[str, dict[str, str | None]] = {}
-    for folder in sorted(results_dir.glob("*/records")):
-        others: dict[str, dict[str, None]] = {}  # kind -> commits of other code, each once
-        for path in sorted(folder.glob("**/*.json")):
-            content = read_json(path)
-            for record in content if isinstance(content, list) else [content]:
-                if (kind := record.get("kind")) not in now:  # timings
-                    continue
-                commits = others.setdefault(kind, {})
-                if record["provenance"]["code_hash"] != now[kind]:
-                    commits[record["provenance"]["git_commit"] or "unknown"] = None
-        found[folder.parent.name] = {kind: ", ".join(commits) or None for kind, commits in others.items()}
-    return found
 
 
 def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:

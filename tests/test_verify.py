@@ -1,0 +1,127 @@
+"""`verify`: what is printed and refused where results do not belong to the code and the parameters beside them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkout import clone, run
+
+from sunets.record import code_hash, read_json, write_json
+from sunets.report.verify import code_of_records
+
+
+def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:
+    for benchmark, code in (("same", code_hash("sunets.stages.train")), ("old", "0" * 16)):
+        source = {"code_hash": code, "git_commit": "abc"}
+        write_json(tmp_path / benchmark / "records" / "train" / "net.json", [{"kind": "train", "provenance": source}])
+        write_json(tmp_path / benchmark / "records" / "timing" / "net.json", [{"seconds": 1}])
+    assert code_of_records(tmp_path) == {"same": {"train": None}, "old": {"train": "abc"}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone whose smoke benchmark has run, without what a fresh clone lacks."""
+    root = clone(tmp_path_factory.mktemp("verified"))
+    run(root, "dvc", "repro")
+    for folder in ("data", "outputs", ".work", ".dvc/cache", ".dvc/tmp"):
+        shutil.rmtree(root / folder)
+    return root
+
+
+@pytest.fixture
+def root(finished: Path) -> Iterator[Path]:
+    """The finished clone; whatever a test edits in it is put back."""
+    kept = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and ".git" not in p.parts}
+    yield finished
+    for path in [p for p in finished.rglob("*") if p.is_file() and ".git" not in p.parts]:
+        if path not in kept:
+            path.unlink()
+    for path, content in kept.items():
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+RECORD = "results/smoke/records/train/sunet_tiny.json"
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
+    assert (
+        run(root, "sunets", "verify")
+        == "smoke: records of trial, evaluate, profile, speed, train were made by this code\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "code", "words"),
+    [
+        ("params.yaml", "benchmark:", "benchmark: twice\nbenchmark:", 2, ["params.yaml", "'benchmark'", "twice"]),
+        ("dvc.yaml", "stages:", "stages: [", 1, ["`dvc status` fails", "dvc.yaml"]),
+        ("sunets/report/figures.py", '"""Figures', '"""The figures', 1, ["would run report"]),
+        ("sunets/train.py", '"""Training', '"""The training', 1, ["would run train@", "records of", "other code"]),
+        ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run train@", "params.yaml", "train.lr is 0.003", "0.004"]),
+        (RECORD, '"train.lr": 0.003', '"train.lr": 0.005', 1, [RECORD, "config_hash"]),
+        (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
+        (RECORD, "[", "", 2, [RECORD, "not valid JSON"]),
+    ],
+    ids=["duplicate key", "dvc.yaml", "report code", "training code", "parameter", "record", "status", "JSON"],
+)
+def test_each_fault_is_refused(root: Path, file: str, old: str, new: str, code: int, words: list[str]) -> None:
+    _edit(root / file, old, new)
+    output = run(root, "sunets", "verify", code=code)
+    assert "Traceback" not in output
+    assert [word for word in words if word not in output] == []
+    assert sum(line.startswith("error: ") for line in output.splitlines()) in (1, 2)
+
+
+@pytest.mark.slow
+def test_a_missing_record_is_refused(root: Path) -> None:
+    (root / RECORD).unlink()
+    assert f"would run train@sunet_tiny ({RECORD} deleted)" in run(root, "sunets", "verify", code=1)
+
+
+@pytest.mark.slow
+def test_without_records_there_is_nothing_to_vouch_for(root: Path) -> None:
+    for path in (root / "results" / "smoke").rglob("*.json"):
+        path.unlink()
+    shutil.rmtree(root / "results" / "smoke" / "records")
+    assert "results/ holds no records of it" in run(root, "sunets", "verify", code=1)
+
+
+@pytest.mark.slow
+def test_another_benchmark_of_earlier_code_is_listed(root: Path) -> None:
+    records = read_json(root / RECORD)
+    for record in records:
+        record["benchmark"] = "older"
+        record["provenance"] |= {"code_hash": "0" * 16, "git_commit": "abcdef"}
+    write_json(root / "results" / "older" / "records" / "train" / "net.json", records)
+    assert "older: records of train were made by other code, of commit abcdef" in run(root, "sunets", "verify")
+    shutil.rmtree(root / "results" / "older")
+
+
+@pytest.mark.slow
+def test_earlier_code_may_be_allowed_but_nothing_else(root: Path) -> None:
+    _edit(root / "sunets/train.py", '"""Training', '"""The training')
+    assert "other code" in run(root, "sunets", "verify", "--allow-earlier-code")
+    _edit(root / "dvc.yaml", "stages:", "stages: [")
+    assert "`dvc status` fails" in run(root, "sunets", "verify", "--allow-earlier-code", code=1)
+
+
+@pytest.mark.slow
+def test_code_of_another_checkout_is_refused(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other clone"
+    (other / "sunets").mkdir(parents=True)
+    (other / "sunets" / "__init__.py").touch()
+    output = run(other, "sunets", "list", code=2, env={"PYTHONSAFEPATH": "1", "PYTHONPATH": str(root)})
+    assert str(other) in output
+    assert str(root) in output
