@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PORT   ?= 5000
+UV     ?= uv==0.13.9
 PY     := $(VENV)/bin/python
 
 # The stages of dvc.yaml call `python`: the environment's comes first ($(abspath) would break a path with spaces).
@@ -11,7 +12,7 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env repro repro-from-nothing test verify check zoo ui clean
+.PHONY: help env lock repro repro-from-nothing test verify check zoo ui clean
 help:  ## list these
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
@@ -22,6 +23,14 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+# Pins that stand in the file stay; UPGRADE="--upgrade-package NAME" renews one, UPGRADE=--upgrade all. torch and
+# torchvision move together: a torchvision built for another CUDA does not load beside this torch.
+lock:  ## write requirements.lock anew from pyproject.toml, for every platform
+	test -x .work/uv/bin/uv || $(PYTHON) -m venv .work/uv
+	.work/uv/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
+	.work/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links $(UPGRADE) --output-file requirements.lock pyproject.toml
 
 repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost, ablations, tables and figures
 	$(VENV)/bin/dvc repro

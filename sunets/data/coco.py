@@ -66,7 +66,7 @@ class _Annotations:
         try:
             from pycocotools.coco import COCO
         except ImportError:
-            raise DataError("COCO needs the package pycocotools: pip install 'sunets[suite]'") from None
+            raise DataError("COCO needs the package pycocotools: pip install 'sunets[coco]'") from None
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
                 self.coco = COCO(str(path))
