@@ -150,13 +150,13 @@ def _ask_dvc(root: Path, verdict: Verdict) -> None:
             for items in part.values():
                 for path, state in items.items() if isinstance(items, dict) else [("its command", "modified")]:
                     if isinstance(state, dict):  # of a parameter file: key -> state
-                        path, state = next(iter(state.items()))
+                        return " ".join(str(word) for word in next(iter(state.items())))
                     if not (state == "not in cache" or (state == "deleted" and is_absent_output(path))):
                         return f"{path} {state}"
         return None
 
-    stale = {name: reason for name, parts in changes.items() if (reason := why(parts))}
+    stale = {name: cause for name, parts in changes.items() if (cause := why(parts))}
     if stale:
-        first, reason = next(iter(stale.items()))
+        first, cause = next(iter(stale.items()))
         others = f"; also {', '.join(list(stale)[1:])}" if len(stale) > 1 else ""
-        verdict.earlier.append(f"`dvc repro` would run {first} ({reason}){others}")
+        verdict.earlier.append(f"`dvc repro` would run {first} ({cause}){others}")
