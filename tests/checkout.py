@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_", "MLFLOW_", "OPTUNA_"))} | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -22,7 +20,7 @@ ENV = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "DVC_", 
 
 
 def clone(target: Path) -> Path:
-    """What a commit of this checkout would hold, as a repository of its own, with a tiny preset in place."""
+    """Make a repository of what a commit of this checkout would hold, with the bytes of the smoke preset in place."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -30,13 +28,27 @@ def clone(target: Path) -> Path:
         if not name.startswith(("results/", "docs/")) and not name.endswith("dvc.lock") and (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
-    params = yaml.safe_load((ROOT / "presets" / "smoke.yaml").read_text())
-    params["models"]["sunet_tiny"]["width"] = 4
-    (target / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copyfile(ROOT / "presets" / "smoke.yaml", target / "params.yaml")
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "all"]):
         subprocess.run(["git", *command], cwd=target, env=ENV, check=True)
     return target
+
+
+def edit(path: Path, changes: dict[str, str]) -> None:
+    """Replace the first match of each pattern in a file; every other byte stays as it is committed.
+
+    A file that is read and dumped anew would lose the faults that DVC or a reader must see, such as a key that stands
+    twice.
+
+    Raises:
+        AssertionError: a pattern does not occur.
+    """
+    text = path.read_bytes().decode()
+    for pattern, replacement in changes.items():
+        text, count = re.subn(pattern, replacement, text, count=1, flags=re.MULTILINE)
+        assert count, f"{path}: {pattern} does not occur"
+    path.write_bytes(text.encode())
 
 
 def start(root: Path, *command: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:

@@ -110,7 +110,7 @@ def test_tracked_runs_are_not_doubled(clones: tuple[Path, Path]) -> None:
             "width: 9",
             {"train@plain_conv_small", "evaluate@plain_conv_small", "cost@plain_conv_small", "speed", "report"},
         ),
-        ("params.yaml", "- 2\n", "- 3\n", {"ablate@unet_depth", "ablation_report"}),
+        ("params.yaml", "values: [1, 2]", "values: [1, 3]", {"ablate@unet_depth", "ablation_report"}),
     ],
     ids=["plot", "model", "study"],
 )
