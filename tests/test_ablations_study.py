@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -153,8 +152,12 @@ def test_a_tuned_study_gives_each_arm_the_same_trials_and_trains_its_best_again(
     for arm, confirmation in zip((tuning[:5], tuning[5:]), final, strict=True):
         best = max((r for r in arm if r["status"] == "finished"), key=lambda r: r["scores"]["search.miou"])
         assert confirmation["params"]["train.lr"] == best["params"]["train.lr"]
-    for row in read_rows("results/tiny/records/ablations/tuned.csv"):
-        assert row["search.miou"] is None or row["score.miou"] is None
+    rows = read_rows("results/tiny/records/ablations/tuned.csv")
+    assert [row["number"] for row in rows] == list(range(12))
+    for row, record in zip(rows, records, strict=True):
+        given = {name for name in ("search.miou", "score.miou") if row[name] is not None}
+        own = "search.miou" if record["phase"] == "tuning" else "score.miou"
+        assert given == ({own} if record["status"] == "finished" else set())
     pruned = next(r for r in tuning if r["status"] == "pruned")
     rows = [r for r in read_rows("results/tiny/records/ablations/tuned.history.csv") if r["number"] == pruned["number"]]
     assert 0 < len(rows) < 3
@@ -266,8 +269,9 @@ def test_plan_and_list_say_what_there_is(
 ) -> None:
     for arguments in (["plan", "depth", "tuned", "search"], ["list"]):
         monkeypatch.setattr(sys, "argv", ["ablations", *arguments])
-        with contextlib.suppress(SystemExit):
+        with pytest.raises(SystemExit) as ended:
             commands.main()
+        assert not ended.value.code
     lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
     cells = [[cell.strip() for cell in line] for line in lines]
     planned = {line[0]: line[1:4] for line in cells if len(line) == 8}
@@ -281,6 +285,7 @@ def test_plan_and_list_say_what_there_is(
 def test_fresh_forgets_failures_and_keeps_trainings(suite: Suite) -> None:
     first = run_study(suite, "rates")
     kept = {path: path.stat().st_mtime_ns for path in Path(".work").glob("*/checkpoint.pt")}
+    assert len(kept) >= len(first)
     assert run_study(suite, "rates", fresh=True) == first
     assert [e for e in QuietTracker.seen if e[0] == "epoch"], "the trials were not run again"
     for path, changed in kept.items():

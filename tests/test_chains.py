@@ -91,6 +91,7 @@ def test_no_val_image_was_trained_on(checkout: Path, log: str) -> None:
         with (checkout / "data" / "voc_paper" / "splits" / f"{split}.csv").open(newline="") as file:
             ids[split] = {row["id"] for row in csv.DictReader(file)}
     assert len(ids["train_aug"]) == 4 + 3
+    assert ids["val"]
     assert not ids["train_aug"] & ids["val"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import operator
 import re
 import subprocess
 import sys
@@ -11,7 +13,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sunets.config import Suite
 from sunets.record import module_closure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +83,21 @@ def test_imports_run_downward_only(path: Path) -> None:
     assert not upward, f"{module} imports {', '.join(upward)}"
 
 
+def test_sunets_never_imports_ablations() -> None:
+    """Their layers are equal, and equal layers may import each other: this direction is closed all the same."""
+    found = {
+        package: [
+            f"{path.relative_to(ROOT)}:{line}"
+            for path in SOURCES
+            for name, line in _imports(path)
+            if path.relative_to(ROOT).parts[0] == package and name.split(".")[0] == other
+        ]
+        for package, other in (("sunets", "ablations"), ("ablations", "sunets"))
+    }
+    assert found["ablations"], "the other direction exists, or this test reads no imports"
+    assert not found["sunets"]
+
+
 @pytest.mark.parametrize("package", CONFINED)
 def test_package_is_imported_only_where_it_belongs(package: str) -> None:
     offenders = [
@@ -146,8 +162,17 @@ def test_stage_depends_on_exactly_the_code_it_runs(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGE_MODULES)
 def test_stage_tracks_parameters_that_exist(stage: str) -> None:
-    for name in _stages()[stage].get("params", []):
-        assert name.split(".")[0] in Suite.model_fields
+    """Each name, written out for every key of a foreach, leads to a value of params.yaml, whose keys `load` checks."""
+    body = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    items = params[body["foreach"].strip("${}")] if "foreach" in body else {"": {}}
+    names = body.get("do", body)["params"]
+    assert "benchmark" in names, "outputs lie under the benchmark's name"
+    assert items
+    for key, item in items.items():
+        for name in names:
+            path = name.replace("${key}", key).replace("${item.model}", item.get("model", ""))
+            functools.reduce(operator.getitem, path.split("."), params)  # KeyError: no such parameter
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)
@@ -162,7 +187,8 @@ def test_presets_are_valid(path: Path) -> None:
 
 
 def test_default_preset_is_the_committed_parameter_file() -> None:
-    assert (ROOT / "presets" / "default.yaml").read_text() == (ROOT / "params.yaml").read_text()
+    """That DVC can read these bytes is held in test_presets.py: two equal files may have the same fault."""
+    assert (ROOT / "presets" / "default.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
 def test_readme_shows_the_committed_cost_tables() -> None:
@@ -172,5 +198,16 @@ def test_readme_shows_the_committed_cost_tables() -> None:
 
 
 def test_readme_links_to_files_that_exist() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    """Files of the repository, not of this machine's working tree alone, and headings of this page."""
+    readme = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if "://" not in link]
+    assert len(links) > 10
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    paths = {parent.as_posix() for name in files.stdout.splitlines() for parent in (Path(name), *Path(name).parents)}
+    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"(?m)^#+ (.+)$", readme)}
+    for link in links:
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).exists(), link
+        assert Path(path).as_posix() in paths, f"{link}: not in the repository"
+        if not path:
+            assert heading in headings, link

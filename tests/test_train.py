@@ -98,11 +98,13 @@ def test_the_authors_four_parameter_groups() -> None:
     assert sum(map(len, found.values())) == len(names)
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and n.startswith("head.")}
     assert norms
+    assert found["head.biases"]
     assert {f"{n}.{part}" for n in norms for part in ("weight", "bias")} <= found["head.weights"]
     assert all(n.startswith("head.") and n.endswith("bias") for n in found["head.biases"])
     assert not any(n.startswith("head.") for n in found["backbone.weights"] | found["backbone.biases"])
 
     spared = parameter_groups(model, tiny_config(train__decay_norm_and_bias=False, train__weight_decay=0.1).train)
+    assert {group["weight_decay"] for group in spared} == {0, 0.1}
     for group in spared:
         assert group["weight_decay"] == (0 if group["name"].endswith("no_decay") else 0.1)
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
