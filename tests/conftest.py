@@ -1,4 +1,4 @@
-"""What tests share before any of them imports torch: one thread a process; servers."""
+"""What tests share before any of them imports torch: one thread per process, servers, and a count of what used them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,54 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other on few cores are slow
+
+REQUIRE_POSTGRES = os.environ.get("SUNETS_REQUIRE_POSTGRES", "") not in ("", "0")
+"""Whether a missing PostgreSQL server is a failure, as in CI, rather than a skip."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs PostgreSQL in a way that xdist brings back with the report."""
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.user_properties.append(("postgres", True))
+
+
+def _postgres_reports(config: pytest.Config, *outcomes: str) -> list[pytest.TestReport]:
+    stats = config.pluginmanager.get_plugin("terminalreporter").stats
+    reports = [report for outcome in outcomes for report in stats.get(outcome, [])]
+    return [report for report in reports if dict(getattr(report, "user_properties", ())).get("postgres")]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that has to use PostgreSQL and did not, whatever took its tests away."""
+    if not REQUIRE_POSTGRES or hasattr(session.config, "workerinput") or session.config.option.collectonly:
+        return
+    if session.exitstatus == pytest.ExitCode.OK and not _postgres_reports(session.config, "passed", "failed"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """Say how many tests ran against PostgreSQL, how many did not, and why."""
+    ran = _postgres_reports(config, "passed", "failed")
+    reasons = (str(report.longrepr[2]) for report in _postgres_reports(config, "skipped"))
+    skipped = Counter(reason.removeprefix("Skipped: ") for reason in reasons)
+    broken = _postgres_reports(config, "error")
+    if not (ran or skipped or broken or REQUIRE_POSTGRES):
+        return
+    lines = [f"{len(ran)} tests ran against a server"]
+    lines += [f"{number} skipped ({reason})" for reason, number in skipped.items()]
+    lines += [f"{len(broken)} could not start"] if broken else []
+    lines += ["SUNETS_REQUIRE_POSTGRES is set, so that this run fails"] if REQUIRE_POSTGRES and not ran else []
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reporter.write_line(f"PostgreSQL: {'; '.join(lines)}", yellow=bool(skipped), red=not ran and REQUIRE_POSTGRES)
 
 
 @pytest.fixture
@@ -24,19 +66,31 @@ def free_port() -> int:
     return port
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server of its own, run by an unprivileged user."""
+def _postgres_binaries() -> Path | None:
+    """Directory of the newest PostgreSQL's programs; None where it is not installed."""
     found = [Path(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin")) if (p / "initdb").exists()]
     if not found and (which := shutil.which("initdb")):
         found = [Path(which).resolve().parent]
-    if not found:
-        pytest.skip("PostgreSQL is not installed: no initdb in /usr/lib/postgresql/*/bin or on PATH")
-    bin_dir, as_user = found[-1], []
+    return found[-1] if found else None
+
+
+def _without_postgres(reason: str) -> NoReturn:
+    """Skip the test, or fail it where a server is required."""
+    if REQUIRE_POSTGRES:
+        pytest.fail(f"{reason}, and SUNETS_REQUIRE_POSTGRES is set", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server for these tests alone, run by an unprivileged user."""
+    bin_dir, as_user = _postgres_binaries(), []
+    if bin_dir is None:
+        _without_postgres("PostgreSQL is not installed: no initdb in /usr/lib/postgresql/*/bin or on PATH")
     home = Path(tempfile.mkdtemp(prefix="sunets-postgres-"))  # pytest's own directories are closed to other users
     if os.geteuid() == 0:
         if not shutil.which("runuser") or subprocess.run(["id", "postgres"], capture_output=True).returncode:
-            pytest.skip("PostgreSQL refuses root, and there is no user `postgres` to run it as")
+            _without_postgres("PostgreSQL refuses root, and there is no user `postgres` to run it as")
         as_user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(home, "postgres")
     data = home / "data"

@@ -292,7 +292,6 @@ def test_two_launchers_share_postgresql(postgres: str, tmp_path: Path) -> None:
 
 
 def test_two_launchers_share_a_proxy(postgres: str, free_port: int, tmp_path: Path) -> None:
-    pytest.importorskip("grpc")
     code = (
         "import optuna, warnings; warnings.simplefilter('ignore')\n"
         f"optuna.storages.run_grpc_proxy_server(optuna.storages.get_storage({postgres!r}), port={free_port})"
