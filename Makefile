@@ -12,7 +12,7 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env lock repro repro-from-nothing test verify check zoo ui clean
+.PHONY: help env lock repro repro-from-nothing test test-fast verify check zoo ui clean
 help:  ## list these
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
@@ -41,6 +41,9 @@ repro-from-nothing: env  ## run every stage again, trainings included, up to dat
 
 test: env  ## run the tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile
+
+test-fast: env  ## run the tests that are not marked slow
+	$(PY) -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 verify: env  ## check that dvc.lock and results/ belong to this code and these parameters
 	$(PY) -m sunets verify

@@ -128,6 +128,7 @@ def journal(tmp_path: Path) -> str:
 # Killed at any moment ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grid", "tuned", "search"])
 def test_a_study_killed_again_and_again_equals_one_left_alone(kind: str, journal: str, tmp_path: Path) -> None:
     expected = plain(launch(str(tmp_path / "other.journal"), tmp_path / "other.log", kind, 1))
@@ -283,14 +284,17 @@ def shared_by_two(address: str, tmp_path: Path, kind: str = "cells 16") -> None:
     assert len(starts(log)) <= len(cells) + 2, "only the dead launcher's two trials are run again"
 
 
+@pytest.mark.slow
 def test_two_launchers_share_a_journal(journal: str, tmp_path: Path) -> None:
     shared_by_two(journal, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_launchers_share_postgresql(postgres: str, tmp_path: Path) -> None:
     shared_by_two(postgres, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_launchers_share_a_proxy(postgres: str, free_port: int, tmp_path: Path) -> None:
     code = (
         "import optuna, warnings; warnings.simplefilter('ignore')\n"

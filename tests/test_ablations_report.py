@@ -248,6 +248,7 @@ def test_one_seed_shows_no_difference() -> None:
         assert "no difference shown, one seed has no interval" in sentence
 
 
+@pytest.mark.slow
 def test_importance_finds_what_matters_and_its_spread() -> None:
     joint, sampled = importance(study("joint")), importance(study("tuned"))
     assert joint is not None
@@ -260,6 +261,7 @@ def test_importance_finds_what_matters_and_its_spread() -> None:
     assert importance(study("depth")) is None
 
 
+@pytest.mark.slow
 def test_search_and_confirmed_scores_share_no_column(tmp_path: Path) -> None:
     build(tmp_path, "tuned", "pareto")
     for name in ("tuned", "pareto"):
@@ -273,6 +275,7 @@ def test_search_and_confirmed_scores_share_no_column(tmp_path: Path) -> None:
     assert re.search(r"- U-Net depth 4, U-Nets a stage 7: better, .* against the default, at 2\.\d\d times", page)
 
 
+@pytest.mark.slow
 def test_the_whole_report_is_written_whole_and_the_same_again(tmp_path: Path) -> None:
     first = build(tmp_path, *MADE)
     bytes_of = {path: path.read_bytes() for path in first}

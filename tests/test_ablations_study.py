@@ -138,6 +138,7 @@ def test_a_failed_training_is_a_row_and_equal_trainings_are_shared(suite: Suite)
     assert (row["status"], row["score.miou"]) == ("failed", None)
 
 
+@pytest.mark.slow
 def test_a_tuned_study_gives_each_arm_the_same_trials_and_trains_its_best_again(suite: Suite) -> None:
     records = run_study(suite, "tuned")
     tuning = [r for r in records if r["phase"] == "tuning"]
@@ -163,6 +164,7 @@ def test_a_tuned_study_gives_each_arm_the_same_trials_and_trains_its_best_again(
     assert 0 < len(rows) < 3
 
 
+@pytest.mark.slow
 def test_a_search_confirms_the_base_and_points_of_its_front(suite: Suite) -> None:
     records = run_study(suite, "search")
     seen = [r for r in records if r["phase"] == "search"]
@@ -211,6 +213,7 @@ def command(root: Path, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(suite: Suite, tmp_path: Path) -> None:
     run_study(suite, "tuned", workers=1)
     expected = files(Path(), "tuned")
@@ -264,6 +267,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_plan_and_list_say_what_there_is(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +286,7 @@ def test_plan_and_list_say_what_there_is(
     assert any(line[0] == "search" and "model.unet_depth: 1, 2" in line[3] for line in cells if len(line) == 6)
 
 
+@pytest.mark.slow
 def test_fresh_forgets_failures_and_keeps_trainings(suite: Suite) -> None:
     first = run_study(suite, "rates")
     kept = {path: path.stat().st_mtime_ns for path in Path(".work").glob("*/checkpoint.pt")}

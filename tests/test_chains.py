@@ -62,6 +62,7 @@ def _record(root: Path, benchmark: str, kind: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_step_starts_from_the_one_before(checkout: Path, log: str) -> None:
     steps = [name.partition(":")[2] for name in ran(log)]
     order = ["pretrain@sunet64", "coco@sunet64", "voc@sunet64"]
@@ -74,6 +75,7 @@ def test_every_step_starts_from_the_one_before(checkout: Path, log: str) -> None
     assert _record(checkout, "imagenet_paper", "train")["params"]["train.init_from"] is None
 
 
+@pytest.mark.slow
 def test_scores_of_both_tasks_and_every_variant(checkout: Path, log: str) -> None:
     assert {"score.top1_error_percent", "score.top5_error_percent"} <= _record(checkout, "imagenet_paper", "evaluate")[
         "scores"
@@ -85,6 +87,7 @@ def test_scores_of_both_tasks_and_every_variant(checkout: Path, log: str) -> Non
         assert "SUNet-64" in (checkout / "results" / benchmark / "tables" / "accuracy.md").read_text()
 
 
+@pytest.mark.slow
 def test_no_val_image_was_trained_on(checkout: Path, log: str) -> None:
     ids = {}
     for split in ("train_aug", "val"):
@@ -95,6 +98,7 @@ def test_no_val_image_was_trained_on(checkout: Path, log: str) -> None:
     assert not ids["train_aug"] & ids["val"]
 
 
+@pytest.mark.slow
 def test_archive_for_the_server_is_complete(checkout: Path, log: str) -> None:
     path = checkout / "outputs" / "voc_paper" / "archives" / "sunet64" / "comp6_test_cls.tgz"
     listed = (checkout / "datasets/voc/VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt").read_text().split()
@@ -103,6 +107,7 @@ def test_archive_for_the_server_is_complete(checkout: Path, log: str) -> None:
     assert sorted(names) == [f"results/VOC2012/Segmentation/comp6_test_cls/{name}.png" for name in listed]
 
 
+@pytest.mark.slow
 def test_an_edited_recipe_runs_again_from_its_step_on(checkout: Path, log: str) -> None:
     assert not ran(run(checkout, "dvc", "repro", PAPER))
     path = checkout / "presets" / "voc.yaml"
@@ -116,6 +121,7 @@ def test_an_edited_recipe_runs_again_from_its_step_on(checkout: Path, log: str) 
         path.write_text(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -15,7 +15,10 @@ from tiny import SUNET, tiny_config, tiny_manifest
 
 from sunets.train import FitResult, fit
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback is tested on Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback is tested on Linux"),
+]
 
 BASE: dict[str, Any] = {
     **SUNET,

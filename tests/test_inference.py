@@ -129,6 +129,7 @@ def test_bfloat16(image: Tensor) -> None:
         optimize_for_inference(model, image, dtype=torch.float16)
 
 
+@pytest.mark.slow
 def test_compiled_for_the_example_and_eager_for_other_sizes(image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = create_model(

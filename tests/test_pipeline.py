@@ -15,6 +15,7 @@ from checkout import ENV, clone, ran, run, start
 
 from sunets.record import read_json
 
+pytestmark = pytest.mark.slow
 REPORTS = ("report", "ablation_report")
 """Stages that follow an edit of a model: both show the labels of all models."""
 

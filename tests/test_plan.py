@@ -177,6 +177,7 @@ def test_errors_name_the_key() -> None:
         planned({"evaluate.variants": {"tiny": {"scales": [0.1]}}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_can_be_planned(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "params.yaml"

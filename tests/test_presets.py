@@ -46,6 +46,7 @@ def test_every_committed_yaml_file_is_read_here() -> None:
     assert {_name(path) for path in FILES} == {name for name in found if (ROOT / name).exists()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PRESETS, ids=_name)
 def test_dvc_plans_every_stage_of_a_fresh_clone(path: Path, checkout: Path) -> None:
     shutil.copyfile(path, checkout / "params.yaml")

@@ -346,6 +346,7 @@ def test_bfloat16_autocast():
     assert (output.float() - expected).norm() < 0.05 * expected.norm()
 
 
+@pytest.mark.slow
 def test_compile():
     model = tiny(**MINIMAL).eval()
     x = image(33, 48)
@@ -399,6 +400,7 @@ def test_export_leaves_the_sizes_open_without_a_range():
         torch.testing.assert_close(program(image(*size)), model(image(*size)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx_with_dynamic_sizes(tmp_path):
     import onnxruntime

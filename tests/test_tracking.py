@@ -606,6 +606,7 @@ def server(postgres: str, free_port: int, tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_server_on_postgresql_shows_the_same(
     server: str, db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -711,6 +712,7 @@ tracker.close()
 """
 
 
+@pytest.mark.slow
 def test_processes_racing_for_a_cold_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also: a process killed while it creates the database leaves nothing behind that hurts."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

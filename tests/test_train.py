@@ -397,6 +397,7 @@ sunets.train.fit(config, tiny_manifest(folder / "data"), work_dir=folder / "run"
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_a_random_moment(tmp_path: Path) -> None:
     """A real process, killed within an epoch, and what goes on from what it left."""
     config, manifest = tiny_config(train__epochs=4, train__checkpoint_seconds=0.15), tiny_manifest(tmp_path / "data")

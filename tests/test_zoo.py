@@ -71,7 +71,10 @@ def offline(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
 
 
-@pytest.mark.parametrize(("name", "task"), MILLIONS)
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [pytest.param(*key, marks=[pytest.mark.slow] if size > 15 else []) for key, size in MILLIONS.items()],
+)
 def test_conformance(name, task, offline):
     torch.manual_seed(0)
     model = create_model(name, task=task, num_classes=5)
