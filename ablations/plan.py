@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from torch.nn import functional
 
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
 from sunets.config import Config, StudyConfig, Suite
-from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset
+from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset, prepare
 from sunets.plan import LAUNCH_SECONDS, Operators, gpu_hours
 from sunets.profile import count_macs
 from sunets.stages import Layout
@@ -83,10 +85,10 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
         root: of the checkout.
 
     Raises:
-        ConfigError, DataError: something is wrong with a study or the data are not prepared.
+        ConfigError, DataError: something is wrong with a study, or the data are neither prepared nor embedded.
     """
-    manifest = load_manifest(Layout(suite.benchmark, root).data, suite.data)
-    found = {name: estimate(suite, name, manifest, gpu_tflops) for name in names}
+    with _prepared(suite, root) as manifest:
+        found = {name: estimate(suite, name, manifest, gpu_tflops) for name in names}
     table = Table(title=f"Ablations of {suite.benchmark}: an estimate", title_justify="left")
     for heading in ("study", "kind", "points", "trainings", "GMACs an image", "time here", "workers", "one GPU"):
         table.add_column(heading, justify="left" if heading in ("study", "kind") else "right")
@@ -111,6 +113,17 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     console.print(table)
     console.print(ASSUMPTIONS.format(backward=BACKWARD, tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
     return found
+
+
+@contextlib.contextmanager
+def _prepared(suite: Suite, root: Path) -> Iterator[Manifest]:
+    """Yield the prepared data; an embedded set that is not prepared yet is drawn into a temporary directory."""
+    folder = Layout(suite.benchmark, root).data
+    if folder.exists() or not suite.data.name.startswith("synthetic"):
+        yield load_manifest(folder, suite.data)
+        return
+    with tempfile.TemporaryDirectory(prefix="sunets-plan-") as temporary:
+        yield prepare(suite.data, Path(temporary) / "data")
 
 
 def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float) -> Estimate:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -246,7 +249,8 @@ def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(sui
          "error: ablations.depth: model.depth=5: models.net: unknown key 'model.depth'"),
         (["run", "depth", "--set", "ablations.depth.axes=[{path: model.width, values: []}]"],
          "ablations.depth.axes.0: values: model.width: the axis is empty"),
-        (["plan", "--set", "benchmark=other"], "error: data/other/manifest.json: no such file"),
+        (["plan", "--set", "benchmark=other", "--set", "data.name=folder", "--set", "data.root=."],
+         "error: data/other/manifest.json: no such file; run the prepare stage first"),
         (["report", "--set", "benchmark=other"], "records/ablations: no records"),
         (["list", "--params", "absent.yaml"], "error: absent.yaml: no such file"),
     ],
@@ -284,6 +288,22 @@ def test_plan_and_list_say_what_there_is(
     assert planned["search"] == ["search", "3", "6"]
     assert planned["all"][2] == "22"
     assert any(line[0] == "search" and "model.unet_depth: 1, 2" in line[3] for line in cells if len(line) == 6)
+
+
+def test_plan_needs_no_prepared_data_of_an_embedded_set(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As in a fresh clone, where data/ is absent; nothing is left behind."""
+    shutil.copy("params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(sys, "argv", ["ablations", "plan", "depth"])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert not ended.value.code
+    assert re.search(r"depth +│ one_at_a_time +│ +2 │ +4 ", capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.slow

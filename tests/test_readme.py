@@ -1,0 +1,208 @@
+"""README's commands: each is run in a fresh clone at smoke size, or stands in a list with the reason why not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkout import ENV, ROOT, clone, edit, ran
+from standins import make_camvid, make_folder
+
+from sunets.record import read_json
+
+README = (ROOT / "README.md").read_text()
+
+NOT_RUN = {
+    ("MLflow", "createdb -h HOST mlflow && createdb -h HOST optuna"): "needs servers",
+    (
+        "MLflow",
+        "mlflow server --host 0.0.0.0 --port 5000 --backend-store-uri postgresql+psycopg://USER@HOST/mlflow "
+        "--artifacts-destination /shared/mlflow --allowed-hosts HOST:5000 --cors-allowed-origins http://HOST:5000",
+    ): "starts a server; test_tracking.py does so",
+    ("MLflow", "export MLFLOW_TRACKING_URI=http://HOST:5000"): "for the command below",
+    ("MLflow", "export OPTUNA_STORAGE=postgresql+psycopg://USER@HOST/optuna"): "for the command below",
+    ("MLflow", "python -m ablations run joint_search --workers 4"): "needs servers; test_ablations_engine.py has them",
+    ("CamVid", "make repro"): "75 minutes, or a GPU; `make repro` runs above on other data",
+    ("Reproduce the paper", "dvc repro presets/paper/dvc.yaml"): "needs ImageNet, COCO and VOC; see test_chains.py",
+    ("Reproduce the paper", "dvc repro presets/paper/dvc.yaml:archive@sunet64"): "needs ImageNet, COCO and VOC",
+}
+"""Section and command -> why it is not run here."""
+SMALLER = {"--size 512 512": "--size 64 64"}
+"""What is asked for in the README -> the same at smoke size."""
+PLACES = ("/path/to/data", "/path/to/camvid", "/path/or/s3/or/ssh/address")
+"""What stands for a directory of the reader's."""
+
+
+def _commands(block: str) -> list[str]:
+    """Split a block into commands, without comments."""
+    lines = [re.sub(r"\s+#.*", "", line) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _sections() -> dict[str, list[str]]:
+    """Heading -> commands of the shell blocks below it."""
+    found: dict[str, list[str]] = {}
+    for part in re.split(r"(?m)^## ", README)[1:]:
+        heading = part.splitlines()[0]
+        for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", part):
+            found.setdefault(heading, []).extend(_commands(block))
+    return found
+
+
+SECTIONS = _sections()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which `make repro` has run the smoke preset, committed as the README's is."""
+    root = clone(tmp_path_factory.mktemp("readme"))
+    assert ran(_run(root, "make repro"))[0] == "prepare"
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["add", "-A"], [*author, "commit", "-qm", "results"]):
+        subprocess.run(["git", *command], cwd=root, env=ENV, check=True)
+    return root
+
+
+@pytest.fixture
+def checkout(finished: Path) -> Iterator[Path]:
+    """The finished clone, with its parameters put back afterwards."""
+    yield finished
+    shutil.copyfile(finished / "presets" / "smoke.yaml", finished / "params.yaml")
+
+
+def _run(root: Path, command: str) -> str:
+    """Run a command as the README has it, in this environment in place of .venv, and return what it printed."""
+    make = f'make() {{ command make --assume-old="{sys.prefix}/.stamp" VENV="{sys.prefix}" "$@"; }}\n'
+    environment = {k: v for k, v in ENV.items() if not k.startswith(("PYTEST_", "SUNETS_", "MAKE", "MFLAGS"))}
+    environment["PYTEST_ADDOPTS"] = "tests/test_metrics.py"  # `make test` in earnest, in a few seconds
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", make + command],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    return done.stdout
+
+
+def _run_section(heading: str, root: Path, places: dict[str, Path] | None = None) -> dict[str, str]:
+    """Run the commands of a section in turn, those of NOT_RUN aside; command -> what it printed."""
+    outputs = {}
+    for command in SECTIONS[heading]:
+        if (heading, command) in NOT_RUN:
+            continue
+        smaller = command
+        for text, replacement in {**SMALLER, **{k: str(v) for k, v in (places or {}).items()}}.items():
+            smaller = smaller.replace(text, replacement)
+        outputs[command] = _run(root, smaller)
+        if command.startswith("python -m sunets preset folder"):
+            edit(root / "params.yaml", FOLDER)
+    return outputs
+
+
+FOLDER = {
+    r"^seeds: .*": "seeds: [0]",
+    r"^  size: .*": "  size: [32, 32]",
+    r"^  epochs: .*": "  epochs: 1",
+    r"^  threads: .*": "  threads: 1",
+    r"crop: \[.*?\]": "crop: [32, 32]",
+    r"^profile:\n  size: .*": "profile:\n  size: [32, 32]\n  repeats: 3\n  field_seeds: 1\n  field_images: 1",
+}
+"""The preset for a user's own data at smoke size."""
+
+
+def test_every_command_is_run_or_listed() -> None:
+    assert set(re.findall(r"(?m)^```(\w*)$", README)) <= {"sh", "python", "yaml", ""}, "a block of another shell"
+    run_here = {name.removeprefix("test_section_") for name in globals() if name.startswith("test_section_")}
+    left = {
+        heading
+        for heading, commands in SECTIONS.items()
+        if any((heading, command) not in NOT_RUN for command in commands)
+    }
+    assert {re.sub(r"\W+", "_", heading).lower() for heading in left} == run_here
+
+
+def test_every_listed_command_stands_in_the_readme() -> None:
+    listed = {(heading, command) for heading, commands in SECTIONS.items() for command in commands}
+    assert set(NOT_RUN) <= listed
+    commands = "\n".join(command for _, command in listed)
+    for text in (*SMALLER, *PLACES):
+        assert text in commands
+
+
+def test_made_targets_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    named = set(re.findall(r"`make ([a-z-]+)", README)) | {
+        command.split()[1] for commands in SECTIONS.values() for command in commands if command.startswith("make ")
+    }
+    assert {"repro", "test"} <= named
+    assert named <= targets
+
+
+@pytest.mark.slow
+def test_section_install_and_run(checkout: Path) -> None:
+    outputs = _run_section("Install and run", checkout)
+    assert not ran(outputs["make repro"]), "it is up to date"
+    assert re.search(r"\d+ passed", outputs["make test"])
+
+
+@pytest.mark.slow
+def test_section_what_each_model_costs(checkout: Path) -> None:
+    (output,) = _run_section("What each model costs", checkout).values()
+    assert "deeplabv3_resnet50" in output
+    assert (checkout / "field.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_section_the_default_benchmark(checkout: Path, tmp_path: Path) -> None:
+    outputs = _run_section("The default benchmark", checkout, {"/path/or/s3/or/ssh/address": tmp_path / "store"})
+    assert "score.miou" in outputs["dvc metrics show"]
+    assert "train@sunet_tiny" in ran(outputs["dvc exp run -S train.lr=0.001"])
+    assert "lr: 0.001" in (checkout / "params.yaml").read_text()
+    assert not ran(outputs["dvc repro --dry --allow-missing"])
+    assert any((tmp_path / "store").rglob("*"))
+    trained = read_json(checkout / "results" / "smoke" / "records" / "train" / "sunet_tiny.json")
+    assert {record["params"]["train.lr"] for record in trained} == {0.001}
+
+
+@pytest.mark.slow
+def test_section_your_own_data(checkout: Path, tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "own", count=20)
+    shutil.copytree(root / "images", checkout / "my" / "pictures")
+    outputs = _run_section("Your own data", checkout, {"/path/to/data": root})
+    assert {"prepare", "train@sunet_tiny", "evaluate@unet_small", "report"} <= set(ran(outputs["make repro"]))
+    assert len(list((checkout / "predictions").glob("*_mask.png"))) == 20
+
+
+@pytest.mark.slow
+def test_section_camvid(checkout: Path, tmp_path: Path) -> None:
+    outputs = _run_section("CamVid", checkout, {"/path/to/camvid": make_camvid(tmp_path / "camvid")})
+    assert len(outputs) == 2
+    assert f'root: "{tmp_path / "camvid"}"' in (checkout / "params.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_section_reproduce_the_paper(checkout: Path) -> None:
+    assert _run_section("Reproduce the paper", checkout).keys() == {
+        "cp presets/paper/pipeline.yaml presets/paper/dvc.yaml"
+    }
+    (checkout / "presets" / "paper" / "dvc.yaml").unlink()
+
+
+@pytest.mark.slow
+def test_section_run_your_own_ablation(checkout: Path) -> None:
+    """With the study of the YAML block beside the preset's own one, which is up to date."""
+    _run(checkout, "make repro")
+    (study,) = re.findall(r"(?ms)^```yaml\n(ablations:\n.*?)^```$", README)
+    edit(checkout / "params.yaml", {r"^ablations:\n": study.replace("train.epochs: 5", "train.epochs: 1")})
+    outputs = _run_section("Run your own ablation", checkout)
+    assert re.search(r"width +│ one_at_a_time", outputs["python -m ablations plan width"])
+    assert ran(outputs["dvc repro ablation_report"]) == ["ablate@width", "ablation_report"]
