@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from checkout import finished_clone
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other on few cores are slow
 
@@ -55,6 +56,13 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     lines += ["SUNETS_REQUIRE_POSTGRES is set, so that this run fails"] if REQUIRE_POSTGRES and not ran else []
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     reporter.write_line(f"PostgreSQL: {'; '.join(lines)}", yellow=bool(skipped), red=not ran and REQUIRE_POSTGRES)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which the smoke benchmark has run, for one module of tests."""
+    own = tmp_path_factory.getbasetemp()  # of this worker, where there are several
+    return finished_clone(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own, tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture

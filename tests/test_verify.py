@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkout import clone, run
+from checkout import run
 
 from sunets.record import code_hash, read_json, write_json
 from sunets.report.verify import code_of_records
@@ -22,25 +22,24 @@ def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone whose smoke benchmark has run, without what a fresh clone lacks."""
-    root = clone(tmp_path_factory.mktemp("verified"))
-    run(root, "dvc", "repro")
+def fresh(finished: Path) -> Path:
+    """The finished clone without what a fresh clone of its results lacks."""
     for folder in ("data", "outputs", ".work", ".dvc/cache", ".dvc/tmp"):
-        shutil.rmtree(root / folder)
-    return root
+        shutil.rmtree(finished / folder)
+    return finished
 
 
 @pytest.fixture
-def root(finished: Path) -> Iterator[Path]:
+def root(fresh: Path) -> Iterator[Path]:
     """The finished clone; whatever a test edits in it is put back."""
-    kept = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and ".git" not in p.parts}
-    yield finished
-    for path in [p for p in finished.rglob("*") if p.is_file() and ".git" not in p.parts]:
+    kept = {p: p.read_bytes() for p in fresh.rglob("*") if p.is_file() and ".git" not in p.parts}
+    yield fresh
+    for path in [p for p in fresh.rglob("*") if p.is_file() and ".git" not in p.parts]:
         if path not in kept:
             path.unlink()
     for path, content in kept.items():
         if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
 
