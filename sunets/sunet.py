@@ -127,7 +127,8 @@ def _per_stage(name: str, value: object, stages: int | None, high: int | None = 
         raise ValueError(f"{name}: one to {MAX_STAGES} stages, not {len(value)}")
     if stages is not None and len(value) != stages:
         raise ValueError(
-            f"{name}: {stages} entries, one for each of stage_channels, or an integer for all, not {list(value)}"
+            f"{name}: {len(value)} entries, but stage_channels has {stages} entries; give one per stage, or an integer "
+            f"for all, not {list(value)}"
         )
     for entry in value:
         _check_int(name, entry, 1, high)
@@ -140,13 +141,17 @@ def _check_dilation(value: object, unet_depth: tuple[int, ...]) -> str | tuple[i
     if not isinstance(value, tuple | list):
         raise ValueError(f"dilation: one of {', '.join(DILATIONS)}, or a list with one entry a stage, not {value!r}")
     if len(value) != len(unet_depth):
-        raise ValueError(f"dilation: {len(unet_depth)} entries, one a stage, not {len(value)}")
+        raise ValueError(
+            f"dilation: {len(value)} entries, but stage_channels has {len(unet_depth)} entries; give one per stage, or "
+            f"one of {', '.join(DILATIONS)}"
+        )
     entries: list[int | tuple[int, ...]] = []
     for stage, (entry, levels) in enumerate(zip(value, unet_depth, strict=True)):
         if isinstance(entry, tuple | list):
             if len(entry) != levels:
                 raise ValueError(
-                    f"dilation: stage {stage} has unet_depth {levels} and needs as many rates, not {list(entry)}"
+                    f"dilation: {len(entry)} rates for stage {stage}, which has unet_depth {levels}; give one per "
+                    f"level, not {list(entry)}"
                 )
             for rate in entry:
                 _check_int(f"dilation of stage {stage}", rate, 1)
@@ -229,8 +234,9 @@ def sunet(
         task: segmentation or classification.
         num_classes: channels of the logits.
         head: a head of that task; None is the first in `HEADS`.
-        overrides: fields of `SUNetConfig`. Where one with an entry a stage changes the number of stages, the named
-            network's other per-stage fields are cut to it, or go on with their last value, unless they are given too.
+        overrides: fields of `SUNetConfig`. `stage_channels` alone decides the number of stages: where it changes
+            it, `num_blocks` and `unet_depth` of the named network are cut to it, or go on with their last value, unless
+            they are given too.
 
     Raises:
         ValueError: names the field and what is allowed.
@@ -244,13 +250,12 @@ def sunet(
         if key not in allowed:
             raise ValueError(f"{key}: no field of {name}; there are {', '.join(allowed)}")
     values = VARIANTS[name] | overrides
-    per_stage = ("stage_channels", "num_blocks", "unet_depth")
-    stages = next((len(v) for key in per_stage if isinstance(v := overrides.get(key), tuple | list)), None)
-    if stages is not None:
-        for key in per_stage:
+    channels = overrides.get("stage_channels")
+    if isinstance(channels, tuple | list):
+        for key in ("num_blocks", "unet_depth"):
             if key not in overrides:
                 own = values[key]
-                values[key] = (own + own[-1:] * stages)[:stages]
+                values[key] = (own + own[-1:] * len(channels))[: len(channels)]
     return SUNet(SUNetConfig(num_classes=num_classes, head=head, **values))
 
 

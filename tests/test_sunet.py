@@ -181,11 +181,43 @@ def test_levels_have_weights_of_their_own_and_sums_join_at_the_width():
     assert summed(image(17, 16)).shape == (2, 5, 17, 16)
 
 
-def test_fields_that_are_not_given_follow_the_number_of_stages():
+def test_stage_channels_alone_decides_the_number_of_stages():
     config = create_model("sunet64", num_classes=2, stage_channels=(8, 16), width=4).config
     assert (config.num_blocks, config.unet_depth, config.output_stride) == ((2, 4), (2, 2), 8)
-    config = tiny(num_blocks=(1, 1, 1, 2), width=4).config
-    assert (config.stage_channels, config.unet_depth, config.output_stride) == ((64, 128, 192, 192), (2, 2, 1, 1), 32)
+    config = tiny(stage_channels=(8, 8, 16, 16), num_blocks=(1, 1, 1, 2), width=4).config
+    assert (config.num_blocks, config.unet_depth, config.output_stride) == ((1, 1, 1, 2), (2, 2, 1, 1), 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sunet64", {"num_blocks": (1, 2)}, "num_blocks: 2 entries, but stage_channels has 4 entries"),
+        ("sunet64", {"num_blocks": (1,) * 5}, "num_blocks: 5 entries, but stage_channels has 4 entries"),
+        ("sunet64", {"unet_depth": [2, 2]}, "unet_depth: 2 entries, but stage_channels has 4 entries"),
+        ("sunet_tiny", {"unet_depth": (2,) * 4}, "unet_depth: 4 entries, but stage_channels has 3 entries"),
+        # both of one length are no number of stages either
+        (
+            "sunet_tiny",
+            {"num_blocks": (1, 1), "unet_depth": (1, 1)},
+            "num_blocks: 2 entries, but stage_channels has 3 entries",
+        ),
+        (
+            "sunet_tiny",
+            {"stage_channels": (8, 16), "num_blocks": (1, 1, 1)},
+            "num_blocks: 3 entries, but stage_channels has 2 entries",
+        ),
+        (
+            "sunet_tiny",
+            {"stage_channels": (8, 16), "dilation": (0, 0, 2)},
+            "dilation: 3 entries, but stage_channels has 2 entries",
+        ),
+        ("sunet64", {"dilation": (0, 2)}, "dilation: 2 entries, but stage_channels has 4 entries"),
+        ("sunet64", {"dilation": (0, 0, (2, 4, 8), 2)}, "dilation: 3 rates for stage 2, which has unet_depth 2"),
+    ],
+)
+def test_a_length_that_does_not_fit_names_both_fields(name, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        create_model(name, num_classes=2, **options)
 
 
 def test_channels_change_in_the_first_unet_of_a_stage_only():
