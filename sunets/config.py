@@ -12,9 +12,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -30,14 +39,47 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, defaults checked too."""
+    """Base of all sections: frozen, no unknown keys, no infinity or NaN, defaults checked too."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 
 S = TypeVar("S", bound=Section)
+
+
+def check_name(name: str) -> str:
+    """Return a name that is safe as a file name, a DVC target and a shell word.
+
+    Names are ASCII letters, digits, `_` and `-`, at most 64 of them, and do not start with `-`.
+
+    Raises:
+        ValueError: says which name and what is allowed.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name):
+        shown = name if len(name) <= 70 else f"{name[:70]}..."
+        raise ValueError(f"the name {shown!r}: use letters, digits, _ and -, at most 64, not starting with -")
+    return name
+
+
+def _check_names(table: dict[str, Any]) -> dict[str, Any]:
+    folded: dict[str, str] = {}
+    for name in table:
+        if (other := folded.setdefault(check_name(name).casefold(), name)) != name:
+            raise ValueError(f"the names {other!r} and {name!r} are one file on a Mac; rename one of them")
+    return table
+
+
+Names: TypeAlias = AfterValidator(_check_names)  # type: ignore[valid-type]
+Pixels: TypeAlias = Annotated[int, Field(ge=16, le=16384)]
+"""Height or width; below 16 pixels no network of the suite can work."""
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class SyntheticConfig(Section):
@@ -45,15 +87,15 @@ class SyntheticConfig(Section):
 
     image_size: int = Field(96, ge=32, le=1024)
     """Height and width in pixels."""
-    train: int = Field(800, ge=1)
+    train: int = Field(800, ge=1, le=1_000_000)
     """Images in the training split."""
-    val: int = Field(100, ge=1)
+    val: int = Field(100, ge=1, le=1_000_000)
     """Images in the validation split."""
-    test: int = Field(200, ge=1)
+    test: int = Field(200, ge=1, le=1_000_000)
     """Images in the test split."""
     context: bool = True
     """Whether a class depends on far-away pixels (lighter or darker than the surroundings); False is the control."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the drawing; the data stay the same when the training seeds change."""
 
 
@@ -69,7 +111,7 @@ class DataConfig(Section):
     """Which data set; `synthetic` (segmentation) and `synthetic_shapes` (classification) are embedded."""
     root: str | None = None
     """Directory that holds the data set; not used by the embedded ones."""
-    size: tuple[int, int] | None = None
+    size: tuple[Pixels, Pixels] | None = None
     """(height, width) every image and mask is resized to when it is read; None keeps their own sizes."""
     train_split: str = "train"
     """Split that is trained on (VOC: train, train_aug, trainval, trainval_aug)."""
@@ -79,7 +121,7 @@ class DataConfig(Section):
     """Split that the evaluation reports."""
     cache: bool = False
     """Keep decoded images in memory; for small sets."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=256)
     """Loader processes a training uses. The result does not depend on it."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded sets."""
@@ -93,12 +135,11 @@ class DataConfig(Section):
     def _root_is_given(self) -> Self:
         if self.root is None and not self.name.startswith("synthetic"):
             raise ValueError(f"root: the data set {self.name!r} needs the directory that holds it")
-        if self.size is not None and min(self.size) < 16:
-            raise ValueError(f"size: height and width of at least 16 pixels, not {list(self.size)}")
         return self
 
 
-PerStage: TypeAlias = int | tuple[int, ...]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=4096)]
+PerStage: TypeAlias = Annotated[int, Field(ge=0, le=4096)] | tuple[Annotated[int, Field(ge=0, le=4096)], ...]
 
 
 class ModelConfig(Section):
@@ -108,15 +149,15 @@ class ModelConfig(Section):
     """A name that `sunets.list_models()` returns."""
     weights: str | None = None
     """Published weights to start from, by their library's name (torchvision, segmentation-models-pytorch)."""
-    output_stride: int | None = None
+    output_stride: Count | None = None
     """Input size over feature size before the head; None is the natural stride."""
     head: str | None = None
     """Segmentation head: linear or degridding."""
-    width: int | None = None
+    width: Count | None = None
     """Channels inside a U-Net; of small baselines, the channels of the first stage."""
-    stem_channels: int | None = None
+    stem_channels: Count | None = None
     """Channels after the first convolution."""
-    stage_channels: tuple[int, ...] | None = None
+    stage_channels: tuple[Count, ...] | None = None
     """Channels between U-Nets, one a stage."""
     num_blocks: PerStage | None = None
     """U-Nets stacked in each stage; one integer holds for every stage."""
@@ -126,7 +167,7 @@ class ModelConfig(Section):
     """Schedule of stages that keep their resolution: multi_grid, uniform, none, strided, or explicit rates a stage."""
     skip: str | None = None
     """How a U-Net joins its skip connections: concat or sum."""
-    in_channels: int | None = None
+    in_channels: Count | None = None
     """Channels of the input image."""
     memory_efficient: bool | None = None
     """Recompute each U-Net in the backward pass."""
@@ -150,9 +191,9 @@ class AugmentConfig(Section):
 
     scale: tuple[float, float] | None = None
     """Range of a random resize factor."""
-    crop: tuple[int, int] | None = None
+    crop: tuple[Pixels, Pixels] | None = None
     """(height, width) of the random crop, padded where the image is smaller."""
-    resized_crop: int | None = Field(None, ge=16)
+    resized_crop: Pixels | None = None
     """Side of a random resized crop (classification)."""
     flip: bool = True
     """Mirror left-right with probability 0.5."""
@@ -160,16 +201,23 @@ class AugmentConfig(Section):
     """Rotation drawn from +- this angle."""
     color_jitter: float = Field(0.0, ge=0, le=1)
     """Brightness, contrast and saturation jitter."""
-    lighting: float = Field(0.0, ge=0)
+    lighting: float = Field(0.0, ge=0, le=10)
     """Standard deviation of the PCA lighting noise (Krizhevsky et al., 2012)."""
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_is_a_range(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not 0 < scale[0] <= scale[1] <= 16:
+            raise ValueError("a least and a largest factor, above 0 and at most 16")
+        return scale
 
 
 class TrainConfig(Section):
     """The recipe of one training."""
 
-    epochs: int = Field(9, ge=1)
+    epochs: int = Field(9, ge=1, le=1_000_000)
     """Passes over the training split."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=65536)
     """Images per optimiser step, over all processes."""
     micro_batch_size: int | None = Field(None, ge=1)
     """Images per forward pass and process; smaller than the batch means gradient accumulation."""
@@ -181,7 +229,7 @@ class TrainConfig(Section):
     """SGD momentum."""
     nesterov: bool = True
     """Nesterov's form of the momentum."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """AdamW's averaging factors."""
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay."""
@@ -203,7 +251,7 @@ class TrainConfig(Section):
     """Factor of each drop of the step schedule."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
-    class_weights: Literal["median_frequency"] | tuple[float, ...] | None = None
+    class_weights: Literal["median_frequency"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
     """Weights of the cross entropy: from the training split's pixel counts, explicit, or none."""
     frozen_bn: bool = False
     """Keep BatchNorm's running statistics and parameters as they are."""
@@ -221,7 +269,7 @@ class TrainConfig(Section):
     """Train through torch.compile."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is CUDA where there is a GPU."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """CPU threads of one training; results differ in the last bits between thread counts."""
     validate_every: int = Field(1, ge=1)
     """Epochs between two scorings of the validation split; the last epoch is always scored."""
@@ -241,39 +289,34 @@ class TrainConfig(Section):
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: less than epochs ({self.epochs}), not {self.warmup_epochs}")
+        if isinstance(self.class_weights, tuple) and not any(self.class_weights):
+            raise ValueError("class_weights: at least one above 0")
         return self
 
 
 class TestTimeConfig(Section):
     """One way of testing: scales, mirroring, windows."""
 
-    scales: tuple[float, ...] = (1.0,)
+    scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field((1.0,), min_length=1)
     """Image scales whose probabilities are averaged."""
     flip: bool = False
     """Add the logits of the mirrored image."""
-    window: tuple[int, int] | None = None
+    window: tuple[Pixels, Pixels] | None = None
     """(height, width) of the sliding window; None runs the whole image at once."""
     window_overlap: float = Field(1 / 3, ge=0, lt=1)
     """Share of a window that the next one overlaps; the authors' stride of two thirds is 1/3."""
-
-    @field_validator("scales")
-    @classmethod
-    def _scales_are_positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if not scales or min(scales) <= 0:
-            raise ValueError("at least one scale, each above 0")
-        return scales
 
 
 class EvaluateConfig(Section):
     """How a trained network is scored."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=65536)
     """Images, or windows, per forward pass."""
-    variants: dict[str, TestTimeConfig] = {"single_scale": TestTimeConfig()}
+    variants: Annotated[dict[str, TestTimeConfig], Names] = {"single_scale": TestTimeConfig()}
     """Test-time variants by name; the first is the headline."""
     boundary_tolerance: float = Field(0.0075, gt=0, le=0.1)
     """Tolerance of the boundary F-score as a share of the image diagonal (Perazzi et al., 2016: 0.008)."""
-    num_qualitative: int = Field(6, ge=0)
+    num_qualitative: int = Field(6, ge=0, le=1000)
     """Test images whose predictions are kept for the qualitative grid."""
 
     @field_validator("variants")
@@ -287,19 +330,19 @@ class EvaluateConfig(Section):
 class ProfileConfig(Section):
     """How cost, speed and the receptive field are measured."""
 
-    size: tuple[int, int] = (96, 96)
+    size: tuple[Pixels, Pixels] = (96, 96)
     """(height, width) of the input in pixels."""
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(1, ge=1, le=65536)
     """Images of the input whose multiply-adds and memory are counted, and whose latency is timed."""
-    repeats: int = Field(10, ge=3)
+    repeats: int = Field(10, ge=3, le=10_000)
     """Timed rounds; every round times each model once."""
-    warmup: int = Field(3, ge=1)
+    warmup: int = Field(3, ge=1, le=10_000)
     """Untimed rounds before them."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """CPU threads while timing."""
-    field_seeds: int = Field(3, ge=1)
+    field_seeds: int = Field(3, ge=1, le=1000)
     """Random initialisations that the effective receptive field is averaged over."""
-    field_images: int = Field(2, ge=1)
+    field_images: int = Field(2, ge=1, le=1000)
     """Random images per initialisation."""
 
 
@@ -355,13 +398,13 @@ class StudyConfig(Section):
     """What is varied."""
     nuisance: tuple[AxisConfig, ...] = ()
     """tuned: what is sampled within each arm, such as train.lr."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Training seeds of every point (grids) or of the confirmation (tuned, search)."""
-    trials: int = Field(0, ge=0)
+    trials: int = Field(0, ge=0, le=1_000_000)
     """tuned: trials per arm; search: trials in all."""
-    search_seed: int = Field(0, ge=0)
+    search_seed: Seed = 0
     """Seed of the sampler."""
-    tuning_seed: int = Field(100, ge=0)
+    tuning_seed: Seed = 100
     """Training seed of trials that search; never one of `seeds`."""
     confirm: int = Field(3, ge=1)
     """search: best points trained again on `seeds`."""
@@ -406,18 +449,18 @@ class Config(Section):
 class Suite(Section):
     """The whole of `params.yaml`."""
 
-    benchmark: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    benchmark: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """Name of the directory under results/ and of the MLflow experiment."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
     """Training seeds, the same for every model, so that differences are paired."""
     data: DataConfig
-    models: dict[str, ModelEntry]
+    models: Annotated[dict[str, ModelEntry], Names]
     """The networks that are compared, by key."""
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     profile: ProfileConfig = ProfileConfig()
     report: ReportConfig = ReportConfig()
-    ablations: dict[str, StudyConfig] = {}
+    ablations: Annotated[dict[str, StudyConfig], Names] = {}
     """Studies by name."""
     _options: tuple[str, ...] = PrivateAttr(())
 
@@ -439,13 +482,39 @@ class Suite(Section):
                 raise ValueError(f"ablations.{name}.model: one of {', '.join(self.models)}, not {study.model!r}")
         return self
 
-    def run(self, model: str, seed: int, overrides: Mapping[str, Any] | None = None) -> Config:
+    @classmethod
+    def checked(cls, tree: Any, source: str) -> Self:
+        """Check the content of a parameter file as a whole, each model's and each study's own values included.
+
+        Args:
+            tree: plain values, as YAML gives them.
+            source: what to call it in an error.
+
+        Raises:
+            ConfigError: one line per fault.
+        """
+        suite = _validate(cls, tree, source)
+        seed = suite.seeds[0]
+        for model in suite.models:
+            suite.run(model, seed, source=f"{source}: models.{model}")
+        for name, study in suite.ablations.items():
+            for group, axes in (("axes", study.axes), ("nuisance", study.nuisance)):
+                for axis in axes:
+                    for value in axis.values or (axis.low, axis.high):
+                        values = study.overrides | {axis.path: value}
+                        suite.run(study.model, seed, values, source=f"{source}: ablations.{name}.{group}")
+        return suite
+
+    def run(
+        self, model: str, seed: int, overrides: Mapping[str, Any] | None = None, *, source: str | None = None
+    ) -> Config:
         """The configuration of one training.
 
         Args:
             model: key under `models`.
             seed: training seed.
             overrides: dotted paths of `Config` and their values, such as {"train.lr": 0.1}.
+            source: where the overrides stand, for an error; the model by default.
 
         Raises:
             ConfigError: unknown key, unknown path or a value that is not allowed.
@@ -465,7 +534,7 @@ class Suite(Section):
         start = values.get("train.init_from", self.train.init_from)
         if isinstance(start, str):
             values["train.init_from"] = start.replace("{model}", model).replace("{seed}", str(seed))
-        return override(config, values, source=f"models.{model}")
+        return override(config, values, source=source or f"models.{model}")
 
 
 def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:
@@ -580,9 +649,7 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
         if not isinstance(node, dict):
             raise ConfigError(f"--set {item}: {'.'.join(parents)!r} is a value, not a section")
         node[leaf] = parse_yaml(text, f"--set {item}")
-    suite = _validate(Suite, tree, f"{path} with --set {' '.join(settings)}" if settings else str(path))
-    for model in suite.models:
-        suite.run(model, suite.seeds[0])  # a model's own recipe is checked here, not when its turn comes
+    suite = Suite.checked(tree, f"{path} with --set {' '.join(settings)}" if settings else str(path))
     named = [] if Path(path) == Path("params.yaml") else ["--params", str(path)]
     suite._options = (*named, *(part for item in settings for part in ("--set", item)))
     return suite
