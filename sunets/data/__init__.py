@@ -1,7 +1,8 @@
 """Data sets: `prepare` checks and describes one, `make_dataset` and `train_batches` feed it to a network."""
 
 from sunets.data.loading import eval_batches, iterations_per_epoch, make_dataset, train_batches
-from sunets.data.manifest import DataError, Item, Manifest, load_manifest
+from sunets.data.manifest import Item, Manifest, load_manifest
+from sunets.data.picture import DataError
 from sunets.data.preparation import download, prepare
 
 __all__ = [

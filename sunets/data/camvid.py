@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sunets.config import IGNORE_INDEX, DataConfig
-from sunets.data.manifest import Color, DataError, Source, existing_root, pair, used_splits
+from sunets.data.picture import DataError
+from sunets.data.source import Color, Source, existing_root, split_path, used_splits
 
 CLASSES: dict[str, Color] = {
     "sky": (128, 128, 128),
@@ -29,10 +30,10 @@ _VOID = 11
 def find(config: DataConfig, work: Path) -> Source:
     """List the used splits."""
     root = existing_root(config)
-    source = Source(list(CLASSES), list(CLASSES.values()), {})
+    source = Source(root, list(CLASSES), list(CLASSES.values()))
     source.label_map = {k: k for k in range(len(CLASSES))} | {_VOID: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX}
     for split in used_splits(config):
-        images, masks = root / split, root / f"{split}annot"
+        images, masks = split_path(root, split), split_path(root, split, "annot")
         absent = [
             f"{d}: no such directory; data.root is the one that holds train/ and trainannot/"
             for d in (images, masks)
@@ -40,8 +41,7 @@ def find(config: DataConfig, work: Path) -> Source:
         ]
         source.faults += absent
         if not absent:
-            source.splits[split], faults = pair(images, masks)
-            source.faults += faults
+            source.splits[split] = source.pair(images, masks)
     if len(source.splits) < len(used_splits(config)):
         raise DataError(source.faults)
     return source

@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sunets.config import IGNORE_INDEX, DataConfig
-from sunets.data.manifest import Color, DataError, Entry, Source, existing_root, used_splits
+from sunets.data.picture import DataError
+from sunets.data.source import Color, Entry, Source, existing_root, used_splits
 
 CLASSES: dict[str, tuple[int, Color]] = {
     "road": (7, (128, 64, 128)),
@@ -43,7 +44,7 @@ _COUNTS = {"train": 2975, "val": 500, "test": 1525}
 def find(config: DataConfig, work: Path) -> Source:
     """List the used splits."""
     root = existing_root(config)
-    source = Source(list(CLASSES), [color for _, color in CLASSES.values()], {})
+    source = Source(root, list(CLASSES), [color for _, color in CLASSES.values()])
     source.label_map = dict.fromkeys([*range(_LABELS), 255], IGNORE_INDEX) | {
         stored: label for label, (stored, _) in enumerate(CLASSES.values())
     }
@@ -58,19 +59,25 @@ def find(config: DataConfig, work: Path) -> Source:
         ]
         if absent:
             raise DataError(absent)
-        source.splits[split] = []
-        for path in sorted(images.glob(f"*/*{_IMAGE}")):
-            identity = path.name.removesuffix(_IMAGE)
-            mask = masks / path.parent.name / f"{identity}{_MASK}"
-            source.splits[split].append(Entry(identity, path, None if split == "test" else mask))
+        source.splits[split] = [
+            Entry(identity, path, None if split == "test" else masks / path.parent.name / f"{identity}{_MASK}")
+            for path in _files(source, images, _IMAGE)
+            for identity in [path.name.removesuffix(_IMAGE)]
+        ]
         known = {e.id for e in source.splits[split]}
         if split != "test":
             source.faults += [
                 f"{path}: its image is missing in {images / path.parent.name}; extract the archive again"
-                for path in sorted(masks.glob(f"*/*{_MASK}"))
+                for path in _files(source, masks, _MASK)
                 if path.name.removesuffix(_MASK) not in known
             ]
         count = len(source.splits[split])
         if count != _COUNTS[split]:
             source.warnings.append(f"split {split!r}: {count} images, published are {_COUNTS[split]}")
     return source
+
+
+def _files(source: Source, directory: Path, suffix: str) -> list[Path]:
+    """The files of a split's cities whose names end with the suffix; the archives hold others beside them."""
+    cities = [directory / city.name for city in source.entries_of(directory) if city.is_dir()]
+    return source.named_files(cities, suffix)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sunets.config import DataConfig
-from sunets.data.manifest import DataError, Entry, Source, color_map, existing_root, used_splits
+from sunets.data.picture import MAX_PIXELS, DataError, open_regular
+from sunets.data.source import Entry, Source, color_map, existing_root, used_splits
 from sunets.data.voc import CLASSES
 
 _MIN_PIXELS = 1000
@@ -45,18 +47,25 @@ def find(config: DataConfig, work: Path) -> Source:
     if absent:
         raise DataError(absent)
     labels = {name: label for label, name in enumerate(CLASSES)}
+    source = Source(root, CLASSES, color_map(len(CLASSES)))
     annotations: dict[Path, _Annotations] = {}
-    splits: dict[str, list[Entry]] = {}
     for split, (path, images) in files.items():
+        source.files[path] = None
         found = annotations[path] = _Annotations(path, labels)
-        splits[split] = [Entry(Path(name).stem, images / name, path) for name in found.names]
+        names = source.named(path, found.names)
+        source.splits[split] = [Entry(Path(name).stem, images / name, path) for name in names]
+        if found.without_object:
+            source.warnings.append(
+                f"split {split!r}: {found.without_object} images have no object of a PASCAL VOC class; left out"
+            )
 
     def read_labels(entry: Entry) -> np.ndarray | None:
         assert isinstance(entry.target, Path)
         mask = annotations[entry.target].draw(entry.image.name)
         return mask if np.count_nonzero(mask) > _MIN_PIXELS else None
 
-    return Source(CLASSES, color_map(len(CLASSES)), splits, read_labels=read_labels)
+    source.read_labels = read_labels
+    return source
 
 
 class _Annotations:
@@ -69,15 +78,22 @@ class _Annotations:
             raise DataError("COCO needs the package pycocotools: pip install 'sunets[coco]'") from None
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-                self.coco = COCO(str(path))
+                self.coco = COCO()
+                with open_regular(path) as file:  # COCO(path) reads it in the locale's encoding
+                    self.coco.dataset = json.loads(file.read().decode())
+                self.coco.createIndex()
             categories = self.coco.loadCats(self.coco.getCatIds())
             label_of = {c["id"]: labels.get(_RENAMED.get(c["name"], c["name"]), 0) for c in categories}
             self.objects: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-            for image in self.coco.loadImgs(sorted(self.coco.getImgIds())):
+            images = self.coco.loadImgs(sorted(self.coco.getImgIds()))
+            for image in images:
                 objects = [(label_of[a["category_id"]], a) for a in self.coco.imgToAnns[image["id"]]]
                 if any(label for label, _ in objects):
-                    self.objects[image["file_name"]] = [(label, a) for label, a in objects if label]
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+                    self.objects[str(image["file_name"])] = [(label, a) for label, a in objects if label]
+            self.without_object = len(images) - len(self.objects)
+        except DataError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
             raise DataError(f"{path}: no COCO instance annotations ({error!r}); extract the archive again") from None
         self.path = path
         self.names = list(self.objects)
@@ -86,20 +102,22 @@ class _Annotations:
         """The mask of an image, (height, width) uint8.
 
         Raises:
-            ValueError: a polygon or run-length code that cannot be drawn.
+            DataError: a polygon or run-length code that cannot be drawn.
         """
         mask: np.ndarray | None = None
         for label, annotation in self.objects[name]:
             try:
+                image = self.coco.imgs[annotation["image_id"]]
+                if not 0 < image["height"] * image["width"] <= MAX_PIXELS:
+                    raise ValueError(f"{image['width']}x{image['height']} pixels")
                 inside = self.coco.annToMask(annotation) if annotation["segmentation"] else None
+                if mask is None:
+                    mask = np.zeros((image["height"], image["width"]), np.uint8)
+                if inside is not None:
+                    mask[(inside > 0) & (mask == 0)] = label
             except Exception as error:  # pycocotools raises whatever its C code meets
-                raise ValueError(
+                raise DataError(
                     f"{self.path}: annotation {annotation.get('id')} of {name} cannot be drawn ({error!r})"
                 ) from None
-            if mask is None:
-                image = self.coco.imgs[annotation["image_id"]]
-                mask = np.zeros((image["height"], image["width"]), np.uint8)
-            if inside is not None:
-                mask[(inside > 0) & (mask == 0)] = label
         assert mask is not None
         return mask

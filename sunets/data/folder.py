@@ -11,7 +11,9 @@ import hashlib
 from pathlib import Path
 
 from sunets.config import DataConfig
-from sunets.data.manifest import DataError, Entry, Source, color_map, existing_root, pair, read_list, used_splits
+from sunets.data.picture import DataError
+from sunets.data.source import Entry, Source, color_map, existing_root, split_path, used_splits
+from sunets.names import printable
 
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 
@@ -23,11 +25,12 @@ def find(config: DataConfig, work: Path) -> Source:
     absent = [f"{p}: missing; the directory needs images/, masks/ and classes.txt" for p in names if not p.exists()]
     if absent:
         raise DataError(absent)
-    classes = read_list(root / "classes.txt")
+    source = Source(root, ignores_by_hand=True)
+    classes = source.lines(root / "classes.txt")
     if not 2 <= len(classes) <= 255 or len(set(classes)) < len(classes):
         raise DataError(f"{root / 'classes.txt'}: 2 to 255 different class names, one a line, not {len(classes)}")
-    entries, faults = pair(root / "images", root / "masks")
-    source = Source(classes, color_map(len(classes)), {}, faults=faults)
+    source.classes, source.palette = classes, color_map(len(classes))
+    entries = source.pair(root / "images", root / "masks")
     if (root / "splits").is_dir():
         _read_splits(root, config, entries, source)
     else:
@@ -44,15 +47,21 @@ def find(config: DataConfig, work: Path) -> Source:
 def _read_splits(root: Path, config: DataConfig, entries: list[Entry], source: Source) -> None:
     by_id = {e.id: e for e in entries}
     for split in used_splits(config):
-        path = root / "splits" / f"{split}.txt"
+        path = split_path(root / "splits", split, ".txt")
         if not path.is_file():
             raise DataError(f"{path}: missing; add it, or remove {path.parent} to have the splits drawn")
         source.splits[split] = []
-        for name in read_list(path):
+        for name in source.lines(path):
             if name in by_id:
                 source.splits[split].append(by_id[name])
             else:
                 source.faults.append(f"{path}: names {name!r}, but images/ and masks/ have no such pair; remove it")
+    listed = {e.id for found in source.splits.values() for e in found}
+    unlisted = [e.id for e in entries if e.id not in listed]
+    if unlisted:
+        source.warnings.append(
+            f"splits/: {len(unlisted)} images are in no list that is used, such as {printable(unlisted[0])}; left out"
+        )
 
 
 def _draw_splits(entries: list[Entry]) -> dict[str, list[Entry]]:

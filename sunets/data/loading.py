@@ -10,17 +10,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sunets.config import IGNORE_INDEX, AugmentConfig, DataConfig, derive_seed
-from sunets.data.manifest import DataError, Item, Manifest
+from sunets.data.manifest import Item, Manifest
+from sunets.data.picture import MIN_SIDE, DataError, read_mask, read_picture
 
 Key: TypeAlias = int | tuple[int, int]
 """(pass, index), or an index alone for pass 0."""
@@ -43,8 +43,20 @@ class RandomScale(v2.Transform):
         return {"size": [max(1, round(side * factor)) for side in v2.query_size(flat_inputs)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Bilinear for images; nearest for masks, which torchvision chooses by the type."""
+        """Bilinear for images; `resize_mask` for masks."""
+        if isinstance(inpt, tv_tensors.Mask):
+            return resize_mask(inpt, params["size"])
         return self._call_kernel(F.resize, inpt, params["size"], antialias=True)
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize labels (H, W) so that each is what lies at the centre of its pixel.
+
+    torchvision resizes masks by `nearest`, which takes a pixel's upper left corner: against the image, which is resized
+    about the centres, labels would move by up to half a pixel.
+    """
+    labels = mask.as_subclass(Tensor)[None, None]
+    return tv_tensors.wrap(interpolate(labels, list(size), mode="nearest-exact")[0, 0], like=mask)
 
 
 class Lighting(v2.Transform):
@@ -156,16 +168,14 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
 
     def _read(self, item: Item) -> tuple[Tensor, Any]:
         """Decode and resize: uint8 image (3, H, W) and uint8 mask (H, W), class or None."""
-        with Image.open(item.image) as file:
-            image: Tensor = tv_tensors.Image(F.pil_to_tensor(file.convert("RGB")))
+        image: Tensor = tv_tensors.Image(torch.from_numpy(read_picture(item.image)).permute(2, 0, 1).contiguous())
         target: Any = item.target
         if item.target is not None and not isinstance(item.target, int):
-            with Image.open(item.target) as file:
-                target = tv_tensors.Mask(torch.from_numpy(np.array(file).astype(np.uint8)))
+            target = tv_tensors.Mask(torch.from_numpy(read_mask(item.target).astype("uint8")))
         if self.size is not None and tuple(image.shape[-2:]) != self.size:
             image = F.resize(image, list(self.size), antialias=True)
             if isinstance(target, Tensor):
-                target = F.resize(target, list(self.size))
+                target = resize_mask(target, self.size)
         if self.center_crop is not None:
             image = F.resize(image, [round(self.center_crop * 256 / 224)], antialias=True)  # the shorter side
             image = F.center_crop(image, [self.center_crop, self.center_crop])
@@ -214,6 +224,12 @@ def make_dataset(
         if not cropped and augment.scale is not None:
             raise DataError(
                 "train.augment.scale: needs train.augment.crop, so that all images of a batch have one size"
+            )
+        small = next((i for i in manifest.splits[split] if min(i.height, i.width) < MIN_SIDE), None)
+        if small is not None and augment.resized_crop is None and config.size is None:
+            raise DataError(
+                f"{small.image}: {small.width}x{small.height} pixels; at least {MIN_SIDE} a side are needed; "
+                "enlarge or remove it, or set train.augment.resized_crop"
             )
         if not cropped and config.size is None and len(sizes) > 1:
             (a, first), (b, second), *_ = sizes.items()

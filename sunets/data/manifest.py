@@ -2,6 +2,7 @@
 
     out_dir/manifest.json       classes, palette, digest, counts, class histogram, mean, std, warnings
     out_dir/splits/<split>.csv  one line an item: id, image, target, height, width
+    out_dir/files.csv           path, size and SHA-256 of every file read or drawn
     out_dir/samples.png         training images with their masks
     out_dir/images, masks       what `prepare` drew or converted
 
@@ -13,35 +14,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image
+from sunets.config import DataConfig, Task
+from sunets.data.changes import Seen, check_unchanged, write_seen
+from sunets.data.picture import DataError, open_regular
+from sunets.data.source import Color, color_map, existing_root, split_path, used_splits
+from sunets.names import printable
 
-from sunets.config import IGNORE_INDEX, DataConfig, Task
+__all__ = ["DataError", "Item", "Manifest", "color_map", "load_manifest", "write_manifest"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-"""Files that count as images, by suffix in lower case."""
-
-Color = tuple[int, int, int]
-
-_FAULTS_SHOWN = 100
+_REMEDY = "run the prepare stage"
 _COLUMNS = ["id", "image", "target", "height", "width"]
-
-
-class DataError(ValueError):
-    """Data that cannot be used. `faults` holds every fault found, each naming its file and the remedy."""
-
-    def __init__(self, faults: str | Sequence[str]) -> None:
-        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
-        lines = list(self.faults[:_FAULTS_SHOWN])
-        if len(self.faults) > 1:
-            lines.insert(0, f"{len(self.faults)} faults in the data:")
-        if len(self.faults) > _FAULTS_SHOWN:
-            lines.append(f"... and {len(self.faults) - _FAULTS_SHOWN} more")
-        super().__init__("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,128 +74,19 @@ class Manifest:
         return len(self.classes)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An image that a data set's own files name; not looked at yet."""
-
-    id: str
-    image: Path
-    target: Path | int | None
-
-
-def read_png_labels(entry: Entry) -> np.ndarray:
-    """The labels of a mask file as it stores them.
-
-    Returns:
-        (height, width) integers; of a palette image, the indices.
-
-    Raises:
-        ValueError: the file has several channels.
-        OSError: it cannot be decoded.
-    """
-    assert isinstance(entry.target, Path)
-    with Image.open(entry.target) as mask:
-        if mask.mode not in ("L", "P", "I", "I;16"):
-            raise ValueError(f"{entry.target}: mode {mask.mode}; a mask has one channel of 8 or 16 bits")
-        return np.asarray(mask)
+def relative(path: Path, directory: Path, root: Path | None) -> str:
+    """A path as the lists hold it: below `out/` (the manifest's directory) or `root/` (the data set's)."""
+    if path.is_relative_to(directory):
+        return f"out/{path.relative_to(directory).as_posix()}"
+    assert root is not None
+    return f"root/{path.relative_to(root).as_posix()}"
 
 
-@dataclass
-class Source:
-    """What a data set module finds: entries to check, and how their labels are read."""
-
-    classes: Sequence[str]
-    palette: Sequence[Color]
-    splits: dict[str, list[Entry]]
-    """The splits that the configuration uses."""
-    label_map: Mapping[int, int] | None = None
-    """Stored label -> 0..K-1 or 255. None: labels are stored so."""
-    read_labels: Callable[[Entry], np.ndarray | None] = read_png_labels
-    """Labels of an entry before `label_map`; None drops the entry from its split."""
-    may_overlap: frozenset[frozenset[str]] = frozenset()
-    """Pairs of splits where one contains the other by definition: a warning instead of a fault."""
-    overlap_is_published: bool = False
-    """Equal images in two splits belong to the data set as published: a warning instead of a fault."""
-    warnings: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def labels(self) -> dict[int, int]:
-        """Every stored label that is allowed, and what becomes of it."""
-        return dict(self.label_map or {k: k for k in [*range(len(self.classes)), IGNORE_INDEX]})
-
-
-def used_splits(config: DataConfig) -> list[str]:
-    """The splits a configuration names, training first, each once."""
-    return list(dict.fromkeys([config.train_split, config.val_split, config.test_split]))
-
-
-def existing_root(config: DataConfig) -> Path:
-    """The data set's directory.
-
-    Raises:
-        DataError: there is none.
-    """
-    root = Path(config.root or "")
-    if not root.is_dir():
-        raise DataError(f"data.root: no directory {root}; put the data set {config.name!r} there, or change it")
-    return root
-
-
-def pair(images: Path, masks: Path) -> tuple[list[Entry], list[str]]:
-    """The images of a directory with the masks of the same stem in another.
-
-    Returns:
-        The pairs, by stem, and a fault for every file without a partner or with two.
-    """
-    faults: list[str] = []
-
-    def by_stem(directory: Path) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for path in sorted(directory.iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                if path.stem in found:
-                    faults.append(f"{path}: the same stem as {found[path.stem].name}; remove one of them")
-                found[path.stem] = path
-        return found
-
-    left, right = by_stem(images), by_stem(masks)
-    faults += [
-        f"{left[s]}: no mask {masks / s}.png; add it or remove the image" for s in sorted(left.keys() - right.keys())
-    ]
-    faults += [
-        f"{right[s]}: no image of this stem in {images}; add it or remove the mask"
-        for s in sorted(right.keys() - left.keys())
-    ]
-    return [Entry(s, left[s], right[s]) for s in sorted(left.keys() & right.keys())], faults
-
-
-def read_list(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, without surrounding space.
-
-    Raises:
-        DataError: there is no such file, or it is no text.
-    """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; extract the archive again") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: no text in UTF-8; write it again") from None
-
-
-def color_map(count: int) -> list[Color]:
-    """The first `count` colours of PASCAL VOC's colour map: the bits of a label spread over red, green and blue."""
-    colors = []
-    for label in range(count):
-        red, green, blue = (
-            sum(((label >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
-        )
-        colors.append((red, green, blue))
-    return colors
-
-
-def write_manifest(manifest: Manifest, directory: Path, root: Path | None) -> None:
-    """Write manifest.json and the split lists; the bytes depend on the manifest alone."""
+def write_manifest(
+    manifest: Manifest, directory: Path, root: Path | None, seen: Mapping[str, Seen] | None = None
+) -> None:
+    """Write manifest.json, the split lists and files.csv; the bytes depend on the arguments' content alone."""
+    seen = seen or {}
     tree = {
         "name": manifest.name,
         "task": manifest.task,
@@ -220,64 +98,103 @@ def write_manifest(manifest: Manifest, directory: Path, root: Path | None) -> No
         "counts": {split: len(items) for split, items in manifest.splits.items()},
         "class_pixels": dict(manifest.class_pixels),
         "warnings": list(manifest.warnings),
+        "files": len(seen),
     }
-    (directory / "manifest.json").write_text(json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
+    (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
     (directory / "splits").mkdir()
-
-    def relative(path: Path) -> str:
-        if path.is_relative_to(directory):
-            return f"out/{path.relative_to(directory).as_posix()}"
-        assert root is not None
-        return f"root/{path.relative_to(root).as_posix()}"
-
     for split, items in manifest.splits.items():
-        with (directory / "splits" / f"{split}.csv").open("w", newline="") as file:
+        with split_path(directory / "splits", split, ".csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(_COLUMNS)
             for i in items:
-                target = relative(i.target) if isinstance(i.target, Path) else i.target
-                rows.writerow([i.id, relative(i.image), target, i.height, i.width])
+                target = relative(i.target, directory, root) if isinstance(i.target, Path) else i.target
+                rows.writerow([i.id, relative(i.image, directory, root), target, i.height, i.width])
+    write_seen(seen, directory)
 
 
 def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
-    """Read what `prepare` wrote.
+    """Read what `prepare` wrote, and check that the files of the data set are still those that it saw.
 
     Args:
         out_dir: the directory `prepare` wrote to.
         config: where the data set lies and which splits are used.
 
     Raises:
-        DataError: nothing prepared there, another data set, a split that is not in it, or no directory `data.root`.
+        DataError: nothing prepared there, another data set, a split that is not in it, no directory `data.root`, files
+            that changed since, or a damaged list; names the file and the remedy.
     """
     out_dir = Path(out_dir)
-    remedy = "run the prepare stage"
-    try:
-        tree = json.loads((out_dir / "manifest.json").read_text())
-    except FileNotFoundError:
-        raise DataError(f"{out_dir / 'manifest.json'}: no such file; {remedy} first") from None
-    except ValueError as error:
-        raise DataError(f"{out_dir / 'manifest.json'}: not readable ({error}); {remedy} again") from None
+    tree = _read_tree(out_dir)
     if tree["name"] != config.name:
-        raise DataError(f"{out_dir}: holds the data set {tree['name']!r}, not {config.name!r}; {remedy} again")
+        raise DataError(f"{out_dir}: holds the data set {tree['name']!r}, not {config.name!r}; {_REMEDY} again")
     absent = [s for s in used_splits(config) if s not in tree["counts"]]
     if absent:
         there = ", ".join(tree["counts"])
-        raise DataError(f"{out_dir}: prepared with the splits {there}, without {', '.join(absent)}; {remedy} again")
+        raise DataError(f"{out_dir}: prepared with the splits {there}, without {', '.join(absent)}; {_REMEDY} again")
     bases = {"out": out_dir}
     if not config.name.startswith("synthetic"):
         bases["root"] = existing_root(config)
+    splits = {
+        split: _read_split(split_path(out_dir / "splits", split, ".csv"), count, tree["task"], bases)
+        for split, count in tree["counts"].items()
+    }
+    check_unchanged(out_dir, bases, tree["files"])
+    return Manifest(
+        name=tree["name"],
+        task=tree["task"],
+        classes=tuple(tree["classes"]),
+        palette=tuple((r, g, b) for r, g, b in tree["palette"]),
+        digest=tree["digest"],
+        mean=tree["mean"],
+        std=tree["std"],
+        splits=splits,
+        class_pixels=tree["class_pixels"],
+        warnings=tuple(tree["warnings"]),
+    )
+
+
+def _read_tree(out_dir: Path) -> dict[str, Any]:
+    """The content of manifest.json, its keys and their types checked."""
+    path = out_dir / "manifest.json"
+    if not path.exists():
+        raise DataError(f"{printable(path)}: no such file; {_REMEDY} first")
+    kinds = {
+        "name": str, "task": str, "classes": list, "palette": list, "digest": str, "mean": list, "std": list,
+        "counts": dict, "class_pixels": dict, "warnings": list, "files": int,
+    }  # fmt: skip
+    try:
+        with open_regular(path) as file:
+            tree = json.loads(file.read().decode())
+        if not isinstance(tree, dict):
+            raise ValueError("no mapping")
+        if wrong := [key for key, kind in kinds.items() if not isinstance(tree.get(key), kind)]:
+            raise ValueError(f"{wrong[0]} is absent or of another kind")
+        if len(tree["palette"]) != len(tree["classes"]) or any(len(c) != 3 for c in tree["palette"]):
+            raise ValueError("palette is no colour for each class")
+        for key in ("mean", "std"):
+            red, green, blue = map(float, tree[key])
+            tree[key] = (red, green, blue)
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{printable(path)}: not readable ({error}); {_REMEDY} again") from None
+    return tree
+
+
+def _read_split(path: Path, count: int, task: Task, bases: Mapping[str, Path]) -> tuple[Item, ...]:
+    """The items of a split list."""
 
     def absolute(text: str) -> Path:
         base, _, rest = text.partition("/")
         return bases[base] / rest
 
     def target(text: str) -> Path | int | None:
-        return None if not text else int(text) if tree["task"] == "classification" else absolute(text)
+        return None if not text else int(text) if task == "classification" else absolute(text)
 
-    splits = {}
-    for split in tree["counts"]:
-        with (out_dir / "splits" / f"{split}.csv").open(newline="") as file:
-            splits[split] = tuple(
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            items = tuple(
                 Item(
                     id=row["id"],
                     image=absolute(row["image"]),
@@ -287,17 +204,9 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
                 )
                 for row in csv.DictReader(file)
             )
-    red, green, blue = tree["mean"]
-    std_red, std_green, std_blue = tree["std"]
-    return Manifest(
-        name=tree["name"],
-        task=tree["task"],
-        classes=tuple(tree["classes"]),
-        palette=tuple((r, g, b) for r, g, b in tree["palette"]),
-        digest=tree["digest"],
-        mean=(red, green, blue),
-        std=(std_red, std_green, std_blue),
-        splits=splits,
-        class_pixels=tree["class_pixels"],
-        warnings=tuple(tree["warnings"]),
-    )
+        if len(items) != count:
+            raise ValueError(f"{len(items)} lines instead of {count}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        reason = f"{error.args[0]} is absent" if isinstance(error, KeyError) else error
+        raise DataError(f"{printable(path)}: damaged ({reason}); {_REMEDY} again") from None
+    return items

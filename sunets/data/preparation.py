@@ -6,33 +6,33 @@ takes its place when all is well.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from filelock import FileLock, Timeout
+from PIL import Image
+from PIL import __version__ as pillow_version
 from rich.console import Console
 from rich.progress import Progress
 
-from sunets.config import IGNORE_INDEX, DataConfig, DataName
+from sunets.config import IGNORE_INDEX, DataConfig, DataName, fingerprint
 from sunets.data import camvid, cityscapes, coco, folder, imagefolder, synthetic, voc
-from sunets.data.manifest import (
-    DataError,
-    Entry,
-    Item,
-    Manifest,
-    Source,
-    load_manifest,
-    used_splits,
-    write_manifest,
-)
+from sunets.data.changes import Seen, keep_times, kept_key, see, see_open
+from sunets.data.manifest import Item, Manifest, load_manifest, relative, write_manifest
+from sunets.data.picture import MIN_SIDE, DataError, decode_picture, open_regular
+from sunets.data.samples import draw_samples, write_mask
+from sunets.data.source import Entry, Source, is_left_by_system, used_splits
+from sunets.names import child, printable
+from sunets.record import code_hash
 
 _FIND: dict[DataName, Callable[[DataConfig, Path], Source]] = {
     "synthetic": synthetic.find,
@@ -44,38 +44,97 @@ _FIND: dict[DataName, Callable[[DataConfig, Path], Source]] = {
     "folder": folder.find,
     "imagefolder": imagefolder.find,
 }
+_WRITTEN = {"manifest.json", "files.csv", "splits", "samples.png", "images", "masks"}
+_LOCK_SECONDS = 20.0
 _CHUNK = 4096  # entries handed to the threads at a time: ImageNet's futures would fill the memory
 
 
-def prepare(config: DataConfig, out_dir: Path) -> Manifest:
+def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -> Manifest:
     """Draw or scan a data set, check all of it, and write its manifest, split lists and sample picture.
+
+    In a checkout's `data/prepared/` a data set whose files, parameters and code are those of the last time is only
+    looked at: nothing is written then.
 
     Args:
         config: which data set, where it lies, which splits are used.
-        out_dir: directory to write; what it held is replaced when all checks pass, and kept when one fails.
+        out_dir: directory to write; what `prepare` wrote there is replaced when all checks pass, and kept when one
+            fails.
+        min_side: least height and width of an image in pixels; None takes what the networks need where images keep
+            their own sizes.
 
     Raises:
         DataError: every fault found, with file names: absent directories, missing pairs, images that cannot be decoded,
-            masks of another size than their image, labels out of range, empty splits, images in two splits.
+            masks of another size than their image, labels out of range, empty splits, images in two splits; files in
+            `out_dir` that `prepare` did not write; another `prepare` at work there.
     """
     out_dir = Path(out_dir)
+    if min_side is None:
+        min_side = MIN_SIDE if config.size is None else 1
+    root = Path(config.root) if config.root else None
+    if root is not None and (_inside(root, out_dir) or _inside(out_dir, root)):
+        raise DataError(
+            f"data.root: {printable(root)} overlaps {out_dir}, which `prepare` replaces; keep the data set elsewhere"
+        )
+    key = fingerprint(config, min_side, code_hash(__name__), pillow_version, np.__version__)
+    with _alone(out_dir):
+        if kept_key(out_dir) == key:
+            try:
+                return load_manifest(out_dir, config)
+            except DataError:
+                pass  # changed or damaged: what follows says so, or mends it
+        return _prepare(config, out_dir, root, min_side, key)
+
+
+@contextlib.contextmanager
+def _alone(out_dir: Path) -> Iterator[None]:
+    """Wait a moment for another `prepare` that writes the directory, and keep others out."""
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    file = out_dir.with_name(f".{out_dir.name}.lock")
+    try:
+        lock = FileLock(file).acquire(timeout=_LOCK_SECONDS)
+    except Timeout:
+        raise DataError(f"{out_dir}: another command prepares it; wait for its end, or stop it") from None
+    with lock:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.unlink()  # while it is held: who waits for it notices
+
+
+def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int, key: str) -> Manifest:
     work = out_dir.with_name(f".{out_dir.name}.partial")
     old = out_dir.with_name(f".{out_dir.name}.old")
+    there = sorted(p.name for p in out_dir.iterdir()) if out_dir.exists() else []
+    if foreign := [name for name in there if name not in _WRITTEN and not is_left_by_system(name)]:
+        raise DataError(
+            f"{printable(out_dir / foreign[0])}: `prepare` did not write it and would delete it; move it elsewhere"
+        )
     for leftover in (work, old):  # of a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    work.mkdir(parents=True)
+    work.mkdir()
     try:
         source = _FIND[config.name](config, work)
-        manifest = _check(config, source, work)
-        write_manifest(manifest, work, Path(config.root) if config.root else None)
-        _draw_samples(manifest, manifest.splits[config.train_split], work / "samples.png")
+        manifest, seen = _check(config, source, work, min_side)
+        named = {relative(path, work, root): s for path, s in seen.items()}
+        write_manifest(manifest, work, root, named)
+        draw_samples(manifest, manifest.splits[config.train_split], work / "samples.png")
         if out_dir.exists():
             out_dir.rename(old)
         work.rename(out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    keep_times(named, out_dir, key)
+    if source.hidden:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"note: {source.hidden} hidden files and files of operating systems skipped", markup=False
+        )
     return load_manifest(out_dir, config)
+
+
+def _inside(path: Path, directory: Path) -> bool:
+    return path.resolve().is_relative_to(directory.resolve())
 
 
 def download(config: DataConfig) -> None:
@@ -105,21 +164,28 @@ class _Scan:
     image_digest: str = ""
     label_digest: str | int = ""
     item: Item | None = None
+    dropped: bool = False
+    """Whether the data set's rules leave the image out."""
+    turned: bool = False
+    """Whether the image's EXIF orientation was applied."""
     colors: np.ndarray | None = None
     """(3, 256) pixel counts of each value."""
     labels: np.ndarray | None = None
-    """(K,) pixel counts of each class, of a mask."""
+    """(256,) pixel counts of each label, of a mask."""
+    seen: dict[Path, Seen] = field(default_factory=dict)
+    """Files read or written."""
 
 
-def _check(config: DataConfig, source: Source, work: Path) -> Manifest:
+def _check(config: DataConfig, source: Source, work: Path, min_side: int) -> tuple[Manifest, dict[Path, Seen]]:
     faults = list(source.faults)
-    warnings = list(source.warnings)
+    warnings = source.warnings + source.left_out()
     train = set(source.splits.get(config.train_split, ()))
     entries = list(dict.fromkeys(e for split in source.splits.values() for e in split))
     allowed = source.labels()
     num_classes = len(source.classes)
 
     scans: dict[Entry, _Scan] = {}
+    seen: dict[Path, Seen] = {}
     colors = np.zeros((3, 256), np.int64)
     console = Console(stderr=True)
     with (
@@ -129,42 +195,55 @@ def _check(config: DataConfig, source: Source, work: Path) -> Manifest:
         task = progress.add_task(f"Checking {config.name}", total=len(entries))
         for start in range(0, len(entries), _CHUNK):
             chunk = entries[start : start + _CHUNK]
-            for entry, scan in zip(chunk, pool.map(lambda e: _scan(e, source, allowed, work), chunk), strict=True):
+            found = pool.map(lambda e: _scan(e, source, allowed, work, min_side), chunk)
+            for entry, scan in zip(chunk, found, strict=True):
                 faults += scan.faults
                 if scan.colors is not None and entry in train:
                     colors += scan.colors
-                scan.colors = None
+                seen |= scan.seen
+                scan.colors, scan.seen = None, {}
                 scans[entry] = scan
                 progress.advance(task)
+        seen |= dict(zip(source.files, pool.map(see, source.files), strict=True))
 
     splits: dict[str, tuple[Item, ...]] = {}
     contents: dict[str, list[Sequence[str | int]]] = {}
-    class_pixels: dict[str, list[int]] = {}
+    pixels: dict[str, np.ndarray] = {}
     for split in used_splits(config):
-        found = sorted(source.splits.get(split, ()), key=lambda e: e.id)
+        listed = sorted(source.splits.get(split, ()), key=lambda e: e.id)
         faults += [
             f"{identity}: {count} times in split {split!r}; every image belongs there once"
-            for identity, count in Counter(e.id for e in found).items()
+            for identity, count in Counter(e.id for e in listed).items()
             if count > 1
         ]
-        kept = [(item, scans[e]) for e in found if (item := scans[e].item) is not None]
-        if not kept and not any(scans[e].faults for e in found):
-            faults.append(f"split {split!r} of {config.root or config.name}: empty; every split needs an image")
+        kept = [(item, scans[e]) for e in listed if (item := scans[e].item) is not None]
+        if not kept and not any(scans[e].faults for e in listed):
+            faults.append(
+                f"split {split!r} of {printable(config.root or config.name)}: empty; every split needs an image"
+            )
         if split in (config.train_split, config.val_split) and any(item.target is None for item, _ in kept):
             faults.append(f"split {split!r}: has no labels; choose another data.train_split or data.val_split")
+        if dropped := sum(scans[e].dropped for e in listed):
+            warnings.append(f"split {split!r}: {dropped} images have too few labelled pixels; left out")
         splits[split] = tuple(item for item, _ in kept)
         contents[split] = [(item.id, scan.image_digest, scan.label_digest) for item, scan in kept]
-        pixels = np.zeros(num_classes, np.int64)
+        pixels[split] = np.zeros(max(256, num_classes), np.int64)
         for item, scan in kept:
             if scan.labels is not None:
-                pixels += scan.labels
+                pixels[split][:256] += scan.labels
             elif isinstance(item.target, int):
-                pixels[item.target] += 1
-        class_pixels[split] = pixels.tolist()
+                pixels[split][item.target] += 1
     _check_overlap(source, splits, contents, faults, warnings)
+    masks = [scan.labels for scan in scans.values() if scan.labels is not None]
+    if source.ignores_by_hand and masks:
+        _check_ignored(config, source, pixels, all(m[IGNORE_INDEX] for m in masks), faults, warnings)
+    turned = sum(scan.turned for scan in scans.values() if scan.item is not None)
+    if turned and config.task == "segmentation":
+        warnings.append(f"{turned} images are turned as their EXIF data say; their masks must be drawn that way")
     if faults:
         raise DataError(faults)
 
+    class_pixels = {split: counts[:num_classes].tolist() for split, counts in pixels.items()}
     warnings += [
         f"class {name!r}: not one labelled pixel or image in split {config.train_split!r}; it cannot be learnt"
         for name, count in zip(source.classes, class_pixels[config.train_split], strict=True)
@@ -173,7 +252,7 @@ def _check(config: DataConfig, source: Source, work: Path) -> Manifest:
     definition = {"name": config.name, "classes": list(source.classes), "labels": sorted(allowed.items())}
     digest = hashlib.sha256(json.dumps(definition | {"splits": contents}, sort_keys=True).encode()).hexdigest()
     mean, std = _mean_and_std(colors)
-    return Manifest(
+    manifest = Manifest(
         name=config.name,
         task=config.task,
         classes=tuple(source.classes),
@@ -185,37 +264,74 @@ def _check(config: DataConfig, source: Source, work: Path) -> Manifest:
         class_pixels=class_pixels,
         warnings=tuple(warnings),
     )
+    return manifest, seen
 
 
-def _scan(entry: Entry, source: Source, allowed: dict[int, int], work: Path) -> _Scan:
+def _check_ignored(
+    config: DataConfig,
+    source: Source,
+    pixels: dict[str, np.ndarray],
+    everywhere: bool,
+    faults: list[str],
+    warnings: list[str],
+) -> None:
+    """Tell that 255 is no label; refuse masks where it stands in place of a class.
+
+    Args:
+        config: for the training split.
+        source: classes.
+        pixels: by split, (256,) counts of each label.
+        everywhere: whether 255 is in every mask.
+        faults: gets what is refused.
+        warnings: gets what is told.
+    """
+    counts = np.sum(list(pixels.values()), axis=0)
+    ignored = counts[IGNORE_INDEX]
+    share = f"{100 * ignored / max(1, counts.sum()):.1f} % of all pixels"
+    absent = [f"{name!r} (label {k})" for k, name in enumerate(source.classes) if not counts[k]]
+    if absent and everywhere and ignored:
+        faults.append(
+            f"{printable(config.root or '')}: class {absent[0]} has not one pixel, and every mask holds 255 ({share}), "
+            "which is ignored; write the line number of its class in classes.txt, counted from 0, in place of 255"
+        )
+    elif ignored:
+        warnings.append(
+            f"{share} are 255 in the masks, which is ignored in training and scores; "
+            "give them the number of their class if they belong to one"
+        )
+
+
+def _scan(entry: Entry, source: Source, allowed: dict[int, int], work: Path, min_side: int) -> _Scan:
     scan = _Scan()
     size = None
     try:
-        with entry.image.open("rb") as file:
-            scan.image_digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with Image.open(entry.image) as image:
-            rgb = image.convert("RGB")  # decodes all of it
-        size = rgb.size
-        scan.colors = np.array(rgb.histogram(), np.int64).reshape(3, 256)
-    except FileNotFoundError:
-        scan.faults.append(f"{entry.image}: missing, though the data set lists it; extract the archive again")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG chunks
-        scan.faults.append(f"{entry.image}: cannot be decoded ({error}); fetch or extract it again")
+        with open_regular(entry.image) as file:
+            scan.seen[entry.image] = see_open(file)
+            scan.image_digest = scan.seen[entry.image].digest
+            file.seek(0)
+            pixels, scan.turned = decode_picture(entry.image, file)
+        height, width = pixels.shape[:2]
+        size = (width, height)
+        scan.colors = np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256)
+        if min(size) < min_side:
+            scan.faults.append(
+                f"{entry.image}: {width}x{height} pixels; at least {min_side} a side are needed; enlarge or remove it"
+            )
+    except DataError as error:
+        scan.faults += error.faults
     target = entry.target
     if isinstance(target, int):
         scan.label_digest = target
     elif target is not None:
         try:
+            if target not in source.files:
+                scan.seen[target] = see(target)
             stored = source.read_labels(entry)
             if stored is None:
-                return _Scan(scan.faults)
+                return _Scan(scan.faults, dropped=True)
             target = _check_labels(entry, target, stored, size, scan, source, allowed, work)
-        except FileNotFoundError:
-            scan.faults.append(f"{target}: missing, the mask of {entry.image}; extract the archive again")
-        except (OSError, SyntaxError) as error:
-            scan.faults.append(f"{target}: cannot be decoded ({error}); fetch or extract it again")
-        except ValueError as error:
-            scan.faults.append(str(error))
+        except DataError as error:
+            scan.faults += error.faults
     if not scan.faults and size is not None:
         scan.item = Item(entry.id, entry.image, target, height=size[1], width=size[0])
     return scan
@@ -231,10 +347,13 @@ def _check_labels(
     allowed: dict[int, int],
     work: Path,
 ) -> Path:
-    """Check a mask, count its classes, and write it in our labels if it is stored otherwise; returns the mask file."""
+    """Check a mask, count its labels, and write it in our labels if it is stored otherwise; returns the mask file."""
     height, width = stored.shape
     if size is not None and size != (width, height):
-        scan.faults.append(f"{target}: {width}x{height} pixels, but its image {entry.image} has {size[0]}x{size[1]}")
+        turned = " after its EXIF orientation; turn the mask likewise" if scan.turned else ""
+        scan.faults.append(
+            f"{target}: {width}x{height} pixels, but its image {entry.image} has {size[0]}x{size[1]}{turned}"
+        )
     values = np.flatnonzero(np.bincount(stored.ravel(), minlength=1)) if stored.dtype == np.uint8 else np.unique(stored)
     wrong = [int(v) for v in values if int(v) not in allowed]
     if wrong:
@@ -244,22 +363,15 @@ def _check_labels(
     table = np.zeros(max(allowed) + 1, np.uint8)
     table[list(allowed)] = list(allowed.values())
     labels = table[stored]
-    scan.labels = np.bincount(labels.ravel(), minlength=256)[: len(source.classes)]
+    scan.labels = np.bincount(labels.ravel(), minlength=256)
     scan.label_digest = hashlib.sha256(f"{height}x{width}".encode() + labels.tobytes()).hexdigest()
     if source.label_map is None and target.suffix.lower() == ".png":
         return target
-    path = work / "masks" / f"{entry.id}.png"
+    path = child(work / "masks", entry.id, ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_mask(labels, source.palette, path)
+    scan.seen[path] = see(path)
     return path
-
-
-def write_mask(labels: np.ndarray, palette: Sequence[tuple[int, int, int]], path: Path) -> None:
-    """Write (height, width) uint8 labels as an 8-bit palette PNG, whose indices are the labels."""
-    image = Image.fromarray(labels)
-    colors = [channel for color in palette for channel in color]
-    image.putpalette(colors + [0] * (768 - len(colors)))  # a short one makes Pillow write fewer bits: 255 becomes 15
-    image.save(path)
 
 
 def _ranges(values: Sequence[int]) -> str:
@@ -315,56 +427,3 @@ def _mean_and_std(colors: np.ndarray) -> tuple[tuple[float, float, float], tuple
     std = np.sqrt(np.maximum(variance, 1.0))  # a constant channel must not divide by zero
     m, s = (np.round(x / 255, 6).tolist() for x in (mean, std))
     return (m[0], m[1], m[2]), (s[0], s[1], s[2])
-
-
-def overlay(image: Image.Image, labels: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
-    """The RGB image with its labels (height, width) laid over it in colour; ignored pixels stay as they are."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = palette
-    pixels = np.asarray(image)
-    mixed = (0.4 * pixels + 0.6 * table[labels]).astype(np.uint8)
-    return Image.fromarray(np.where((labels == IGNORE_INDEX)[..., None], pixels, mixed))
-
-
-def _draw_samples(manifest: Manifest, items: Sequence[Item], path: Path, count: int = 6, height: int = 144) -> None:
-    """A picture of evenly spaced training images: above as they are, below with their labels."""
-    font = ImageFont.load_default(12)
-    line = 18
-    columns: list[Image.Image] = []
-    for index in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int):
-        item = items[index]
-        width = max(1, round(item.width * height / item.height))
-        with Image.open(item.image) as file:
-            image = file.convert("RGB").resize((width, height))
-        if isinstance(item.target, Path):
-            with Image.open(item.target) as mask:
-                labels = np.asarray(Image.fromarray(np.array(mask)).resize((width, height), Image.Resampling.NEAREST))
-            column = Image.new("RGB", (width, 2 * height + 4), "white")
-            column.paste(overlay(image, labels, manifest.palette), (0, height + 4))
-        else:
-            column = Image.new("RGB", (width, height + line), "white")
-            name = manifest.classes[item.target] if item.target is not None else ""
-            ImageDraw.Draw(column).text((2, height + 2), name, "black", font)
-        column.paste(image, (0, 0))
-        columns.append(column)
-    total = sum(c.width + 4 for c in columns)
-    legend: list[tuple[int, int, int]] = []  # x, row, class
-    x = row = 0
-    if manifest.task == "segmentation":
-        for label, name in enumerate(manifest.classes):
-            width = 24 + int(font.getlength(name))
-            if x and x + width > total:
-                x, row = 0, row + 1
-            legend.append((x, row, label))
-            x += width
-    picture = Image.new("RGB", (total, columns[0].height + 4 + (row + 1) * line * bool(legend)), "white")
-    x = 0
-    for column in columns:
-        picture.paste(column, (x, 0))
-        x += column.width + 4
-    draw = ImageDraw.Draw(picture)
-    for x, row, label in legend:
-        y = columns[0].height + 4 + row * line
-        draw.rectangle((x, y + 3, x + 11, y + 14), manifest.palette[label], "black")
-        draw.text((x + 15, y + 1), manifest.classes[label], "black", font)
-    picture.save(path)

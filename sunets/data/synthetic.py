@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from sunets.config import DataConfig, SyntheticConfig, derive_seed
-from sunets.data.manifest import Color, DataError, Entry, Source, used_splits
+from sunets.data.picture import DataError
+from sunets.data.source import Color, Entry, Source, used_splits
 
 _COLORS: dict[str, Color] = {
     "background": (40, 40, 40),
@@ -63,7 +64,7 @@ def find(config: DataConfig, work: Path) -> Source:
             else:
                 target = int(labels.max()) - 1
             splits[split].append(Entry(identity, path, target))
-    return Source(classes, [_COLORS[name] for name in classes], splits)
+    return Source(work, classes, [_COLORS[name] for name in classes], splits)
 
 
 def draw(

@@ -16,16 +16,8 @@ import numpy as np
 from scipy.io import loadmat
 
 from sunets.config import DataConfig
-from sunets.data.manifest import (
-    DataError,
-    Entry,
-    Source,
-    color_map,
-    existing_root,
-    read_list,
-    read_png_labels,
-    used_splits,
-)
+from sunets.data.picture import DataError, open_regular
+from sunets.data.source import Entry, Source, color_map, existing_root, read_labels, used_splits
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -47,10 +39,14 @@ def find(config: DataConfig, work: Path) -> Source:
     if absent:
         raise DataError(absent)
 
-    def listed(split: str) -> list[str]:
-        return read_list(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
+    source = Source(root, CLASSES, color_map(len(CLASSES)), read_labels=_read_labels)
 
-    source = Source(CLASSES, color_map(len(CLASSES)), {}, read_labels=_read_labels)
+    def names_in(path: Path) -> list[str]:
+        return source.named(path, source.lines(path))
+
+    def listed(split: str) -> list[str]:
+        return names_in(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
+
     source.may_overlap = _MAY_OVERLAP
     for split in used_splits(config):
         if split not in _COUNTS:
@@ -59,7 +55,7 @@ def find(config: DataConfig, work: Path) -> Source:
             sbd = _find_sbd(root)
             own = listed("trainval" if split == "trainval_aug" else "train")
             held_out = set(listed("val")) - set(own)
-            extra = {n for part in ("train", "val") for n in read_list(sbd / f"{part}.txt")} - held_out - set(own)
+            extra = {n for part in ("train", "val") for n in names_in(sbd / f"{part}.txt")} - held_out - set(own)
             masks = {n: voc / "SegmentationClass" / f"{n}.png" for n in own} | {
                 n: sbd / "cls" / f"{n}.mat" for n in extra
             }
@@ -97,16 +93,19 @@ def _find_sbd(root: Path) -> Path:
 def _read_labels(entry: Entry) -> np.ndarray:
     assert isinstance(entry.target, Path)
     if entry.target.suffix != ".mat":
-        return read_png_labels(entry)
+        return read_labels(entry)
     fault = f"{entry.target}: no SBD class file (a MATLAB 5 file with GTcls.Segmentation); use the ones in SBD's cls/"
     try:
-        labels = np.asarray(loadmat(entry.target, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
-    except OSError:
+        with open_regular(entry.target) as file:
+            labels = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0])
+    except DataError:
         raise
+    except OSError as error:
+        raise DataError(f"{entry.target}: cannot be decoded ({error}); fetch or extract it again") from None
     except Exception as error:  # a file of another kind fails in scipy in many ways
-        raise ValueError(f"{fault} ({error})") from None
+        raise DataError(f"{fault} ({' '.join(str(error).split())})") from None
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(fault)
+        raise DataError(fault)
     return labels
 
 
