@@ -61,4 +61,4 @@ ui: env  ## open MLflow on this checkout's runs
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)"
 
 clean:  ## delete what can be made again: checkpoints, prepared data, outputs, the MLflow database
-	rm -rf .work data outputs mlflow.db* mlruns
+	rm -rf .work data/prepared outputs mlflow.db* mlruns

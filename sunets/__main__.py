@@ -12,6 +12,7 @@ from rich.console import Console
 
 from sunets.cli import PARAMS, GpuTflops, Params, Settings, run
 from sunets.config import Suite, flatten, load
+from sunets.names import overlap
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +42,7 @@ def _preset(name: str) -> Path:
 
 @app.command(rich_help_panel=PIPELINE)
 def prepare(params: Params = PARAMS, settings: Settings = None, download: bool = False) -> None:
-    """Check the data set, or draw the embedded one, and write its manifest to data/BENCHMARK/."""
+    """Check the data set, or draw the embedded one, and write its manifest to data/prepared/BENCHMARK/."""
     from sunets.data import download as fetch
     from sunets.stages.prepare import prepare_stage
 
@@ -251,6 +252,8 @@ def preset(
     if root is not None:
         if not root.is_dir():
             raise FileNotFoundError(f"--root {root}: no such directory")
+        if fault := overlap(root):
+            raise ValueError(f"--root: {fault}")
         text, count = re.subn(r"(?m)^  root: .*$", f"  root: {json.dumps(str(root.resolve()))}", text)
         if count != 1:
             raise ValueError(f"--root: the preset {name} has embedded data and takes no directory")

@@ -28,6 +28,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from sunets.names import NAME, check_name, overlap
+
 IGNORE_INDEX = 255
 """Label of pixels that no loss and no score counts (PASCAL VOC's border value)."""
 
@@ -52,20 +54,6 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
-
-
-def check_name(name: str) -> str:
-    """Return a name that is safe as a file name, a DVC target and a shell word.
-
-    Names are ASCII letters, digits, `_` and `-`, at most 64 of them, and do not start with `-`.
-
-    Raises:
-        ValueError: says which name and what is allowed.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name):
-        shown = name if len(name) <= 70 else f"{name[:70]}..."
-        raise ValueError(f"the name {shown!r}: use letters, digits, _ and -, at most 64, not starting with -")
-    return name
 
 
 def _check_names(table: dict[str, Any]) -> dict[str, Any]:
@@ -113,11 +101,11 @@ class DataConfig(Section):
     """Directory that holds the data set; not used by the embedded ones."""
     size: tuple[Pixels, Pixels] | None = None
     """(height, width) every image and mask is resized to when it is read; None keeps their own sizes."""
-    train_split: str = "train"
+    train_split: str = Field("train", pattern=NAME)
     """Split that is trained on (VOC: train, train_aug, trainval, trainval_aug)."""
-    val_split: str = "val"
+    val_split: str = Field("val", pattern=NAME)
     """Split that is scored during training."""
-    test_split: str = "test"
+    test_split: str = Field("test", pattern=NAME)
     """Split that the evaluation reports."""
     cache: bool = False
     """Keep decoded images in memory; for small sets."""
@@ -462,6 +450,8 @@ class Suite(Section):
     report: ReportConfig = ReportConfig()
     ablations: Annotated[dict[str, StudyConfig], Names] = {}
     """Studies by name."""
+    watch: dict[Literal["files"], Literal[True]] = {}
+    """{files: true} makes `dvc repro` look for changed files of `data.root` each time; the embedded sets have none."""
     _options: tuple[str, ...] = PrivateAttr(())
 
     @property
@@ -650,6 +640,8 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
             raise ConfigError(f"--set {item}: {'.'.join(parents)!r} is a value, not a section")
         node[leaf] = parse_yaml(text, f"--set {item}")
     suite = Suite.checked(tree, f"{path} with --set {' '.join(settings)}" if settings else str(path))
+    if suite.data.root is not None and (fault := overlap(suite.data.root)):
+        raise ConfigError(f"{path}: data.root: {fault}")
     named = [] if Path(path) == Path("params.yaml") else ["--params", str(path)]
     suite._options = (*named, *(part for item in settings for part in ("--set", item)))
     return suite

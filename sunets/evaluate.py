@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from sunets.config import Config, ConfigError, TestTimeConfig
 from sunets.data import Manifest, eval_batches
+from sunets.data.picture import MIN_SIDE
 from sunets.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
 from sunets.train import prepare_torch, scoring_dataset
 
@@ -121,11 +122,11 @@ def evaluate(
 def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: TestTimeConfig, batch_size: int) -> Tensor:
     """Class probabilities, averaged over scales, mirrors and overlapping windows.
 
-    At each scale the images are resized on their device and covered by windows that overlap by
-    `variant.window_overlap`; where they are smaller than the window they are padded right and below with zeros (the
-    data set's mean colour). The logits of a window and of its mirror image are summed before the softmax; overlaps
-    are averaged; the result is resized to the images' size and averaged over the scales. All windows and mirrors of
-    all images of a scale share batches, on a CPU of at most `CPU_PASS_PIXELS`.
+    At each scale the images are resized on their device (without a window no side falls below `MIN_SIDE`) and covered
+    by windows that overlap by `variant.window_overlap`; where they are smaller than the window they are padded right
+    and below with zeros (the data set's mean colour). The logits of a window and of its mirror image are summed before
+    the softmax; overlaps are averaged; the result is resized to the images' size and averaged over the scales. All
+    windows and mirrors of all images of a scale share batches, on a CPU of at most `CPU_PASS_PIXELS`.
 
     Args:
         model: in evaluation mode.
@@ -138,8 +139,10 @@ def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: TestTim
     """
     size = images.shape[2:]
     total: Tensor | None = None
+    smallest = 1 if variant.window is not None else MIN_SIDE  # what is smaller than a window is padded
     for scale in variant.scales:
-        scaled_size = [max(1, round(side * scale)) for side in size]
+        factor = max(scale, smallest / min(size))
+        scaled_size = [max(1, round(side * factor)) for side in size]
         scaled = images
         if scaled_size != list(size):
             scaled = functional.interpolate(images, scaled_size, mode="bilinear", antialias=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$"
 """Pattern of keys in `params.yaml` that become file names, DVC targets and shell words."""
 PREPARED = Path("data/prepared")
 """Where `prepare` writes, below the root of the checkout: one directory per benchmark."""
@@ -13,6 +14,18 @@ OUTPUTS = (PREPARED, Path("outputs"), Path("results"), Path(".work"))
 """Directories of the checkout whose content the pipeline replaces and deletes."""
 _LONGEST = 240
 """Most bytes of a name: file systems take 255, and a suffix follows."""
+
+
+def check_name(name: str) -> str:
+    """Return a key that is safe as a file name, a DVC target and a shell word.
+
+    Raises:
+        ValueError: says which key and what is allowed.
+    """
+    if not re.fullmatch(NAME.strip("^$"), name):
+        shown = printable(name) if len(name) <= 70 else f"{printable(name[:70])}..."
+        raise ValueError(f"the name {shown!r}: use letters, digits, _ and -, at most 64, not starting with -")
+    return name
 
 
 def name_fault(name: str) -> str | None:

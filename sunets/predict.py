@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, PngImagePlugin
 from torch import nn
 
 from sunets.config import IGNORE_INDEX, TestTimeConfig
 from sunets.data import DataError, Item, Manifest
+from sunets.data.picture import MIN_SIDE, open_regular, read_picture
 from sunets.evaluate import multi_scale_probabilities
+from sunets.names import child, printable
+from sunets.record import replacing
 from sunets.train import CheckpointError, load_trained, select_device
 
 SINGLE_SCALE = TestTimeConfig()
 """The whole image at its own scale."""
+_MARK = ("Software", "sunets predict")
+"""Text in the files that `predict` writes."""
 BORDER_COLOR = (224, 224, 192)
 """Colour of the label 255 in a palette image, as in PASCAL VOC."""
 
@@ -37,13 +42,14 @@ def predict_images(
 ) -> list[Path]:
     """Segment pictures: `<stem>_mask.png` (palette image of the labels) and `<stem>_overlay.png` for each.
 
-    Pictures may be of any size and kind; both files have the picture's size, after the rotation its EXIF data ask for.
-    A network trained on resized images sees the picture resized to the same number of pixels.
+    Pictures may be of any size from 16 pixels a side on, and of any kind that `read_picture` reads; both files have the
+    picture's size, after the rotation its EXIF data ask for. A network trained on resized images sees the picture
+    resized to the same number of pixels, but no side of it below 16.
 
     Args:
         checkpoint: a weights file of a segmentation network.
         paths: picture files.
-        out_dir: directory for the results; created where absent, files of the same name are replaced.
+        out_dir: directory for the results; created where absent, earlier results of the same names are replaced.
         variant: scales, mirroring, window.
         batch_size: windows and mirrors per forward pass.
         device: auto, cpu or cuda.
@@ -52,35 +58,68 @@ def predict_images(
         The files written.
 
     Raises:
-        DataError: pictures that cannot be read, or two of one name; all of them, before anything is written.
+        DataError: pictures that cannot be read or are too small, two of one name, or results that would take the place
+            of a picture or of a file that `predict` did not write; all of them, before anything is written.
         CheckpointError, FileNotFoundError: the weights file cannot be used.
     """
-    pictures = [Path(path) for path in paths]
+    pictures = list(dict.fromkeys(Path(path) for path in paths))
+    out = Path(out_dir)
     faults: list[str] = []
     for path in pictures:
         try:
-            read_picture(path)
+            height, width = read_picture(path).shape[:2]
         except DataError as error:
             faults += error.faults
-    stems: dict[str, Path] = {}
-    for path in pictures:
-        if stems.setdefault(path.stem, path) != path:
-            faults.append(f"{path}: {stems[path.stem]} would write the same files; rename one or use two calls")
+        else:
+            if min(height, width) < MIN_SIDE:
+                faults.append(f"{path}: {width}x{height} pixels; at least {MIN_SIDE} a side are needed; enlarge it")
+    results = {path: _results(path, out) for path in pictures}
+    owner: dict[str, Path] = {}
+    for path in pictures:  # a file system may take Photo and photo for one name
+        if owner.setdefault(path.stem.casefold(), path) != path:
+            faults.append(
+                f"{path}: {owner[path.stem.casefold()]} would write the same files; rename one or use two calls"
+            )
+    taken = {path.resolve() for path in [*pictures, Path(checkpoint)]}
+    for file in dict.fromkeys(file for files in results.values() for file in files):
+        if file.resolve() in taken:
+            faults.append(f"{printable(file)}: an input, which a result would replace; choose another --out")
+        elif not _is_result(file):
+            faults.append(f"{printable(file)}: `predict` did not write it and would replace it; choose another --out")
+    if next((p for p in [out, *out.parents] if p.exists()), out).is_file():
+        faults.append(f"{printable(out)}: a file is in the way of this directory; choose another --out")
     if faults:
         raise DataError(faults)
     predictor = _Predictor(checkpoint, variant, batch_size, device)
-    out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for path in stems.values():
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_MARK)
+    for path, (mask_file, overlay_file) in results.items():
         picture = read_picture(path)
         labels = predictor(picture)
         colors = np.array(predictor.info["palette"], dtype=np.uint8)[labels]
         overlay = (picture.astype(np.uint16) + colors) // 2
-        written += [out / f"{path.stem}_mask.png", out / f"{path.stem}_overlay.png"]
-        palette_image(labels, predictor.info["palette"]).save(written[-2])
-        Image.fromarray(overlay.astype(np.uint8)).save(written[-1])
-    return written
+        with replacing(mask_file) as temporary:
+            palette_image(labels, predictor.info["palette"]).save(temporary, pnginfo=mark)
+        with replacing(overlay_file) as temporary:
+            Image.fromarray(overlay.astype(np.uint8)).save(temporary, pnginfo=mark)
+    return [file for files in results.values() for file in files]
+
+
+def _results(path: Path, out: Path) -> tuple[Path, Path]:
+    """The files that a picture's mask and overlay are written to."""
+    return out / f"{path.stem}_mask.png", out / f"{path.stem}_overlay.png"
+
+
+def _is_result(file: Path) -> bool:
+    """Whether `predict` may write a file: it is absent, or `predict` wrote it."""
+    if not (file.exists() or file.is_symlink()):
+        return True
+    try:
+        with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as image:
+            return image.info.get(_MARK[0]) == _MARK[1]
+    except Exception:  # decoders fail in many ways
+        return False
 
 
 def write_server_archive(
@@ -119,23 +158,23 @@ def write_server_archive(
     if predictor.info["classes"] != list(manifest.classes):
         raise CheckpointError(f"{checkpoint}: its classes are not those of {manifest.name}; name another weights file")
     competition = f"{'comp6' if outside_data else 'comp5'}_{split}_cls"
-    path = Path(out_dir) / f"{competition}.tgz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with (
-        temporary.open("wb") as file,
-        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
-        tarfile.open(mode="w", fileobj=packed) as archive,
-    ):
-        for item in manifest.splits[split]:
-            png = io.BytesIO()
-            palette_image(predictor(read_picture(item.image)), manifest.palette).save(png, format="PNG")
-            member = tarfile.TarInfo(f"results/VOC2012/Segmentation/{competition}/{item.id}.png")
-            member.size = png.tell()
-            png.seek(0)
-            archive.addfile(member, png)
-    check_server_archive(temporary, manifest, split=split, outside_data=outside_data)
-    return temporary.replace(path)
+    path = child(Path(out_dir), competition, ".tgz")
+    folder = Path("results/VOC2012/Segmentation") / competition
+    with replacing(path) as temporary:
+        with (
+            temporary.open("wb") as file,
+            gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+            tarfile.open(mode="w", fileobj=packed) as archive,
+        ):
+            for item in manifest.splits[split]:
+                png = io.BytesIO()
+                palette_image(predictor(read_picture(item.image)), manifest.palette).save(png, format="PNG")
+                member = tarfile.TarInfo(child(folder, item.id, ".png").as_posix())
+                member.size = png.tell()
+                png.seek(0)
+                archive.addfile(member, png)
+        check_server_archive(temporary, manifest, split=split, outside_data=outside_data)
+    return path
 
 
 def check_server_archive(
@@ -168,33 +207,6 @@ def check_server_archive(
     faults += [f"{path}: {name}: missing" for name in expected if name not in found]
     if faults:
         raise DataError(faults)
-
-
-def read_picture(path: str | Path) -> NDArray[np.uint8]:
-    """A picture file of any kind as (H, W, 3) RGB: 16-bit values are scaled, transparency is laid on white.
-
-    Raises:
-        DataError: it is absent, damaged or of a kind without a defined conversion; names the file.
-    """
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # decoders fail in many ways
-        raise DataError(f"{path}: not a readable picture ({error}); save it again as PNG or JPEG") from None
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{path}: values outside 0..65535; save it with 8 or 16 bits")
-        picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    elif picture.mode == "F":
-        raise DataError(f"{path}: floating-point values have no defined white; save it with 8 or 16 bits")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.array(picture.convert("RGB"))
 
 
 def palette_image(labels: NDArray[np.integer], palette: Iterable[Sequence[int]]) -> Image.Image:

@@ -46,6 +46,7 @@ from urllib.parse import quote
 from filelock import FileLock
 
 from sunets.config import Config, DataConfig, Suite, fingerprint
+from sunets.names import PREPARED
 from sunets.record import Record, make_record, read_json, read_rows
 
 REMEDY = "python -m sunets mlflow-sync"
@@ -898,7 +899,7 @@ def _report(folder: Path) -> list[tuple[_Run, list[_Run]]]:
     files: list[tuple[Path, str | None]] = [(path, None) for path in folder.glob("README.md")]
     for pattern in ("tables/*.md", "tables/*.csv", "figures/*.png"):
         files += [(path, path.parent.name) for path in sorted(folder.glob(pattern))]
-    files += [(path, "data") for path in (folder.parent.parent / "data" / folder.name).glob("samples.png")]
+    files += [(path, "data") for path in (folder.parent.parent / PREPARED / folder.name).glob("samples.png")]
     if not files:
         return []
     run = _Run(

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from sunets.config import ConfigError, Suite, check_name, load, read_yaml
+from sunets.config import ConfigError, Suite, load, read_yaml
+from sunets.names import check_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = (ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ SOURCES = sorted([*(ROOT / "sunets").rglob("*.py"), *(ROOT / "ablations").rglob(
 LAYERS = {
     "sunets.cli": 0,
     "sunets.config": 0,
+    "sunets.names": 0,
     "sunets.sunet": 0,
     "sunets.record": 1,
     "sunets.metrics": 1,
@@ -138,6 +139,7 @@ def _stages() -> dict:
 
 # The module that does a stage's work; its closure is what the stage depends on.
 STAGE_MODULES = {
+    "watch": "sunets.stages.prepare",
     "prepare": "sunets.stages.prepare",
     "train": "sunets.stages.train",
     "evaluate": "sunets.stages.evaluate",

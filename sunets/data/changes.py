@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from sunets.data.picture import DataError, open_regular
 from sunets.data.source import is_left_by_system
@@ -51,7 +51,7 @@ def see(path: Path) -> Seen:
         return see_open(file)
 
 
-def see_open(file: BinaryIO) -> Seen:
+def see_open(file: io.BufferedReader) -> Seen:
     """Read an open file to its end."""
     stamp = _stamp(os.fstat(file.fileno()))
     return Seen(hashlib.file_digest(file, "sha256").hexdigest(), stamp)

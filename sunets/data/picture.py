@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class Picture(NamedTuple):
     """Whether the EXIF orientation changed it."""
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a regular file for reading; never waits for a FIFO or a device.
 
     Raises:
@@ -96,7 +97,7 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
         return decode_picture(path, file).pixels
 
 
-def decode_picture(path: str | Path, file: BinaryIO) -> Picture:
+def decode_picture(path: str | Path, file: BufferedReader) -> Picture:
     """Decode an open image file, as `read_picture` does."""
     shown = printable(path)
     image = _open(shown, file)
@@ -136,7 +137,7 @@ def read_mask(path: str | Path) -> NDArray[np.integer]:
         return decode_mask(path, file)
 
 
-def decode_mask(path: str | Path, file: BinaryIO) -> NDArray[np.integer]:
+def decode_mask(path: str | Path, file: BufferedReader) -> NDArray[np.integer]:
     """Decode an open mask file, as `read_mask` does."""
     shown = printable(path)
     image = _open(shown, file)
@@ -145,11 +146,12 @@ def decode_mask(path: str | Path, file: BinaryIO) -> NDArray[np.integer]:
     if image.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
         raise DataError(f"{shown}: mode {image.mode}; a mask has one channel of 8 or 16 bits; save it so")
     # Pillow spreads 2 and 4 bits over 0..255, and inverts a TIFF whose 0 is white: not the labels that the file holds.
-    for _, _, _, arguments in image.tile:
+    tiles: list[Any] = getattr(image, "tile", [])
+    for _, _, _, arguments in tiles:
         raw = arguments[0] if isinstance(arguments, tuple) else arguments
         if image.mode == "L" and isinstance(raw, str) and raw != "L":
             raise DataError(f"{shown}: gray values stored as {raw}, which change when read; save it as PNG of 8 bits")
-    if image.format == "PPM" and image.tile[0][0] != "raw":
+    if image.format == "PPM" and tiles[0][0] != "raw":
         raise DataError(f"{shown}: a PGM whose values change when read; save it as PNG of 8 bits")
     try:
         image.load()
@@ -159,7 +161,7 @@ def decode_mask(path: str | Path, file: BinaryIO) -> NDArray[np.integer]:
         raise DataError(_undecodable(shown, error)) from None
 
 
-def _open(shown: str, file: BinaryIO) -> Image.Image:
+def _open(shown: str, file: BufferedReader) -> Image.Image:
     """The image of an open file, its header read and checked."""
     try:
         Image.init()

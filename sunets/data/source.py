@@ -130,6 +130,8 @@ class Source:
             DataError: there is no such file, or it is no text in UTF-8.
         """
         self.files[path] = None
+        if not path.exists():
+            raise DataError(f"{printable(path)}: no such file; extract the archive again, or add it")
         try:
             with open_regular(path) as file:
                 text = file.read().decode("utf-8-sig")

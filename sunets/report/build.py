@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sunets.config import IGNORE_INDEX, Suite
+from sunets.names import PREPARED
 from sunets.report import figures, tables
 from sunets.report.page import Content, benchmark_page, index_page
 from sunets.report.published import published
@@ -102,11 +103,11 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[figures.
     nothing: tuple[list[figures.Example], NDArray] = ([], np.zeros((0, 3), dtype=np.uint8))
     if records.task != "segmentation" or suite.evaluate.num_qualitative == 0:
         return *nothing, None
-    data = root / "data" / suite.benchmark
+    data = root / PREPARED / suite.benchmark
     outputs = root / "outputs" / suite.benchmark / "predictions"
     listing = data / "splits" / f"{suite.data.test_split}.csv"
     if not (data / "manifest.json").exists() or not listing.exists():
-        return *nothing, f"No qualitative figure: `data/{suite.benchmark}` has not been prepared here."
+        return *nothing, f"No qualitative figure: `{PREPARED}/{suite.benchmark}` has not been prepared here."
     palette = np.array(json.loads((data / "manifest.json").read_text())["palette"], dtype=np.uint8)
     with listing.open(newline="") as file:
         items = {row["id"]: row for row in csv.DictReader(file)}

@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sunets.config import Suite, Task
+from sunets.names import PREPARED
 
 FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
 
@@ -251,7 +252,7 @@ def load_records(suite: Suite, root: Path) -> Records:
         variants=tuple(suite.evaluate.variants),
         task=suite.data.task,
         raw=_read_all(directory, labels),
-        classes=_classes(root / "data" / suite.benchmark / "manifest.json"),
+        classes=_classes(root / PREPARED / suite.benchmark / "manifest.json"),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sunets.names import PREPARED
 from sunets.record import code_hash
 
 LOCK_SECONDS = 20.0
@@ -36,7 +37,7 @@ class Layout:
     @property
     def data(self) -> Path:
         """What `prepare` wrote: manifest, split lists, drawn images, converted masks."""
-        return self.root / "data" / self.benchmark
+        return self.root / PREPARED / self.benchmark
 
     @property
     def results(self) -> Path:
@@ -55,6 +56,11 @@ class Layout:
     def predictions(self, model: str) -> Path:
         """Label images of the qualitative test images, first seed."""
         return self.root / "outputs" / self.benchmark / "predictions" / model
+
+    @property
+    def watched(self) -> Path:
+        """What stage `watch` last saw of the data set's files."""
+        return self.root / ".watch" / "files.json"
 
     @property
     def work(self) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sunets.config import ConfigError, Suite
 from sunets.data import load_manifest, prepare
+from sunets.names import name_fault, printable
 from sunets.predict import write_server_archive
 from sunets.stages import Layout, stage
 
@@ -46,6 +47,8 @@ def archive_stage(
     variant = variant or list(variants)[-1]
     if variant not in variants:
         raise ConfigError(f"--variant {variant}: no such variant; evaluate.variants has {', '.join(variants)}")
+    if fault := name_fault(split):
+        raise ConfigError(f"--split {printable(split)}: {fault}; name a split of PASCAL VOC")
     seed = suite.seeds[0] if seed is None else seed
     if seed not in suite.seeds:
         raise ConfigError(f"--seed {seed}: not trained; seeds are {', '.join(map(str, suite.seeds))}")

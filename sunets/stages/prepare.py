@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from sunets.config import Suite
-from sunets.data import Manifest, prepare
+from sunets.data import DataError, Manifest, prepare
+from sunets.data.changes import FILES
+from sunets.names import overlap
+from sunets.record import write_json
 from sunets.stages import Layout, stage
 
 
 def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
-    """Prepare the benchmark's data under `data/<benchmark>/`.
+    """Prepare the benchmark's data under `data/prepared/<benchmark>/`; ends at once where nothing has changed.
 
     Raises:
         DataError: every fault found, with file names; nothing is written then.
     """
     layout = Layout(suite.benchmark, root)
+    if suite.data.root is not None and (fault := overlap(suite.data.root, root)):
+        raise DataError(f"data.root: {fault}")
     with stage("prepare", layout, __name__):
         # DVC wants the inputs of `ablation_report` to exist, in a benchmark without studies too.
         (layout.records / "ablations").mkdir(parents=True, exist_ok=True)
-        return prepare(suite.data, layout.data)
+        manifest = prepare(suite.data, layout.data, min_side=_min_side(suite))
+        # What DVC's stage `prepare` follows: it runs again where other files were seen.
+        if suite.watch:
+            digest = hashlib.sha256((layout.data / FILES).read_bytes()).hexdigest()
+            write_json(layout.watched, {"files_sha256": digest})
+        else:
+            layout.watched.unlink(missing_ok=True)
+    return manifest
+
+
+def _min_side(suite: Suite) -> int | None:
+    """Least side of an image: 1 where every training resizes it by its crops."""
+    crops = [suite.run(key, suite.seeds[0]).train.augment.resized_crop for key in suite.models]
+    return 1 if suite.data.task == "classification" and None not in crops else None
