@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from sunets.core.signals import die_with_pipeline
+
+die_with_pipeline()  # before imports that take longer than a kill
+
 from pathlib import Path
 from typing import Annotated
 
@@ -29,20 +33,19 @@ def run(
         int | None,
         typer.Option(
             min=1,
-            help="Processes at a time. Default: what the cores carry (1 on a GPU); 1 while a search samples, at most "
-            "one an arm while a tuned study samples. More than that on one search or arm is faster, but what is drawn "
-            "then depends on which worker is faster: such a study is not bit-reproducible. Grids and confirmations "
-            "always are.",
+            help="Jobs at a time. Default: one per GPU, or what the cores carry; on a Dask cluster, as many as it "
+            "takes. The records do not depend on it.",
         ),
     ] = None,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Forget the study's trials, failed ones above all; finished trainings are kept."),
+        typer.Option("--fresh", help="Score and tell all trials again; finished trainings are kept."),
     ] = False,
 ) -> None:
     """Run a study, or what is left of it after a kill; rewrites its records.
 
-    OPTUNA_STORAGE lets many machines work on one study: the path of a journal file that they share, a PostgreSQL URL
+    DASK_SCHEDULER_ADDRESS runs the trainings on a Dask cluster (docs/cluster.md). OPTUNA_STORAGE keeps the trials for
+    optuna-dashboard elsewhere than in .work/ablations: the path of a journal file, a PostgreSQL URL
     (postgresql+psycopg://user@host/name), or grpc://host:port of Optuna's proxy in front of one.
     """
     from ablations.study import run_study

@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
 from sunets.config import Config, StudyConfig, Suite
+from sunets.core.hardware import default_workers
 from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset, prepare
 from sunets.plan import LAUNCH_SECONDS, Operators, gpu_hours
 from sunets.profile import count_macs
 from sunets.stages import Layout
-from sunets.stages.parallel import default_workers
 from sunets.train import prepare_torch
 from sunets.zoo import create_model
 

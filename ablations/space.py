@@ -30,7 +30,7 @@ Arm = dict[str, Any]
 SECTIONS = ("model.", "train.")
 """What may vary within a study: the data are prepared once, and all trials are scored alike."""
 MAX_CORNERS = 256
-"""Settings of a sampled space that are built before the search; beyond, an impossible one becomes a failed trial."""
+"""Settings of a sampled space that are built before the search; beyond, an impossible one is drawn anew."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None
         settings = (_setting(study.axes, values) for values in itertools.product(*(a.values for a in study.axes)))
     points: dict[str, Point] = {}
     for setting in settings:
+        rungs(suite, name, setting)
         network = space.network(setting)
         arm, key = space.arm(setting, network), space.identity(setting, network)
         if key not in points:
@@ -125,6 +126,30 @@ def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None
         elif arm != points[key].arm:
             points[key] = dataclasses.replace(points[key], same_as=(*points[key].same_as, arm))
     return _with_reference(points, space.identity({}, base), space.arm({}, base))
+
+
+def rungs(suite: Suite, name: str, setting: Arm) -> tuple[int, ...]:
+    """Epochs at which the trials of a tuned arm are compared and stopped.
+
+    Raises:
+        ConfigError: an epoch that is not validated, is too close to the warm-up, or differs within the arm.
+    """
+    study, train = suite.ablations[name], trial_config(suite, name, setting, 0).train
+    if study.kind != "tuned" or not study.pruning:
+        return ()
+    possible = [
+        e for e in range(train.validate_every, train.epochs, train.validate_every) if e >= train.warmup_epochs + 1
+    ]
+    if {"train.epochs", "train.warmup_epochs", "train.validate_every"} & {axis.path for axis in study.nuisance}:
+        possible = []
+    if study.rungs is None:
+        return tuple(e for e in possible if 2 * e >= train.epochs)[:1]
+    if wrong := [rung for rung in study.rungs if rung not in possible]:
+        raise ConfigError(
+            f"ablations.{name}.rungs: {wrong[0]}: a rung is a validated epoch before the last, a whole epoch after the "
+            f"warm-up: {', '.join(map(str, possible)) or 'there is none here'}"
+        )
+    return study.rungs
 
 
 def axis_values(axis: AxisConfig) -> tuple[Any, ...]:

@@ -11,23 +11,23 @@ column. Trainings live in `.work/<fingerprint>`, so a killed one goes on, and eq
 
 from __future__ import annotations
 
+import json
 import os
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import optuna
 import torch
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ablations.engine import Event, Finished, Outcome, Phase, Setting, close_storage, distribution, open_storage
-from ablations.engine import run_phases as run_trials
-from ablations.space import Arm, Point, check_study, identity, study_config, trial_config
-from sunets.config import AxisConfig, Config, StudyConfig, Suite, fingerprint
+from ablations.search import Direction, MakeJob, Search, Setting, Trial, open_storage, repeat, search
+from ablations.space import Arm, Point, Space, check_study, identity, rungs, study_config, trial_config
+from sunets.config import Config, ProfileConfig, StudyConfig, Suite, fingerprint
+from sunets.core.executor import Job, Send, open_pool
+from sunets.core.executor import Plan as PlanOf
 from sunets.data import Manifest, load_manifest
 from sunets.evaluate import evaluate
 from sunets.profile import profile_model
@@ -43,17 +43,17 @@ from sunets.record import (
     write_rows,
 )
 from sunets.stages import Layout, stage
-from sunets.stages.parallel import default_workers
-from sunets.train import fit, run_fingerprint, select_device
+from sunets.train import TrainingError, fit, run_fingerprint, select_device, waiting_for
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 STORAGE = "OPTUNA_STORAGE"
-"""Environment variable with the address of a storage that several machines share."""
-NOT_REPRODUCIBLE = (
-    "{name}: several workers share {what}, so what is sampled depends on which of them is faster: this study is not "
-    "bit-reproducible. Grids and confirmations are, and so are tuned studies with at most one worker an arm."
-)
+"""Environment variable with the address of the storage that Optuna's studies are written to."""
 T = TypeVar("T")
 Kind = Literal["grid", "tuning", "search", "confirmation"]
+FINAL = ("grid", "confirmation")
+"""Kinds that are scored on the test split."""
 
 _SCORES = {
     "segmentation": ("score.miou", "val.miou"),
@@ -76,120 +76,105 @@ class _Plan:
     study: StudyConfig
     manifest: Manifest
     points: tuple[Point, ...]
+    layout: Layout
     fingerprint: str
-    workers: int
-    exclusive: bool
+    source: Record
+    """Provenance of the study; a trial's own configuration is put in."""
 
     @property
-    def direction(self) -> Literal["minimize", "maximize"]:
+    def direction(self) -> Direction:
         return "maximize" if self.manifest.task == "segmentation" else "minimize"
 
-    def title(self, kind: Kind, part: int | None = None) -> str:
+    def objectives(self, kind: Kind) -> dict[str, Direction]:
+        """Names and directions of what Optuna is told."""
+        score = headline(self.manifest.task)
+        if kind in FINAL:
+            return {score: self.direction}
+        sampled: dict[str, Direction] = {score.replace("score.", "search."): self.direction}
+        return sampled if kind == "tuning" else {**sampled, "cost.gmacs": "minimize"}
+
+    def title(self, kind: Kind, arm: Arm | None = None) -> str:
         """Name of the Optuna study of a phase."""
-        shared = "" if self.exclusive or kind in ("grid", "confirmation") else "-shared"
-        whole = f"{self.suite.benchmark}/{self.name}-{self.fingerprint}/{kind}{shared}"
-        return whole if part is None else f"{whole}/{part}"
+        values = ", ".join(f"{path} {json.dumps(value)}" for path, value in (arm or {}).items())
+        return f"{self.suite.benchmark}, {self.name}: {kind}{values and f' of {values}'} ({self.fingerprint})"
 
-    def sampled(self) -> list[Phase]:
-        """The phases of a tuned study (one an arm) or of a search."""
-        study = self.study
-        common: dict[str, Any] = {
-            "trials": study.trials,
-            "seed": study.search_seed,
-            "exclusive": self.exclusive,
-            "startup": min(10, max(3, study.trials // 3)),
+    def job(self, kind: Kind, number: int, setting: Setting, until: int | None) -> Job:
+        """The training of a trial up to an epoch; None trains to the end and scores."""
+        config = _config(self.suite, self.name, setting)
+        arguments = {
+            "config": config.model_dump(mode="json"),
+            "profile": self.suite.profile.model_dump(mode="json"),
+            "until": until,
+            "final": kind in FINAL,
+            "objectives": list(self.objectives(kind)),
         }
-        if study.kind == "search":
-            return [
-                Phase(
-                    self.title("search"), (self.direction, "minimize"), space=_space(study.axes),
-                    fixed={"seed": study.tuning_seed}, **common,
-                )
-            ]  # fmt: skip
-        return [
-            Phase(
-                self.title("tuning", number), (self.direction,), space=_space(study.nuisance),
-                fixed={**point.setting, "seed": study.tuning_seed}, pruning=study.pruning, **common,
-            )
-            for number, point in enumerate(self.points)
-        ]  # fmt: skip
-
-    def cells(self, kind: Kind, settings: Sequence[Arm]) -> Phase:
-        """The phase that runs settings on every seed."""
-        cells = tuple({**setting, "seed": seed} for setting in settings for seed in self.study.seeds)
-        return Phase(self.title(kind), (self.direction,), cells=cells)
-
-
-def _space(axes: Sequence[AxisConfig]) -> dict[str, tuple[optuna.distributions.BaseDistribution, tuple[Any, ...]]]:
-    return {axis.path: (distribution(axis.values, axis.low, axis.high, axis.log), axis.values) for axis in axes}
+        paths = {"data": str(self.layout.data), "work": str(self.layout.work)}
+        return Job(f"{self.name} trial {number}", f"{__name__}:{run_trial.__name__}", arguments, paths)
 
 
 # One trial -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Training:
-    """The objective: trains and scores one setting in a worker process."""
+def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Train one setting, up to an epoch or to the end and then score it; in a worker process.
 
-    suite: Suite
-    name: str
-    layout: Layout
-    source: Record
-    """Provenance of the study; a trial's own configuration is put in."""
+    Args:
+        arguments: config and profile (plain), until (last epoch or None), final (scored on the test split, as score.*,
+            rather than on the validation split, as search.*), objectives, data and work (directories).
+        send: takes the row of each epoch.
 
-    def __call__(self, phase: str, setting: Setting, report: Callable[[int, float | None, Any], bool]) -> Outcome:
-        config = _config(self.suite, self.name, setting)
-        manifest = load_manifest(self.layout.data, config.data)
-        final = _kind(phase) in ("grid", "confirmation")
-        score, row_score = _SCORES[manifest.task]
-        rows: list[dict[str, Any]] = []
-        content: dict[str, Any] = {
-            "environment": environment(select_device(config.train.device), config.train.threads),
-            "provenance": self.source | {"config_hash": fingerprint(config)},
-            "history": rows,
-            "split": config.data.test_split if final else config.data.val_split,
-        }
+    Returns:
+        status, reason, values (by objective), curve, scores, cost, history and environment.
 
-        def stop_early(row: dict[str, Any]) -> bool:
-            rows.append(row)
-            return report(row["epoch"], row.get(row_score), row)
+    Raises:
+        ValueError: the split that is scored has no labelled pixel.
+    """
+    config = Config.model_validate(arguments["config"])
+    manifest = load_manifest(Path(arguments["data"]), config.data)
+    work, until = Path(arguments["work"]), arguments["until"]
+    score, row_score = _SCORES[manifest.task]
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "status": "finished", "reason": None, "values": {}, "scores": {}, "cost": {}, "history": rows,
+        "environment": environment(select_device(config.train.device), config.train.threads),
+    }  # fmt: skip
 
-        try:
-            work_dir = self.layout.work / run_fingerprint(config, manifest)
-            work_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(work_dir / "trial.lock"):  # an equal trial of another study, or a killed worker's last moment
-                result = fit(config, manifest, work_dir=work_dir, stop_early=stop_early, progress=False)
-            if result.pruned:
-                return Outcome(None, content, pruned=True)
-            content["cost"] = _cost(self.suite, config, manifest, self.layout.work)
-            variant = next(iter(config.evaluate.variants.values()))
-            scores = evaluate(
-                result.model, manifest, config, split=content["split"], variant=variant, progress=False
-            ).scores
-        except Exception as error:  # a trial that fails is a result
-            return Outcome(None, content, failure=" ".join(f"{type(error).__name__}: {error}".split()))
-        values = [scores[score]]
-        if _kind(phase) == "search":
-            values.append(content["cost"]["cost.gmacs"])
-        content["scores"] = scores if final else {f"search.{k.removeprefix('score.')}": v for k, v in scores.items()}
-        if any(value is None for value in values):
-            return Outcome(None, content, failure="the score is absent: no labelled pixel")
-        return Outcome(tuple(float(value) for value in values if value is not None), content)
+    def stop_early(row: dict[str, Any]) -> bool:
+        rows.append(row)
+        send(row)
+        return until is not None and bool(row["epoch"] >= until)
+
+    work_dir = work / run_fingerprint(config, manifest)
+    try:
+        with waiting_for(work_dir):
+            trained = fit(config, manifest, work_dir=work_dir, stop_early=stop_early, progress=False)
+    except TrainingError as error:  # only a diverged training is a result
+        result |= {"status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())}
+    result["curve"] = [[row["epoch"], row[row_score]] for row in rows if row.get(row_score) is not None]
+    if result["status"] == "failed":
+        return result
+    if until is not None:
+        found = {objective: rows[-1].get(row_score) for objective in arguments["objectives"]}
+    else:
+        split = config.data.test_split if arguments["final"] else config.data.val_split
+        variant = next(iter(config.evaluate.variants.values()))
+        scores = evaluate(trained.model, manifest, config, split=split, variant=variant, progress=False).scores
+        prefix = "score." if arguments["final"] else "search."
+        result["scores"] = {f"{prefix}{name.removeprefix('score.')}": value for name, value in scores.items()}
+        result["cost"] = _cost(ProfileConfig.model_validate(arguments["profile"]), config, manifest, work)
+        found = {name: (result["scores"] | result["cost"])[name] for name in arguments["objectives"]}
+    if None in found.values():
+        raise ValueError(f"{score}: the split that is scored has no labelled pixel; choose another")
+    return result | {"values": found}
 
 
 def _config(suite: Suite, name: str, setting: Setting) -> Config:
-    return trial_config(suite, name, {k: v for k, v in setting.items() if k != "seed"}, setting["seed"])
+    return trial_config(suite, name, _setting(setting), setting["seed"])
 
 
-def _kind(phase: str) -> Kind:
-    kind: Any = phase.split("/")[2].removesuffix("-shared")
-    return kind
-
-
-def _cost(suite: Suite, config: Config, manifest: Manifest, work: Path) -> dict[str, Any]:
+def _cost(profile: ProfileConfig, config: Config, manifest: Manifest, work: Path) -> dict[str, Any]:
     """Exact figures of a trial's network; counted once, whatever the number of trials that have it."""
     arguments = config.model.arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
-    profile = suite.profile
     protocol: dict[str, Any] = {
         name: getattr(profile, name) for name in ("size", "batch_size", "field_seeds", "field_images")
     }
@@ -217,98 +202,117 @@ def run_study(
     Args:
         suite: the parameters.
         name: of the study.
-        workers: processes at a time. None: as many as the cores carry, one on a GPU; while a search samples, one; while
-            a tuned study samples, at most one an arm.
-        fresh: forget the trials of this study in the storage, failed ones above all; finished trainings are kept.
+        workers: jobs at a time. None: one per GPU, or as many as the cores carry. The records do not depend on it.
+        fresh: score and tell all trials again; finished trainings are kept.
         root: of the checkout.
 
     Returns:
         One record a trial, in a fixed order.
 
     Raises:
-        ConfigError, ValueError: something is wrong with the study; before the first trial.
+        ConfigError, ValueError: something is wrong with the study, before the first trial; or another driver runs it.
+        JobError: a trial ended without a result; run again to go on.
         StageError: the study runs already, or the code was changed meanwhile.
     """
     layout = Layout(suite.benchmark, root)
     study = study_config(suite, name)
     manifest = load_manifest(layout.data, suite.data)
     points = check_study(suite, name, manifest)
-    shared_storage = os.environ.get(STORAGE)
-    # Machines that share a storage may share the directory too: then each has a lock of its own.
-    own = f"@{socket.gethostname()}.{os.getpid()}" if shared_storage else ""
-    with stage(f"ablate@{name}{own}", layout, __name__) as code:
-        base = trial_config(suite, name, {}, 0)
-        device = select_device(base.train.device)
-        carried = default_workers(base.train.threads, device.type)
-        sampling = {"tuned": len(points), "search": 1}.get(study.kind, carried)
+    base = trial_config(suite, name, {}, 0)
+    parts = {"tuned": len(points), "search": 1 + study.confirm}.get(study.kind, len(points))
+    with (
+        stage(f"ablate@{name}", layout, __name__) as code,
+        open_pool(
+            [__name__], layout.data, manifest.digest, device=base.train.device, threads=base.train.threads,
+            jobs=parts * max(study.batch, len(study.seeds)), results=layout.job_results, workers=workers,
+        ) as pool,
+    ):  # fmt: skip
         plan = _Plan(
-            suite, name, study, manifest, points,
-            fingerprint(study, base, suite.profile, manifest.digest, code, torch.__version__, device.type),
-            workers or carried,
-            exclusive=(workers or 1) <= sampling,
+            suite, name, study, manifest, points, layout,
+            fingerprint(study, base, suite.profile, manifest.digest, code, torch.__version__, pool.device),
+            provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations")),
         )  # fmt: skip
-        address = shared_storage or str(
-            layout.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
-        )
-        source = provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations"))
-        with _Listener(plan, source, environment(device, base.train.threads)) as listener:
-            if not plan.exclusive:
-                what = "an arm" if study.kind == "tuned" else "the search"
-                listener.say(NOT_REPRODUCIBLE.format(name=name, what=what))
-            if fresh:
-                _forget(plan, address)
+        journal = layout.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
+        with (
+            open_storage(os.environ.get(STORAGE) or str(journal), f"{suite.benchmark}/{name}") as storage,
+            _Listener(plan) as listener,
+        ):
 
-            def run(phases: Sequence[Phase], workers: int) -> list[Finished]:
-                listener.expect(phases)
-                done = run_trials(
-                    phases,
-                    _Training(suite, name, layout, source),
-                    address,
-                    workers=workers,
-                    preload=[__name__],
-                    on_event=listener.hear,
-                )
-                return [trial for phase in done for trial in phase]
+            def each(kind: Kind, settings: Sequence[Arm]) -> list[Trial]:
+                """Train settings on every seed."""
+                cells = [{**setting, "seed": seed} for setting in settings for seed in study.seeds]
+                make_job = listener.expect(kind, plan.title(kind), len(cells))
+                plans = repeat(plan.title(kind), plan.objectives(kind), cells, storage, make_job, listener.end)
+                return pool.drive(plans, listener.hear, reuse=not fresh)
 
             if study.kind in ("one_at_a_time", "grid"):
-                trials = run([plan.cells("grid", [point.setting for point in points])], plan.workers)
+                trials = each("grid", [point.setting for point in points])
             else:
-                trials = run(plan.sampled(), workers or min(carried, sampling))
+                searches = _searches(plan, listener, storage)
+                trials = [t for part in pool.drive(searches, listener.hear, reuse=not fresh) for t in part]
                 if chosen := confirmed(plan, trials):
-                    trials += run([plan.cells("confirmation", chosen)], plan.workers)
+                    trials += each("confirmation", chosen)
             records = [listener.record(trial) for trial in trials]
             rows = [listener.rows(trial) for trial in trials]
             folder = layout.records / "ablations"
             write_rows(folder / f"{name}.history.csv", (row for part in rows for row in part), ["number", "epoch"])
             write_rows(folder / f"{name}.csv", map(_flat, records))
             write_json(folder / f"{name}.json", records)
-            listener.finish(records, rows)
     return records
 
 
-def confirmed(plan: _Plan, trials: Sequence[Finished]) -> list[Arm]:
+def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[PlanOf[list[Trial]]]:
+    """The searches of a tuned study (one an arm), or of a search."""
+    study = plan.study
+    kind: Kind = "search" if study.kind == "search" else "tuning"
+    axes = study.axes if kind == "search" else study.nuisance
+    space = Space(plan.suite, plan.name, plan.manifest)
+
+    def identity(setting: Setting) -> str:
+        return space.identity(setting, space.network(setting))
+
+    def of(point: Point) -> PlanOf[list[Trial]]:
+        fixed = {} if kind == "search" else point.setting
+        spec = Search(
+            plan.title(kind, None if kind == "search" else point.arm),
+            plan.objectives(kind),
+            {axis.path: axis for axis in axes},
+            trials=study.trials,
+            batch=study.batch,
+            seed=study.search_seed,
+            rungs=rungs(plan.suite, plan.name, fixed),
+            startup=min(10, max(3, study.trials // 3)),
+            fixed=fixed | {"seed": study.tuning_seed},
+        )
+        return search(
+            spec, storage, listener.expect(kind, spec.name, spec.trials), lambda s: identity(_setting(s)), listener.end
+        )
+
+    return [of(point) for point in plan.points]
+
+
+def confirmed(plan: _Plan, trials: Sequence[Trial]) -> list[Arm]:
     """The settings that a sampled study trains again on fresh seeds: each arm's best, or the base and the front's."""
-    finished = [t for t in trials if t.status == "finished" and t.values is not None]
+    finished = [t for t in trials if t.status == "finished"]
     sign = -1 if plan.direction == "minimize" else 1
 
-    def score(trial: Finished) -> float:
-        assert trial.values is not None
-        return sign * trial.values[0]
+    def score(trial: Trial) -> float:
+        return sign * float(next(iter(trial.result["values"].values())))
 
     if plan.study.kind == "tuned":
-        arms: dict[str, Finished] = {}
+        arms: dict[str, Trial] = {}
         for trial in finished:  # of equal scores, the earlier trial's
-            if trial.phase not in arms or score(trial) > score(arms[trial.phase]):
-                arms[trial.phase] = trial
-        return [_setting(trial) for trial in arms.values()]
-    front = pareto_front([(score(t), -t.values[1]) for t in finished if t.values is not None])
-    chosen = spread([finished[i] for i in front], plan.study.confirm)
-    settings = {identity(plan.suite, plan.name, plan.manifest, s): s for s in ({}, *map(_setting, chosen))}
+            if trial.study not in arms or score(trial) > score(arms[trial.study]):
+                arms[trial.study] = trial
+        return [_setting(trial.setting) for trial in arms.values()]
+    front = pareto_front([(score(t), -t.result["values"]["cost.gmacs"]) for t in finished])
+    chosen = [_setting(trial.setting) for trial in spread([finished[i] for i in front], plan.study.confirm)]
+    settings = {identity(plan.suite, plan.name, plan.manifest, s): s for s in ({}, *chosen)}
     return list(settings.values())
 
 
-def _setting(trial: Finished) -> Arm:
-    return {path: value for path, value in trial.setting.items() if path != "seed"}
+def _setting(setting: Setting) -> Arm:
+    return {path: value for path, value in setting.items() if path != "seed"}
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
@@ -328,33 +332,25 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def _forget(plan: _Plan, address: str) -> None:
-    storage = open_storage(address)
-    prefix = plan.title("grid").rpartition("/")[0]
-    for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
-        if summary.study_name.startswith(prefix + "/"):
-            optuna.delete_study(study_name=summary.study_name, storage=storage)
-    close_storage(storage)
-
-
 # Records -------------------------------------------------------------------------------------------------------------
 
 
 class _Listener:
     """Follows the trials: a line or bar for the reader, live runs in MLflow, and in the end the records."""
 
-    def __init__(self, plan: _Plan, source: Record, host: Record) -> None:
-        self.plan, self.source, self.host = plan, source, host
+    def __init__(self, plan: _Plan) -> None:
+        self.plan = plan
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"),
             TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
-        self.first: dict[str, int] = {}
-        """Phase -> number of its first trial in the study."""
-        self.tasks: dict[str, Any] = {}
+        self.phases: dict[str, tuple[Kind, int]] = {}
+        """Optuna study -> kind, and number of its first trial in this study."""
+        self.tasks: dict[Kind, TaskID] = {}
         self.expected = 0
-        self.tracked: set[int] = set()
+        self.numbers: dict[str, int] = {}
+        """Job -> number of its trial."""
 
     def __enter__(self) -> _Listener:
         from sunets.tracking import Tracker
@@ -367,61 +363,51 @@ class _Listener:
         self.bar.stop()
         self.tracker.close()
 
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+    def expect(self, kind: Kind, study: str, size: int) -> MakeJob:
+        """Number the trials of an Optuna study, which come next; returns what makes their jobs."""
+        first = self.expected
+        self.phases[study] = kind, first
+        self.expected += size
+        if kind not in self.tasks:
+            self.tasks[kind] = self.bar.add_task(f"{self.plan.name}: {kind}", total=0, last="")
+        task = self.bar.tasks[self.tasks[kind]]
+        self.bar.update(task.id, total=size + (task.total or 0))
 
-    def expect(self, phases: Sequence[Phase]) -> None:
-        """Number the trials of phases that come next."""
-        for phase in phases:
-            self.first[phase.name] = self.expected
-            self.expected += phase.size
-        kind = _kind(phases[0].name)
-        task = self.bar.add_task(f"{self.plan.name}: {kind}", total=sum(p.size for p in phases), last="")
-        self.tasks |= {phase.name: task for phase in phases}
+        def make_job(number: int, setting: Setting, until: int | None) -> Job:
+            job = self.plan.job(kind, first + number, setting, until)
+            if job.name not in self.numbers:
+                self.numbers[job.name] = first + number
+                self._announce(first + number, kind, setting)
+            return job
 
-    def hear(self, event: Event) -> None:
-        """Take what a worker says."""
-        number = self.first[event.phase] + event.number
-        # Workers that share a phase cannot know their trials' final numbers: those reach MLflow in the end.
-        live = self.plan.exclusive or _kind(event.phase) in ("grid", "confirmation")
-        if event.kind == "started" and live:
-            config = _config(self.plan.suite, self.plan.name, event.setting)
-            self._plan_run(number, config, event.phase, event.setting)
-        elif event.kind == "reported" and live:
-            self.tracker.log_epoch(number, event.message)
-        elif event.kind == "ended":
-            record = self.record(event.message)
-            self._show(record, event.phase)
-            if live:
-                self.tracker.finish(number, record, self.rows(event.message))
-                self.tracked.add(number)
+        return make_job
 
-    def _plan_run(self, number: int, config: Config, phase: str, setting: Setting) -> None:
-        point, arm = self._place(phase, setting)
-        source = self.source | {"config_hash": fingerprint(config)}
-        self.tracker.plan(number, config, source, phase=_kind(phase), arm=arm, reference=point.reference)
+    def _announce(self, number: int, kind: Kind, setting: Setting) -> None:
+        config = _config(self.plan.suite, self.plan.name, setting)
+        point, arm = self._place(setting)
+        source = self.plan.source | {"config_hash": fingerprint(config)}
+        self.tracker.plan(number, config, source, phase=kind, arm=arm, reference=point.reference)
 
-    def finish(self, records: Sequence[Record], rows: Sequence[Sequence[Record]]) -> None:
-        """Bring to MLflow what other machines or earlier runs did."""
-        for record, history in zip(records, rows, strict=True):
-            if (number := record["number"]) not in self.tracked:
-                config = _config(self.plan.suite, self.plan.name, {**record["setting"], "seed": record["seed"]})
-                self.tracker.plan(
-                    number, config, record["provenance"],
-                    **{k: record[k] for k in ("phase", "arm", "reference")},
-                )  # fmt: skip
-                self.tracker.finish(number, record, history)
+    def hear(self, name: str, row: Record) -> None:
+        """Take the row of an epoch."""
+        self.tracker.log_epoch(self.numbers[name], row)
 
-    def _show(self, record: Record, phase: str) -> None:
+    def end(self, trial: Trial) -> None:
+        """Take a trial that has ended."""
+        record = self.record(trial)
+        if trial.duplicate_of is not None:
+            self._announce(record["number"], record["phase"], trial.setting)
+        self.tracker.finish(record["number"], record, self.rows(trial))
         score = next((f"{k} {v:.4f}" for k, v in record["scores"].items() if v is not None), record["reason"])
         if self.bar.disable:
             arm = ", ".join(f"{path}={value}" for path, value in {**record["arm"], **record["tuned"]}.items())
             place = f"{self.plan.name} {record['phase']} {record['number'] + 1}/{self.expected}"
-            self.say(f"{place}: {arm}, seed {record['seed']}: {record['status']}, {score}")
+            text = f"{place}: {arm}, seed {record['seed']}: {record['status']}, {score}"
+            self.console.print(text, markup=False)
         else:
-            self.bar.update(self.tasks[phase], advance=1, last=score)
+            self.bar.update(self.tasks[record["phase"]], advance=1, last=score)
 
-    def _place(self, phase: str, setting: Setting) -> tuple[Point, Arm]:
+    def _place(self, setting: Setting) -> tuple[Point, Arm]:
         """The point that a trial belongs to, and the values of the axes."""
         axes = [axis.path for axis in self.plan.study.axes]
         own = {path: value for path, value in setting.items() if path in axes}
@@ -430,12 +416,12 @@ class _Listener:
                 return point, point.arm
         return Point(own, own), own
 
-    def record(self, trial: Finished) -> Record:
+    def record(self, trial: Trial) -> Record:
         """The record of one trial."""
-        plan, content = self.plan, trial.content
+        plan, result = self.plan, trial.result
         config = _config(plan.suite, plan.name, trial.setting)
-        point, arm = self._place(trial.phase, trial.setting)
-        final = _kind(trial.phase) in ("grid", "confirmation")
+        point, arm = self._place(trial.setting)
+        kind, first = self.phases[trial.study]
         return make_record(
             "trial",
             benchmark=plan.suite.benchmark,
@@ -446,33 +432,31 @@ class _Listener:
             seed=config.seed,
             variant=next(iter(config.evaluate.variants)),
             config=config,
-            scores=content.get("scores"),
-            cost=content.get("cost"),
-            environment=content.get("environment", self.host),
-            provenance=content.get("provenance", self.source | {"config_hash": fingerprint(config)}),
+            scores=result["scores"],
+            cost=result["cost"],
+            environment=result["environment"],
+            provenance=plan.source | {"config_hash": fingerprint(config)},
             study=plan.name,
-            number=self.first[trial.phase] + trial.number,
-            phase=_kind(trial.phase),
-            split=config.data.test_split if final else config.data.val_split,
-            setting=_setting(trial),
+            number=first + trial.number,
+            duplicate_of=None if trial.duplicate_of is None else first + trial.duplicate_of,
+            phase=kind,
+            split=config.data.test_split if kind in FINAL else config.data.val_split,
+            setting=_setting(trial.setting),
             arm=arm,
             tuned={axis.path: trial.setting[axis.path] for axis in plan.study.nuisance},
             reference=point.reference,
             same_as=list(point.same_as),
         )
 
-    def rows(self, trial: Finished) -> list[Record]:
+    def rows(self, trial: Trial) -> list[Record]:
         """The history of one trial."""
-        head = {
-            "number": self.first[trial.phase] + trial.number,
-            "phase": _kind(trial.phase),
-            "seed": trial.setting["seed"],
-        }
-        return [{**head, **row} for row in trial.content.get("history", [])]
+        kind, first = self.phases[trial.study]
+        head = {"number": first + trial.number, "phase": kind, "seed": trial.setting["seed"]}
+        return [{**head, **row} for row in trial.result["history"]]
 
 
 def _flat(record: Record) -> Record:
     """A trial as a row of a table."""
-    head = ("number", "phase", "status", "reason", "model", "seed", "split", "reference")
+    head = ("number", "phase", "status", "reason", "duplicate_of", "model", "seed", "split", "reference")
     arm = {path: str(value) if isinstance(value, list) else value for path, value in record["arm"].items()}
     return {k: record[k] for k in head} | arm | record["tuned"] | record["scores"] | record["cost"]

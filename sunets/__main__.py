@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from sunets.core.signals import die_with_pipeline
+
+die_with_pipeline()  # before imports that take longer than a kill
+
 import json
 import re
 from pathlib import Path

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from sunets.core.signals import Stopped, stop_on_signals
+
 Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one parameter for this call; repeatable.")
@@ -22,13 +24,17 @@ PARAMS = Path("params.yaml")
 def run(app: typer.Typer) -> None:
     """Run a command line: bad input is one line on standard error and exit code 2, a defect of ours a traceback.
 
-    SUNETS_DEBUG=1 shows the traceback of every error.
+    SIGINT and SIGTERM end it with one line and exit code 130 or 143. SUNETS_DEBUG=1 shows the traceback of every error.
     """
     try:
         refuse_other_checkout()
-        app()
+        with stop_on_signals():
+            app()
+    except Stopped as stop:
+        typer.echo("stopped; run again to go on", err=True)
+        sys.exit(stop.status)
     except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("SUNETS_DEBUG") or not (isinstance(error, FileNotFoundError) or _is_ours(error)):
+        if os.environ.get("SUNETS_DEBUG") or not (isinstance(error, FileNotFoundError) or is_ours(error)):
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -48,7 +54,7 @@ def refuse_other_checkout() -> None:
         )
 
 
-def _is_ours(error: BaseException) -> bool:
+def is_ours(error: BaseException) -> bool:
     """Whether the error was raised by this package's own check, in words made for the user."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

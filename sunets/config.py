@@ -390,6 +390,9 @@ class StudyConfig(Section):
     """Training seeds of every point (grids) or of the confirmation (tuned, search)."""
     trials: int = Field(0, ge=0, le=1_000_000)
     """tuned: trials per arm; search: trials in all."""
+    batch: int = Field(4, ge=1, le=10_000)
+    """tuned, search: settings drawn at once, from the results of the batches before. It decides the trials, unlike the
+    number of workers; a larger batch keeps more workers busy, a smaller one lets the sampler learn more often."""
     search_seed: Seed = 0
     """Seed of the sampler."""
     tuning_seed: Seed = 100
@@ -397,7 +400,10 @@ class StudyConfig(Section):
     confirm: int = Field(3, ge=1)
     """search: best points trained again on `seeds`."""
     pruning: bool = True
-    """tuned: stop trials whose validation score falls below the median of the earlier ones."""
+    """tuned: stop trials whose validation score at a rung is below the median of all that got there."""
+    rungs: tuple[int, ...] | None = None
+    """tuned: epochs at which trials are stopped, each validated and a whole epoch after the warm-up; None takes the
+    first such epoch of the second half."""
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
@@ -416,6 +422,8 @@ class StudyConfig(Section):
                 raise ValueError(f"trials: kind {self.kind} needs at least 1")
             if self.tuning_seed in self.seeds:
                 raise ValueError("tuning_seed: not one of seeds, or the confirmation would reuse it")
+        if self.rungs is not None and list(self.rungs) != sorted({r for r in self.rungs if r > 0}):
+            raise ValueError(f"rungs: rising epochs from 1, not {list(self.rungs)}")
         if (self.kind == "tuned") != bool(self.nuisance):
             raise ValueError("nuisance: given for kind tuned, and for no other kind")
         return self

@@ -286,6 +286,17 @@ def atomic_save(content: Any, path: Path) -> None:
     temporary.replace(path)
 
 
+@contextlib.contextmanager
+def waiting_for(work_dir: Path) -> Iterator[None]:
+    """Wait for an equal training to leave the directory: of another study, or of a worker that was given up."""
+    if int(os.environ.get("RANK", 0)) != 0:
+        yield
+        return
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(work_dir / ".job.lock"):
+        yield
+
+
 # Everything below is private to `fit`.
 
 

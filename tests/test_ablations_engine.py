@@ -22,10 +22,10 @@ from typing import Any
 
 import optuna
 import pytest
+from ablations.engine import Finished, Outcome, Phase, Setting, close_storage, distribution, open_storage
 from optuna.trial import TrialState
 
 from ablations import engine
-from ablations.engine import Finished, Outcome, Phase, Setting, close_storage, distribution, open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve()

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
+from ablations.engine import Finished
 from tiny import SUNET
 
 import sunets.tracking
 from ablations import __main__ as commands
-from ablations.engine import Finished
 from ablations.study import confirmed, pareto_front, run_study, spread
 from sunets.config import Suite, load
 from sunets.data import prepare

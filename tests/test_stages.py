@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sunets.stages.parallel import Send, run_jobs
 
 from sunets.stages import Layout, StageError, stage
-from sunets.stages.parallel import Send, run_jobs
 
 
 def square(number: int, send: Send) -> int:

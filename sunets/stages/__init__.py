@@ -6,10 +6,6 @@ Here is what they share: where things lie, and what happens when a stage starts 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +60,13 @@ class Layout:
 
     @property
     def work(self) -> Path:
-        """Checkpoints and locks, never committed; safe to delete when nothing runs."""
+        """Checkpoints, results of jobs and locks, never committed; safe to delete when nothing runs."""
         return self.root / ".work"
 
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, so that a killed `dvc repro` leaves no trainer behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    @property
+    def job_results(self) -> Path:
+        """Results of jobs, each under the fingerprint of what decides it."""
+        return self.work / "results"
 
 
 @contextlib.contextmanager
@@ -86,8 +81,6 @@ def stage(name: str, layout: Layout, *modules: str) -> Iterator[str]:
     Raises:
         StageError: the same stage runs already, or its code changed while it ran.
     """
-    if "DVC_STAGE" in os.environ:
-        die_with_parent()
     layout.work.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(layout.work / f"{layout.benchmark}.{name}.lock").acquire(timeout=LOCK_SECONDS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +13,53 @@ import numpy as np
 from PIL import Image
 
 from sunets.config import Config, Suite
+from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.data import load_manifest
-from sunets.evaluate import Evaluation
 from sunets.evaluate import evaluate as score
 from sunets.record import environment, make_record, provenance, read_json, stage_command, write_json
 from sunets.stages import Layout, stage
-from sunets.stages.parallel import Send, default_workers, run_jobs
 from sunets.train import load_trained, select_device
 
 
-@dataclass(frozen=True)
-class Job:
-    """The scoring of one seed, as a worker process receives it."""
+def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Score one seed with every test-time variant, in a worker process.
 
-    config: Config
-    data: Path
-    weights: Path
+    Args:
+        arguments: config (plain), weights (content of the file, base64) and data (directory).
+        send: takes the name of each variant when it is scored.
 
-
-def evaluate_one(job: Job, send: Send) -> dict[str, Evaluation]:
-    """Score one seed with every test-time variant."""
-    manifest = load_manifest(job.data, job.config.data)
-    device = select_device(job.config.train.device)
-    model, _ = load_trained(job.weights)
-    results = {}
-    for name, variant in job.config.evaluate.variants.items():
-        results[name] = score(
+    Returns:
+        environment, scores and image_ids by variant; confusions.VARIANT, and of the first variant label.IMAGE.
+    """
+    config = Config.model_validate(arguments["config"])
+    manifest = load_manifest(Path(arguments["data"]), config.data)
+    device = select_device(config.train.device)
+    with tempfile.TemporaryDirectory() as folder:  # the worker may be on a machine that lacks the file
+        weights = Path(folder, "weights.pt")
+        weights.write_bytes(base64.b64decode(arguments["weights"]))
+        model, _ = load_trained(weights)
+    result: dict[str, Any] = {
+        "environment": environment(device, config.train.threads),
+        "scores": {},
+        "image_ids": {},
+    }
+    for number, (name, variant) in enumerate(config.evaluate.variants.items()):
+        scored = score(
             model,
             manifest,
-            job.config,
-            split=job.config.data.test_split,
+            config,
+            split=config.data.test_split,
             variant=variant,
             device=device,
             progress=False,
         )
+        result["scores"][name] = scored.scores
+        result["image_ids"][name] = list(scored.image_ids)
+        result[f"confusions.{name}"] = scored.confusions
+        if number == 0:
+            result |= {f"label.{image}": labels for image, labels in scored.predictions.items()}
         send(name)
-    return results
+    return result
 
 
 def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
@@ -61,21 +74,22 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
     failures = {r["seed"]: r["reason"] for r in trained if r["status"] == "failed"}
     configs = {seed: suite.run(key, seed) for seed in suite.seeds}
     with stage(f"evaluate@{key}", layout, __name__) as code:
-        jobs = [Job(c, layout.data, layout.weights(key, seed)) for seed, c in configs.items() if seed not in failures]
+        trained_seeds = [seed for seed in configs if seed not in failures]
+        jobs = [_job(key, configs[seed], layout) for seed in trained_seeds]
         first = configs[suite.seeds[0]].train
-        device = select_device(first.device)
-        results = run_jobs(
-            evaluate_one,
-            jobs,
-            workers=workers or default_workers(first.threads, device.type),
-            preload=["sunets.stages.evaluate"],
-            on_message=lambda index, name: print(f"{key} seed {jobs[index].config.seed}: {name} scored", flush=True),
-        )
-        by_seed = {job.config.seed: result for job, result in zip(jobs, results, strict=True)}
+        with open_pool(
+            [__name__], layout.data, manifest.digest, device=first.device, threads=first.threads, jobs=len(jobs),
+            results=layout.job_results, workers=workers,
+        ) as pool:  # fmt: skip
+            (results,) = pool.drive(
+                [at_once(jobs)], lambda name, variant: print(f"{name}: {variant} scored", flush=True)
+            )
+        by_seed = dict(zip(trained_seeds, results, strict=True))
+        host = next(iter(results), {}).get("environment") or environment(first.device, first.threads)
         records, arrays = [], {}
         for seed, config in configs.items():
             for variant in suite.evaluate.variants:
-                result = by_seed[seed][variant] if seed in by_seed else None
+                result = by_seed.get(seed)
                 records.append(
                     make_record(
                         "evaluate",
@@ -87,21 +101,22 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                         config=config,
                         status="finished" if result else "failed",
                         reason=None if result else f"not scored, since its training failed: {failures[seed]}",
-                        scores=result.scores if result else {},
-                        environment=environment(device, config.train.threads),
+                        scores=result["scores"][variant] if result else {},
+                        environment=result["environment"] if result else host,
                         provenance=provenance(manifest.digest, code, config, stage_command(suite, "evaluate", key)),
                     )
                 )
                 if result:
-                    arrays[f"seed{seed}.{variant}"] = result.confusions
-                    arrays["images"] = np.array(result.image_ids)
+                    arrays[f"seed{seed}.{variant}"] = result[f"confusions.{variant}"]
+                    arrays["images"] = np.array(result["image_ids"][variant])
         folder = layout.predictions(key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         headline = next(iter(suite.evaluate.variants))
         if by_seed:
-            for name, labels in next(iter(by_seed.values()))[headline].predictions.items():
-                Image.fromarray(labels).save(folder / f"{name}.png")
+            for name, labels in next(iter(by_seed.values())).items():
+                if name.startswith("label."):
+                    Image.fromarray(labels).save(folder / f"{name.removeprefix('label.')}.png")
         confusion = layout.records / "confusion" / f"{key}.npz"
         confusion.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(confusion, **arrays)
@@ -114,3 +129,13 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
         }
         write_json(layout.results / "metrics" / f"{key}.json", means)
     return records
+
+
+def _job(key: str, config: Config, layout: Layout) -> Job:
+    path = layout.weights(key, config.seed)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; train {key} first")
+    weights = base64.b64encode(path.read_bytes()).decode()
+    arguments = {"config": config.model_dump(mode="json"), "weights": weights}
+    name = f"{key} seed {config.seed}"
+    return Job(name, f"{__name__}:{evaluate_one.__name__}", arguments, {"data": str(layout.data)})

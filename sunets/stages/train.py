@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sunets.config import Config, Suite
+from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.data import load_manifest
-from sunets.record import environment, make_record, provenance, stage_command, utc_now, write_json, write_rows
+from sunets.record import (
+    environment,
+    make_record,
+    provenance,
+    replacing,
+    stage_command,
+    utc_now,
+    write_json,
+    write_rows,
+)
 from sunets.stages import Layout, stage
-from sunets.stages.parallel import Send, default_workers, run_jobs
-from sunets.train import TrainingError, check, fit, run_fingerprint, select_device
+from sunets.train import TrainingError, check, fit, run_fingerprint, select_device, waiting_for
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training, as a worker process receives it."""
+def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Train one configuration, in a worker process; sends each epoch's row.
 
-    config: Config
-    data: Path
-    work_dir: Path
-
-
-def train_one(job: Job, send: Send) -> dict[str, Any]:
-    """Train one configuration; sends each epoch's row.
+    Args:
+        arguments: config (plain), data and work (directories).
+        send: takes the rows.
 
     Returns:
         status, reason, rows (the history), seconds of this process, images_per_second, started (UTC), resumed,
-        device and environment.
+        environment, and the bytes of the weights file.
     """
-    manifest = load_manifest(job.data, job.config.data)
-    started = utc_now()
-    device = select_device(job.config.train.device)
+    config = Config.model_validate(arguments["config"])
+    manifest = load_manifest(Path(arguments["data"]), config.data)
     outcome: dict[str, Any] = {
         "status": "finished",
         "reason": None,
-        "started": started,
-        "environment": environment(device, job.config.train.threads),
+        "started": utc_now(),
+        "environment": environment(select_device(config.train.device), config.train.threads),
         "rows": [],
     }
 
@@ -49,8 +52,10 @@ def train_one(job: Job, send: Send) -> dict[str, Any]:
         outcome["rows"].append(row)
         send(row)
 
+    work_dir = Path(arguments["work"], run_fingerprint(config, manifest))
     try:
-        result = fit(job.config, manifest, work_dir=job.work_dir, on_epoch=on_epoch, progress=False)
+        with waiting_for(work_dir):
+            result = fit(config, manifest, work_dir=work_dir, on_epoch=on_epoch, progress=False)
     except TrainingError as error:  # a diverged training is a result; a defect or a kill is not
         return outcome | {"status": "failed", "reason": str(error)}
     return outcome | {
@@ -58,6 +63,7 @@ def train_one(job: Job, send: Send) -> dict[str, Any]:
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "resumed": result.resumed,
+        "weights": np.fromfile(result.weights_path, np.uint8),
     }
 
 
@@ -69,7 +75,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
 
     Raises:
         ConfigError, ValueError: the model cannot be built or trained as configured; raised before any training.
-        StageError: a worker was killed, or the source changed meanwhile; run again to go on.
+        JobError, StageError: a training ended without a result, or the source changed meanwhile; run again to go on.
     """
     layout = Layout(suite.benchmark, root)
     configs = [suite.run(key, seed) for seed in suite.seeds]
@@ -78,30 +84,32 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
     with stage(f"train@{key}", layout, __name__) as code:
         from sunets.tracking import Tracker
 
-        jobs = [Job(c, layout.data, layout.work / run_fingerprint(c, manifest)) for c in configs]
+        paths = {"data": str(layout.data), "work": str(layout.work)}
+        jobs = [
+            Job(
+                f"{key} seed {c.seed}", f"{__name__}:{train_one.__name__}", {"config": c.model_dump(mode="json")}, paths
+            )
+            for c in configs
+        ]
+        numbers = {job.name: number for number, job in enumerate(jobs)}
         sources = [provenance(manifest.digest, code, c, stage_command(suite, "train", key)) for c in configs]
         tracker = Tracker("train", suite, key, list(zip(configs, sources, strict=True)))
         with _EpochProgress(key, configs) as progress:
 
-            def on_epoch(index: int, row: dict[str, Any]) -> None:
-                progress.update(index, row)
-                tracker.log_epoch(configs[index].seed, row)
+            def on_epoch(name: str, row: dict[str, Any]) -> None:
+                progress.update(numbers[name], row)
+                tracker.log_epoch(configs[numbers[name]].seed, row)
 
-            device = select_device(configs[0].train.device)
-            if "WORLD_SIZE" in os.environ:  # torchrun: all its processes work on one training at a time
-                workers = 1
-            outcomes = run_jobs(
-                train_one,
-                jobs,
-                workers=workers or default_workers(configs[0].train.threads, device.type),
-                preload=["sunets.stages.train"],
-                on_message=on_epoch,
-            )
+            with open_pool(
+                [__name__], layout.data, manifest.digest, device=configs[0].train.device,
+                threads=configs[0].train.threads, jobs=len(jobs), results=layout.job_results, workers=workers,
+            ) as pool:  # fmt: skip
+                (outcomes,) = pool.drive([at_once(jobs)], on_epoch)
         if int(os.environ.get("RANK", 0)) != 0:
             return []
         records, rows, timing = [], [], []
-        for job, source, outcome in zip(jobs, sources, outcomes, strict=True):
-            config, history = job.config, outcome["rows"]
+        for config, source, outcome in zip(configs, sources, outcomes, strict=True):
+            history = outcome["rows"]
             record = make_record(
                 "train",
                 benchmark=suite.benchmark,
@@ -123,10 +131,9 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 | {"device": outcome["environment"]["device"], "threads": config.train.threads}
             )
             if outcome["status"] == "finished":
-                target = layout.weights(key, config.seed)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(job.work_dir / "weights.pt", target)
-            tracker.finish(config.seed, record)
+                with replacing(layout.weights(key, config.seed)) as target:
+                    outcome["weights"].tofile(target)
+            tracker.finish(config.seed, record, history)
         # A seed that failed has no weights, and DVC wants the directory even when all did.
         layout.weights(key, 0).parent.mkdir(parents=True, exist_ok=True)
         write_rows(layout.records / "history" / f"{key}.csv", rows)

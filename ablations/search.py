@@ -1,0 +1,354 @@
+"""Optuna searches in synchronous batches: the same trials with any number of workers, killed or not.
+
+A search draws a batch of settings at once, from the results of the batches before it and a seed of its own, and tells
+their results in the order of drawing. Between two rungs (epochs) a trial is one job, which goes on from the checkpoint
+of the job before; who goes on is decided when the whole batch has reached the rung. Nothing depends on which job ends
+first. Optuna's storage is written and never decided by: a driver that starts again draws the same trials anew and finds
+their results by fingerprint (`sunets.core.results`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sunets.config import AxisConfig, ConfigError, derive_seed
+from sunets.core.executor import Job, Plan
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+REDRAWS = 50
+"""Draws after which a setting that is new is looked for in another way."""
+ENUMERATED = 2000
+"""Most settings of a finite space that are gone through then."""
+STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+Direction = Literal["minimize", "maximize"]
+Setting = dict[str, Any]
+"""Dotted path of the configuration -> value, of one trial."""
+Status = Literal["finished", "failed", "pruned"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One Optuna study: what is drawn, how often, and what it is judged by."""
+
+    name: str
+    """Name of the study; carries a fingerprint of all that decides its trials."""
+    objectives: Mapping[str, Direction]
+    """Names in the job's `values`; trials are pruned by the only one."""
+    space: Mapping[str, AxisConfig]
+    """Dotted path -> values or range to draw from."""
+    fixed: Setting
+    """What every drawn setting has besides."""
+    trials: int
+    batch: int
+    """Settings drawn at once."""
+    seed: int
+    rungs: tuple[int, ...] = ()
+    """Epochs at which trials below the median of those that got as far are stopped."""
+    startup: int = 5
+    """Trials drawn at random before the sampler learns."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial that has ended."""
+
+    study: str
+    number: int
+    """Place in the study, from 0."""
+    setting: Setting
+    status: Status
+    reason: str | None
+    result: dict[str, Any]
+    """What its last job returned."""
+    duplicate_of: int | None = None
+    """The earlier trial of the same setting whose result this one is, where the space had no other left."""
+
+
+MakeJob = Callable[[int, Setting, int | None], Job]
+"""Number of the trial, its setting and the epoch to train to (None: to the end, and score it) -> the job.
+
+The job returns status (finished or failed), reason, values (objective -> value, at a rung too) and curve (pairs of
+epoch and value of a single objective).
+"""
+
+
+def search(
+    spec: Search,
+    storage: BaseStorage,
+    make_job: MakeJob,
+    identity: Callable[[Setting], str],
+    on_end: Callable[[Trial], None] = lambda trial: None,
+) -> Plan[list[Trial]]:
+    """Draw, run and judge the trials of a search.
+
+    Args:
+        spec: the search.
+        storage: where the study is written.
+        make_job: the job of a trial up to a rung.
+        identity: equal for settings that make the same training; raises ConfigError for one that makes none.
+        on_end: receives each trial when its batch has ended.
+    """
+    study = _Study(storage, spec.name, spec.objectives, {p: _distribution(axis) for p, axis in spec.space.items()})
+    (first, direction), *_ = spec.objectives.items()
+    sign = 1 if direction == "maximize" else -1
+    reached: dict[int, list[float]] = {rung: [] for rung in spec.rungs}
+    seen: dict[str, int] = {}
+    done: list[Trial] = []
+    while (start := len(done)) < spec.trials:
+        drawn = _draw(spec, study.told, min(spec.batch, spec.trials - start), identity, seen)
+        batch = dict(enumerate((setting for setting, _ in drawn), start))
+        copies = {number: original for number, (_, original) in zip(batch, drawn, strict=True) if original is not None}
+        ended: dict[int, Trial] = {}
+        for rung in (*spec.rungs, None):
+            alive = [number for number in batch if number not in ended and number not in copies]
+            results = dict(zip(alive, (yield [make_job(n, batch[n], rung) for n in alive]), strict=True))
+            for number, result in results.items():
+                if rung is None or result["status"] == "failed":
+                    ended[number] = Trial(spec.name, number, batch[number], result["status"], result["reason"], result)
+            if rung is not None:
+                scores = {n: sign * r["values"][first] for n, r in results.items() if n not in ended}
+                reached[rung] += scores.values()
+                for number in (n for n, score in scores.items() if score < statistics.median(reached[rung])):
+                    reason = f"below the median of {len(reached[rung])} trials after epoch {rung}"
+                    ended[number] = Trial(spec.name, number, batch[number], "pruned", reason, results[number])
+        for number in batch:
+            if (original := copies.get(number)) is not None:
+                ended[number] = replace(
+                    ended.get(original) or done[original], number=number, setting=batch[number], duplicate_of=original
+                )
+            study.tell(ended[number])
+            on_end(ended[number])
+            done.append(ended[number])
+    return done
+
+
+def repeat(
+    name: str,
+    objectives: Mapping[str, Direction],
+    settings: Sequence[Setting],
+    storage: BaseStorage,
+    make_job: MakeJob,
+    on_end: Callable[[Trial], None] = lambda trial: None,
+) -> list[Plan[Trial]]:
+    """Run given settings to the end, each in a plan of its own."""
+    values: dict[str, dict[Any, None]] = {}
+    for path, value in (item for setting in settings for item in setting.items()):
+        values.setdefault(path, {})[_choice(value)] = None
+    study = _Study(storage, name, objectives, {path: CategoricalDistribution([*v]) for path, v in values.items()})
+    ended: dict[int, Trial] = {}
+
+    def plan(number: int) -> Plan[Trial]:
+        (result,) = yield [make_job(number, settings[number], None)]
+        ended[number] = Trial(name, number, settings[number], result["status"], result["reason"], result)
+        on_end(ended[number])
+        while (following := ended.get(len(study.told))) is not None:
+            study.tell(following)
+        return ended[number]
+
+    return [plan(number) for number in range(len(settings))]
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+def _choice(value: Any) -> bool | int | float | str | None:
+    """A value as Optuna's storages keep it: a list becomes text."""
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def _distribution(axis: AxisConfig) -> BaseDistribution:
+    if axis.values:
+        return CategoricalDistribution([_choice(value) for value in axis.values])
+    assert axis.low is not None
+    assert axis.high is not None
+    return FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _draw(
+    spec: Search, told: Sequence[FrozenTrial], size: int, identity: Callable[[Setting], str], seen: dict[str, int]
+) -> list[tuple[Setting, int | None]]:
+    """Settings of a batch, each with the earlier trial that has the same (None: it is new, and now in `seen`).
+
+    Raises:
+        ConfigError: the space holds no setting that can be trained.
+    """
+    seed = derive_seed(spec.seed, len(told)) % (1 << 32)
+    sampler = optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=spec.startup, multivariate=True, constant_liar=True
+    )
+    study = optuna.create_study(directions=list(spec.objectives.values()), sampler=sampler)
+    study.add_trials(told)
+    space = {path: _distribution(axis) for path, axis in spec.space.items()}
+    values = {path: {_choice(value): value for value in axis.values} for path, axis in spec.space.items()}
+
+    def settings() -> Iterator[Setting]:
+        """Draws; then, where the space is finite and small, all that it holds in a random order."""
+        for _ in range(REDRAWS):
+            trial = study.ask(space)
+            yield spec.fixed | {path: values[path].get(drawn, drawn) for path, drawn in trial.params.items()}
+            study.tell(trial, state=TrialState.FAIL)  # asked for and not taken: the sampler passes over it
+        sides = [axis.values for axis in spec.space.values()]
+        if all(sides):
+            every = list(itertools.islice(itertools.product(*sides), ENUMERATED))
+            for choice in random.Random(seed).sample(every, len(every)):
+                yield spec.fixed | dict(zip(spec.space, choice, strict=True))
+
+    batch: list[tuple[Setting, int | None]] = []
+    for number in range(len(told), len(told) + size):
+        copy: tuple[Setting, int] | None = None
+        fault: ConfigError | None = None
+        for setting in settings():
+            try:
+                key = identity(setting)
+            except ConfigError as error:
+                fault = error
+                continue
+            if key not in seen:
+                seen[key] = number
+                batch.append((setting, None))
+                break
+            copy = copy or (setting, seen[key])
+        else:
+            if copy is None:
+                assert fault is not None
+                raise fault
+            batch.append(copy)
+    return batch
+
+
+# Writing down --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Study:
+    """The trials told so far, and the study in a storage that shows them."""
+
+    storage: BaseStorage
+    name: str
+    objectives: Mapping[str, Direction]
+    space: Mapping[str, BaseDistribution]
+    told: list[FrozenTrial] = field(default_factory=list)
+
+    def tell(self, trial: Trial) -> None:
+        """Add the next trial."""
+        result, complete = trial.result, trial.status == "finished"
+        told = {"setting": trial.setting, "reason": trial.reason, "duplicate_of": trial.duplicate_of}
+        self.told.append(
+            create_trial(
+                state=STATES[trial.status],
+                values=[result["values"][name] for name in self.objectives] if complete else None,
+                params={path: _choice(value) for path, value in trial.setting.items() if path in self.space},
+                distributions={path: self.space[path] for path in trial.setting if path in self.space},
+                intermediate_values=dict(result["curve"]) if len(self.objectives) == 1 else {},
+                user_attrs={key: value for key, value in told.items() if value is not None},
+            )
+        )
+        study = optuna.create_study(
+            storage=self.storage, study_name=self.name, directions=[*self.objectives.values()], load_if_exists=True
+        )
+        stored = [(t.params, t.state, t.values) for t in study.get_trials(deepcopy=False)]
+        if any(a != (b.params, b.state, b.values) for a, b in zip(stored, self.told, strict=False)):
+            # Of a machine that computes otherwise.
+            optuna.delete_study(study_name=self.name, storage=self.storage)
+            study = optuna.create_study(
+                storage=self.storage, study_name=self.name, directions=[*self.objectives.values()]
+            )
+            stored = []
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            study.set_metric_names([*self.objectives])
+        study.add_trials(self.told[len(stored) :])
+
+
+@contextlib.contextmanager
+def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
+    """Connect to a storage, as the only driver of a study.
+
+    Args:
+        address: path of a journal file; a database URL such as postgresql+psycopg://user@host/name; or grpc://host:port
+            of Optuna's proxy in front of such a database.
+        name: of the study; another driver of the same name is refused (behind a proxy, one of this checkout).
+
+    Raises:
+        ValueError: the address cannot be used, or another driver runs the study; without the password of the address.
+    """
+    scheme, separator, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    busy = ValueError(f"{name}: another driver runs this study; wait for it to end, or stop it")
+    with contextlib.ExitStack() as stack:
+        storage: BaseStorage
+        if not separator:
+            Path(address).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(f"{address}.{derive_seed(name)}.lock", timeout=0))
+            except Timeout:
+                raise busy from None
+            storage = JournalStorage(JournalFileBackend(address, lock_obj=_JournalLock(address)))
+        elif scheme == "grpc" and host and port.isdecimal():
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                storage = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
+            stack.callback(storage.close)
+            try:
+                storage.wait_server_ready(timeout=10)
+            except ConnectionError:
+                raise ValueError(f"OPTUNA_STORAGE: no answer from {address} within 10 s") from None
+        elif scheme.startswith("postgresql"):
+            import sqlalchemy
+
+            try:
+                database = RDBStorage(address, engine_kwargs={"poolclass": sqlalchemy.pool.NullPool})
+                held = stack.enter_context(database.engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+            except (sqlalchemy.exc.DatabaseError, sqlalchemy.exc.ArgumentError, ImportError) as error:
+                text = str(error).splitlines()[0].replace(address, f"{scheme}://...")
+                raise ValueError(f"OPTUNA_STORAGE: cannot use {scheme}://...: {text}") from None
+            if not held.scalar(sqlalchemy.text(f"SELECT pg_try_advisory_lock({derive_seed(name)})")):
+                raise busy
+            storage = optuna.storages.get_storage(database)
+        else:
+            raise ValueError(
+                f"OPTUNA_STORAGE: {scheme}://...: the path of a journal file, postgresql+psycopg://user@host/name or "
+                "grpc://host:port is expected"
+            )
+        yield storage
+
+
+class _JournalLock(JournalFileOpenLock):
+    """Lock of a journal file that the kernel frees when its holder is killed.
+
+    Optuna's own are files that a killed process leaves behind. The next holder also cuts off a last line that a killed
+    writer did not finish, which no reader could pass.
+    """
+
+    def __init__(self, journal: str) -> None:
+        self._journal, self._lock = Path(journal), FileLock(f"{journal}.lock")
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        with self._journal.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+                start = max(0, end - (1 << 22))
+                file.seek(start)
+                file.truncate(start + file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
