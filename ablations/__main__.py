@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sunets import cli
-from sunets.cli import PARAMS, GpuTflops, Params, Settings
-from sunets.config import Suite, load
+from sunets.core import cli
+from sunets.core.cli import PARAMS, GpuTflops, Params, Settings
+from sunets.core.config import Suite, load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,8 +77,8 @@ def plan(
 @app.command()
 def report(params: Params = PARAMS, settings: Settings = None) -> None:
     """Make the tables, figures and page results/BENCHMARK/ablations.md from the records."""
-    from ablations.report import build_ablation_report
-    from sunets.tracking import sync_or_warn
+    from ablations.report.page import build_ablation_report
+    from sunets.tracking.sync import sync_or_warn
 
     suite = load(params, settings or [])
     for path in build_ablation_report(suite, Path()):

@@ -18,14 +18,14 @@ from torch import nn
 from torch.nn import functional
 
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
-from sunets.config import Config, StudyConfig, Suite
+from sunets.core.config import Config, StudyConfig, Suite
 from sunets.core.hardware import default_workers
+from sunets.core.paths import Layout
 from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset, prepare
+from sunets.models.zoo import create_model
 from sunets.plan import LAUNCH_SECONDS, Operators, gpu_hours
-from sunets.profile import count_macs
-from sunets.stages import Layout
-from sunets.train import prepare_torch
-from sunets.zoo import create_model
+from sunets.profiling.multiply_adds import count_macs
+from sunets.training.device import prepare_torch
 
 STEP_GMACS = 20.0
 """Multiply-adds (10^9, forward and backward) of a timed step at most: a second or so on two cores."""

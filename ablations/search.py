@@ -29,7 +29,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sunets.config import AxisConfig, ConfigError, derive_seed
+from sunets.core.config import AxisConfig, ConfigError, derive_seed
 from sunets.core.executor import Job, Plan
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sunets.config import AxisConfig, Config, ConfigError, StudyConfig, Suite, fingerprint
+from sunets.core.config import AxisConfig, Config, ConfigError, StudyConfig, Suite, fingerprint
 from sunets.data import Manifest
-from sunets.sunet import SUNet, SUNetConfig, dilation_schedule
-from sunets.train import check
-from sunets.zoo import create_model
+from sunets.models.structure import SUNetConfig, dilation_schedule
+from sunets.models.sunet import SUNet
+from sunets.models.zoo import create_model
+from sunets.training.fit import check
 
 Size = tuple[int, int]
 Arm = dict[str, Any]

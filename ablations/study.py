@@ -1,8 +1,9 @@
 """One ablation study: its trials, run wherever they were left, and the records of them.
 
-A trial is one training (`sunets.train.fit`) and one scoring. Grids and confirmations are scored on the test split, what
-a sampler looks at on the validation split, under other names (`score.*` and `search.*`), so that the two never share a
-column. Trainings live in `.work/<fingerprint>`, so a killed one goes on, and equal ones of several studies are one.
+A trial is one training (`sunets.training.fit.fit`) and one scoring. Grids and confirmations are scored on the test
+split, what a sampler looks at on the validation split, under other names (`score.*` and `search.*`), so that the two
+never share a column. Trainings live in `.work/<fingerprint>`, so a killed one goes on, and equal ones of several
+studies are one.
 
     one_at_a_time, grid    every point once a seed
     tuned                  for each arm as many sampled trials; then the arm's best setting on every seed
@@ -25,25 +26,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ablations.search import Direction, MakeJob, Search, Setting, Trial, open_storage, repeat, search
 from ablations.space import Arm, Point, Space, check_study, identity, rungs, study_config, trial_config
-from sunets.config import Config, ProfileConfig, StudyConfig, Suite, fingerprint
+from sunets.core.config import Config, ProfileConfig, StudyConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
+from sunets.core.paths import Layout
+from sunets.core.provenance import code_hash, environment, provenance, stage_command
+from sunets.core.record import Record, make_record, read_json, write_json, write_rows
+from sunets.core.stage import stage
 from sunets.data import Manifest, load_manifest
-from sunets.evaluate import evaluate
-from sunets.profile import profile_model
-from sunets.record import (
-    Record,
-    code_hash,
-    environment,
-    make_record,
-    provenance,
-    read_json,
-    stage_command,
-    write_json,
-    write_rows,
-)
-from sunets.stages import Layout, stage
-from sunets.train import TrainingError, fit, run_fingerprint, select_device, waiting_for
+from sunets.evaluation.evaluate import evaluate
+from sunets.profiling.cost import profile_model
+from sunets.training.checkpoint import waiting_for
+from sunets.training.device import select_device
+from sunets.training.fit import fit, run_fingerprint
+from sunets.training.loop import TrainingError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -179,7 +175,7 @@ def _cost(profile: ProfileConfig, config: Config, manifest: Manifest, work: Path
         name: getattr(profile, name) for name in ("size", "batch_size", "field_seeds", "field_images")
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = fingerprint(arguments, protocol, device, code_hash("sunets.profile"), torch.__version__)
+    key = fingerprint(arguments, protocol, device, code_hash("sunets.profiling.cost"), torch.__version__)
     path = work / "cost" / f"{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -353,7 +349,7 @@ class _Listener:
         """Job -> number of its trial."""
 
     def __enter__(self) -> _Listener:
-        from sunets.tracking import Tracker
+        from sunets.tracking.live import Tracker
 
         self.tracker = Tracker("trial", self.plan.suite, self.plan.name)
         self.bar.start()

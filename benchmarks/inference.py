@@ -20,9 +20,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from sunets import create_model
-from sunets.cli import refuse_other_checkout
-from sunets.inference import optimize_for_inference
-from sunets.record import environment
+from sunets.core.cli import refuse_other_checkout
+from sunets.core.provenance import environment
+from sunets.models.inference import optimize_for_inference
 
 
 def main() -> None:

@@ -2,13 +2,13 @@
 
 Command: `python benchmarks/test_time.py` (about a minute on two cores). It ends with exit status 1 where any
 probability differs by more than 1e-5 or is not a number.
-Ours runs as `sunets.evaluate.evaluate` does it with every preset: channels last, and windows and mirrors in batches
-as far as those are faster. The loop runs in torch's default memory format, as the authors' code does, unless
+Ours runs as `sunets.evaluation.evaluate.evaluate` does it with every preset: channels last, and windows and mirrors in
+batches as far as those are faster. The loop runs in torch's default memory format, as the authors' code does, unless
 --loop-channels-last is given.
 Expect, on two cores of an AVX-512 processor, 0.7 to 0.8 of the loop's time by default, 0.55 with windows of 128 pixels,
 whose passes are short, and 0.85 to 0.95 with the authors' windows of 512 pixels, which go one a pass (see
-`sunets.evaluate.CPU_PASS_PIXELS`): there the gain is the memory format's, and a loop in ours takes 0.93 of our time.
-The two are timed in turn, so that the ratios hold on a busy machine; the times do not.
+`sunets.evaluation.multi_scale.CPU_PASS_PIXELS`): there the gain is the memory format's, and a loop in ours takes 0.93
+of our time. The two are timed in turn, so that the ratios hold on a busy machine; the times do not.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sunets import create_model
-from sunets.cli import refuse_other_checkout
-from sunets.config import TestTimeConfig, TrainConfig
-from sunets.evaluate import multi_scale_probabilities
-from sunets.record import environment
-from sunets.train import prepare_torch
+from sunets.core.cli import refuse_other_checkout
+from sunets.core.config import TestTimeConfig, TrainConfig
+from sunets.core.provenance import environment
+from sunets.evaluation.multi_scale import multi_scale_probabilities
+from sunets.training.device import prepare_torch
 
 SCALES = (0.5, 0.75, 1.0, 1.25)
 NUM_CLASSES = 21

@@ -23,7 +23,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from sunets.tracking import tracking_uri
+from sunets.tracking.store import tracking_uri
 
 
 def main(benchmark: str = "synthetic", study: str = "dilation") -> None:

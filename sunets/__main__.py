@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sunets.cli import PARAMS, GpuTflops, Params, Settings, run
-from sunets.config import Suite, flatten, load
-from sunets.names import overlap
+from sunets.core.cli import PARAMS, GpuTflops, Params, Settings, run
+from sunets.core.config import Suite, flatten, load
+from sunets.core.names import overlap
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,7 +96,7 @@ def speed(params: Params = PARAMS, settings: Settings = None) -> None:
 def report(params: Params = PARAMS, settings: Settings = None) -> None:
     """Make the tables, figures and page of results/BENCHMARK/ from its records."""
     from sunets.report.build import build_report
-    from sunets.tracking import sync_or_warn
+    from sunets.tracking.sync import sync_or_warn
 
     suite = _suite(params, settings)
     for path in build_report(suite, Path()):
@@ -136,7 +136,7 @@ def plan(
 @app.command(name="list", rich_help_panel=TOOLS)
 def list_(task: Annotated[str | None, typer.Option(help="segmentation or classification")] = None) -> None:
     """List the models of the zoo."""
-    from sunets.zoo import list_models
+    from sunets.models.zoo import list_models
 
     for name in list_models(task):
         typer.echo(name)
@@ -157,7 +157,7 @@ def profile(
     picture: Annotated[Path | None, typer.Option(help="Draw the effective receptive fields; implies --field.")] = None,
 ) -> None:
     """Tell what models cost: parameters, multiply-adds, saved memory, speed, receptive field."""
-    from sunets.profile import run_profile
+    from sunets.profiling.cost import run_profile
 
     run_profile(
         models,
@@ -177,7 +177,7 @@ def profile(
 @app.command(rich_help_panel=TOOLS)
 def zoo() -> None:
     """Count every segmentation network of the zoo; writes results/zoo/ and the README's cost table."""
-    from sunets.stages.zoo import zoo_stage
+    from sunets.zoo_tables import zoo_stage
 
     zoo_stage()
 
@@ -235,7 +235,7 @@ def mlflow_sync(
     benchmark: Annotated[str | None, typer.Option(help="One benchmark; default: all under results/.")] = None,
 ) -> None:
     """Bring MLflow in line with results/: rebuilds a deleted database, adds nothing twice."""
-    from sunets.tracking import sync
+    from sunets.tracking.sync import sync
 
     typer.echo(sync(Path("results"), benchmark))
 

@@ -18,14 +18,16 @@ from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sunets.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, TestTimeConfig
+from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, TestTimeConfig
+from sunets.core.paths import Layout
 from sunets.data import iterations_per_epoch
 from sunets.data.manifest import used_splits
-from sunets.evaluate import window_starts
-from sunets.profile import count_macs, input_channels, saved_bytes
-from sunets.stages import Layout
-from sunets.sunet import SUNet
-from sunets.zoo import create_model
+from sunets.evaluation.multi_scale import window_starts
+from sunets.models.sunet import SUNet
+from sunets.models.zoo import create_model
+from sunets.profiling.memory import saved_bytes
+from sunets.profiling.modes import input_channels
+from sunets.profiling.multiply_adds import count_macs
 
 Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
@@ -204,7 +206,9 @@ def _row(key: str, config: Config, seeds: int, data: _Data, tflops: float) -> Pl
     network = _Network(config.model.model_copy(update={"weights": None}), config.data.task, data.classes)
     square = (augment.resized_crop, augment.resized_crop) if augment.resized_crop is not None else None
     size: Size = square or augment.crop or data.size
-    scored: Size = (square if classification else None) or data.size  # as `sunets.train.scoring_dataset` has it
+    scored: Size = (
+        square if classification else None
+    ) or data.size  # as `sunets.training.recipe.scoring_dataset` has it
 
     hours = functools.partial(gpu_hours, tflops=tflops)
 
@@ -256,7 +260,7 @@ def gpu_hours(images: float, cost: tuple[float, float], batch_size: int, tflops:
 
 
 def forward_passes(variant: TestTimeConfig, size: Size) -> list[tuple[Size, int]]:
-    """What `sunets.evaluate.multi_scale_probabilities` sends through a network for one image.
+    """What `sunets.evaluation.multi_scale.multi_scale_probabilities` sends through a network for one image.
 
     Args:
         variant: scales, mirroring, window and overlap.

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import nn
 
-from sunets.config import IGNORE_INDEX, TestTimeConfig
+from sunets.core.config import IGNORE_INDEX, TestTimeConfig
+from sunets.core.names import child, printable
+from sunets.core.record import replacing
 from sunets.data import DataError, Item, Manifest
 from sunets.data.picture import MIN_SIDE, open_regular, read_picture
-from sunets.evaluate import multi_scale_probabilities
-from sunets.names import child, printable
-from sunets.record import replacing
-from sunets.train import CheckpointError, load_trained, select_device
+from sunets.evaluation.multi_scale import multi_scale_probabilities
+from sunets.training.checkpoint import CheckpointError, load_trained
+from sunets.training.device import select_device
 
 SINGLE_SCALE = TestTimeConfig()
 """The whole image at its own scale."""

@@ -12,10 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations import report
-from ablations.report import Study, build_ablation_report, findings, importance, settings_table
-from sunets.config import StudyConfig, Suite
-from sunets.record import Record, make_record, write_json
+from ablations.report import figures, results
+from ablations.report import page as report_page
+from ablations.report.figures import importance
+from ablations.report.page import build_ablation_report, findings
+from ablations.report.results import Study
+from ablations.report.tables import settings_table
+from sunets.core.config import StudyConfig, Suite
+from sunets.core.record import Record, make_record, write_json
 
 BASE = {"model.unet_depth": [2, 2, 1], "model.num_blocks": 2, "model.output_stride": 16}
 PARAMS = {
@@ -156,7 +160,8 @@ MADE: dict[str, Callable[[], tuple[StudyConfig, list[Record]]]] = {
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "RESAMPLES", 6)
+    monkeypatch.setattr(report_page, "RESAMPLES", 6)
+    monkeypatch.setattr(figures, "RESAMPLES", 6)
 
 
 def study(name: str) -> Study:
@@ -235,10 +240,10 @@ def test_a_missing_score_takes_its_partners_out_of_a_marginal() -> None:
 def test_the_page_names_what_the_base_is_and_how_it_was_trained() -> None:
     settings, records = one_at_a_time()
     moved = settings.model_copy(update={"overrides": {"model.output_stride": 8, "train.epochs": 5}})
-    text = report.what_was_run(Study("depth", moved, records, "SUNet-tiny"))
+    text = report_page.what_was_run(Study("depth", moved, records, "SUNet-tiny"))
     assert text.startswith("SUNet-tiny with model.output_stride 8, one axis at a time from the default: U-Net depth (")
     assert "5 epochs, batch 16, adamw, learning rate 0.003, weight decay 0.01; seeds 0, 1, 2, 3" in text
-    assert "looked at on the val split only; those below the median" in report.what_was_run(study("tuned"))
+    assert "looked at on the val split only; those below the median" in report_page.what_was_run(study("tuned"))
 
 
 def test_one_seed_shows_no_difference() -> None:
@@ -303,5 +308,5 @@ def test_without_records_there_is_no_report(tmp_path: Path) -> None:
 
 
 def test_values_are_shown_as_people_write_them() -> None:
-    shown = [report.value_text(v) for v in ([2, 2, 1], 0.00123456, True, None, "none", [[0, 1], 2])]
+    shown = [results.value_text(v) for v in ([2, 2, 1], 0.00123456, True, None, "none", [[0, 1], 2])]
     assert shown == ["2, 2, 1", "0.00123", "yes", "default", "none", "0, 1, 2"]

@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_manifest
 
 from ablations.space import Point, check_study, identity, input_size, trial_config
-from sunets.config import ConfigError, Suite
+from sunets.core.config import ConfigError, Suite
 from sunets.data import Manifest
 
 DEPTHS = {"path": "model.unet_depth", "values": [1, 2, 3]}

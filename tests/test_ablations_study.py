@@ -17,12 +17,12 @@ import yaml
 from ablations.engine import Finished
 from tiny import SUNET
 
-import sunets.tracking
+import sunets.tracking.live
 from ablations import __main__ as commands
 from ablations.study import confirmed, pareto_front, run_study, spread
-from sunets.config import Suite, load
+from sunets.core.config import Suite, load
+from sunets.core.record import read_json, read_rows
 from sunets.data import prepare
-from sunets.record import read_json, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPTHS = {"path": "model.unet_depth", "values": [1, 2]}
@@ -85,7 +85,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def suite(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.chdir(checkout)
-    monkeypatch.setattr(sunets.tracking, "Tracker", QuietTracker)
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", QuietTracker)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
     return load("params.yaml")
 

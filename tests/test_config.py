@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from sunets.config import ConfigError, Suite, load, read_yaml
-from sunets.names import check_name
+from sunets.core.config import ConfigError, Suite, load, read_yaml
+from sunets.core.names import check_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = (ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from PIL import Image
 from standins import make_camvid, make_imagefolder, make_voc
 from torchvision import tv_tensors
 
-from sunets.config import AugmentConfig, DataConfig, SyntheticConfig
+from sunets.core.config import AugmentConfig, DataConfig, SyntheticConfig
 from sunets.data import DataError, eval_batches, iterations_per_epoch, make_dataset, prepare, train_batches
 from sunets.data.loading import training_transforms
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from standins import make_camvid, make_folder, make_imagefolder
 
-from sunets.config import DataConfig, SyntheticConfig
+from sunets.core.config import DataConfig, SyntheticConfig
 from sunets.data import DataError, download, load_manifest, prepare
 from sunets.data.synthetic import SHAPES, draw
 

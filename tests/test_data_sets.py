@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.io import savemat
 from standins import make_cityscapes, make_coco, make_sbd, make_voc
 
-from sunets.config import DataConfig
+from sunets.core.config import DataConfig
 from sunets.data import DataError, load_manifest, make_dataset, prepare
 
 # pycocotools' compiled part does not know NumPy 2's copy keyword yet

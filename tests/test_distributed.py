@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import SUNET, tiny_config, tiny_manifest
 
-from sunets.train import FitResult, fit
+from sunets.training.fit import FitResult, fit
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,8 @@ import json, os, signal, sys, warnings
 from pathlib import Path
 
 import torch
-import sunets.train
+import sunets.training.fit
+import sunets.training.loop
 from test_distributed import BASE, CASES
 from tiny import tiny_config, tiny_manifest
 
@@ -60,19 +61,19 @@ if job == "cases":
             step(optimizer, **arguments)
         torch.optim.SGD.zero_grad = first
         rows = []
-        result = sunets.train.fit(config, manifest, work_dir=folder / name, on_epoch=rows.append, progress=False)
+        result = sunets.training.fit.fit(config, manifest, work_dir=folder / name, on_epoch=rows.append, progress=False)
         torch.optim.SGD.zero_grad = step
         torch.save({"gradients": gradients, "history": result.history, "heard": rows,
                     "state": result.model.state_dict()}, folder / f"{name}.rank{rank}.pt")
 else:
-    step = sunets.train._Trainer._step
+    step = sunets.training.loop.Trainer._step
     def deadly(trainer, *batch):
         if rank == "1" and attempt == "0" and trainer.iteration == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(trainer, *batch)
-    sunets.train._Trainer._step = deadly
+    sunets.training.loop.Trainer._step = deadly
 config = tiny_config(**BASE, train__checkpoint_seconds=0)
-result = sunets.train.fit(config, tiny_manifest(folder / f"data{rank}"), work_dir=folder / "run")
+result = sunets.training.fit.fit(config, tiny_manifest(folder / f"data{rank}"), work_dir=folder / "run")
 (folder / f"run{rank}.json").write_text(json.dumps([result.resumed, result.history, attempt]))
 """
 

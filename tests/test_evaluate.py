@@ -14,12 +14,13 @@ from tiny import SUNET, tiny_config, tiny_manifest
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sunets.config import ConfigError
-from sunets.config import TestTimeConfig as Variant
+from sunets.core.config import ConfigError
+from sunets.core.config import TestTimeConfig as Variant
+from sunets.core.metrics import boundary_f_score
 from sunets.data import Manifest
-from sunets.evaluate import evaluate, multi_scale_probabilities, window_starts
-from sunets.metrics import boundary_f_score
-from sunets.zoo import create_model
+from sunets.evaluation.evaluate import evaluate
+from sunets.evaluation.multi_scale import multi_scale_probabilities, window_starts
+from sunets.models.zoo import create_model
 
 MULTI_SCALE = Variant(scales=(0.5, 0.75, 1.0, 1.25), flip=True, window=(24, 32))
 

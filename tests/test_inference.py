@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sunets import create_model
-from sunets.inference import fold_norms, optimize_for_inference
+from sunets.models.inference import fold_norms, optimize_for_inference
 
 
 def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:

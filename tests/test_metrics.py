@@ -11,7 +11,7 @@ import torchmetrics.functional.classification as torchmetrics
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score, recall_score, top_k_accuracy_score
 
-from sunets.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
+from sunets.core.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
 
 CLASSES = 5
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from checkout import ENV, clone, ran, run, start
 
-from sunets.record import read_json
+from sunets.core.record import read_json
 
 pytestmark = pytest.mark.slow
 REPORTS = ("report", "ablation_report")

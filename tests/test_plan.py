@@ -14,8 +14,8 @@ from tiny import tiny_manifest
 from torch import Tensor, nn
 
 from sunets import create_model
-from sunets.config import ConfigError, DataConfig, Suite, SyntheticConfig, load, override
-from sunets.config import TestTimeConfig as Variant
+from sunets.core.config import ConfigError, DataConfig, Suite, SyntheticConfig, load, override
+from sunets.core.config import TestTimeConfig as Variant
 from sunets.data import prepare
 from sunets.data.camvid import CLASSES as CAMVID
 from sunets.data.cityscapes import _COUNTS as CITYSCAPES_COUNTS
@@ -24,9 +24,10 @@ from sunets.data.imagefolder import _IMAGENET_COUNTS
 from sunets.data.manifest import write_manifest
 from sunets.data.voc import _COUNTS as VOC_COUNTS
 from sunets.data.voc import CLASSES as VOC
-from sunets.evaluate import multi_scale_probabilities
+from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.plan import DRAWN_CLASSES, PUBLISHED, PlanRow, forward_passes, plan_preset
-from sunets.profile import saved_bytes, sunet_macs
+from sunets.profiling.memory import saved_bytes
+from sunets.profiling.multiply_adds import sunet_macs
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = 1e-6

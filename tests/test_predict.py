@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 from tiny import SUNET, tiny_config, tiny_manifest
 
-from sunets.config import TestTimeConfig as Variant
+from sunets.core.config import TestTimeConfig as Variant
 from sunets.data import DataError, Manifest
-from sunets.evaluate import evaluate
+from sunets.evaluation.evaluate import evaluate
 from sunets.predict import check_server_archive, palette_image, predict_images, read_picture, write_server_archive
-from sunets.train import CheckpointError, atomic_save, fit, load_trained
+from sunets.training.checkpoint import CheckpointError, atomic_save, load_trained
+from sunets.training.fit import fit
 
 MULTI_SCALE = Variant(scales=(0.75, 1.0), flip=True, window=(32, 32))
 

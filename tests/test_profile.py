@@ -15,22 +15,19 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sunets import create_model, profile
-from sunets.profile import (
-    AuditError,
-    audit,
-    count_macs,
+from sunets import create_model
+from sunets.profiling import multiply_adds
+from sunets.profiling.cost import profile_model, run_profile
+from sunets.profiling.memory import saved_bytes
+from sunets.profiling.multiply_adds import AuditError, audit, count_macs, sunet_macs
+from sunets.profiling.receptive_field import (
     effective_map,
     mass_share,
-    measure_speed,
     natural_noise,
-    profile_model,
     receptive_field,
-    run_profile,
-    saved_bytes,
-    sunet_macs,
     theoretical_field,
 )
+from sunets.profiling.speed import measure_speed
 
 SMALL = ("sunet_tiny", "unet_small", "dilated_resnet_small", "plain_conv_small")
 
@@ -124,7 +121,9 @@ def test_audit_fails_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AuditError, match=r"TwoFaced at 64x96: multiply-adds of first: torch's counter says 629,\d+"):
         audit(TwoFaced(hidden=True))
     monkeypatch.setattr(
-        profile, "sunet_macs", lambda *_: {part: n * (1 + (part == "head") / 500) for part, n in sunet_macs(*_).items()}
+        multiply_adds,
+        "sunet_macs",
+        lambda *_: {part: n * (1 + (part == "head") / 500) for part, n in sunet_macs(*_).items()},
     )
     with pytest.raises(AuditError, match=r"SUNet at 64x96: multiply-adds of head: .* the formula"):
         profile_model({"name": "sunet_tiny", "num_classes": 5}, size=(64, 64))

@@ -13,7 +13,7 @@ import pytest
 from checkout import ENV, ROOT, clone, edit, ran
 from standins import make_camvid, make_folder
 
-from sunets.record import read_json
+from sunets.core.record import read_json
 
 README = (ROOT / "README.md").read_text()
 

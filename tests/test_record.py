@@ -15,22 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from sunets import record
-from sunets.config import Config, fingerprint, load
-from sunets.record import (
-    code_hash,
-    command_line,
-    environment,
-    make_record,
-    module_closure,
-    provenance,
-    read_json,
-    read_rows,
-    replacing,
-    stage_command,
-    write_json,
-    write_rows,
-)
+from sunets.core import provenance as core_provenance
+from sunets.core.config import Config, fingerprint, load
+from sunets.core.provenance import code_hash, command_line, environment, module_closure, provenance, stage_command
+from sunets.core.record import make_record, read_json, read_rows, replacing, write_json, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,11 +82,12 @@ def test_closure_of_an_unknown_module_is_an_error(packages: Path, name: str) -> 
 def test_closure_equals_what_python_imports() -> None:
     """Holds the syntax-tree reading against the interpreter on a real module."""
     code = (
-        "import sys, sunets.record; print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sunets'))"
+        "import sys, sunets.core.record; "
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sunets'))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {Path(name).resolve().relative_to(ROOT).as_posix() for name in done.stdout.split()}
-    assert names(module_closure("sunets.record")) == loaded
+    assert names(module_closure("sunets.core.record")) == loaded
 
 
 def test_code_hash_depends_on_the_closure_alone(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -129,12 +118,12 @@ def checkout(packages: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A committed checkout that tracks the package; GIT_DIR points elsewhere, as inside a git hook."""
     for key in [key for key in os.environ if key.startswith("GIT_")]:
         monkeypatch.delenv(key)
-    (packages / "sunets/record.py").write_text("")
+    (packages / "sunets/__init__.py").write_text("")
     (packages / "params.yaml").write_text("")
     git(packages, "init", "-q")
     git(packages, "add", ".")
     git(packages, "commit", "-q", "-m", "first")
-    monkeypatch.setattr(record, "SOURCE_ROOT", packages)
+    monkeypatch.setattr(core_provenance, "SOURCE_ROOT", packages)
     return packages
 
 
@@ -160,10 +149,10 @@ def test_git_state_is_of_the_source(checkout: Path, monkeypatch: pytest.MonkeyPa
 def test_a_foreign_repository_is_not_ours(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = checkout / "venv/lib/site-packages"  # untracked, below somebody's checkout
     shutil.copytree(checkout / "sunets", installed / "sunets")
-    monkeypatch.setattr(record, "SOURCE_ROOT", installed)
+    monkeypatch.setattr(core_provenance, "SOURCE_ROOT", installed)
     assert source() == (None, None)
-    monkeypatch.setattr(record, "SOURCE_ROOT", checkout)
-    git(checkout, "rm", "-q", "--cached", "sunets/record.py")  # as after `pip install --target .`
+    monkeypatch.setattr(core_provenance, "SOURCE_ROOT", checkout)
+    git(checkout, "rm", "-q", "--cached", "sunets/__init__.py")  # as after `pip install --target .`
     assert source() == (None, None)
 
 
@@ -173,7 +162,7 @@ def test_provenance_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_provenance_without_a_repository(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "SOURCE_ROOT", packages)
+    monkeypatch.setattr(core_provenance, "SOURCE_ROOT", packages)
     assert source() == (None, None)
 
 
@@ -261,7 +250,7 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 def test_a_kill_never_leaves_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    code = f"from sunets.record import write_json\nwhile True: write_json({str(path)!r}, list(range(200_000)))"
+    code = f"from sunets.core.record import write_json\nwhile True: write_json({str(path)!r}, list(range(200_000)))"
     writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
         end = time.monotonic() + 60
@@ -299,7 +288,7 @@ def test_commands_hold_no_path_of_this_machine(tmp_path: Path, monkeypatch: pyte
     arguments = ["train", "a b", "--params", str(tmp_path / "sub/p.yaml"), "--root=/mnt/big/camvid", "--set", "a.b=1"]
     line = command_line(arguments)
     assert line.endswith("train 'a b' --params sub/p.yaml --root=camvid --set a.b=1")
-    code = "from sunets.record import command_line; print(command_line())"
+    code = "from sunets.core.provenance import command_line; print(command_line())"
     (tmp_path / "sunets_example.py").write_text(code)
     environ = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     command = [sys.executable, "-m", "sunets_example", "train", str(tmp_path / "x")]

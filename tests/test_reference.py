@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sunets import create_model
-from sunets.reference import WeightsError, load_reference_weights, reference_keys
-from sunets.sunet import SUNet
+from sunets.models.reference import WeightsError, load_reference_weights, reference_keys
+from sunets.models.sunet import SUNet
 
 ASSETS = Path(__file__).parent / "assets"
 AUTHORS = json.loads((ASSETS / "state_dict_keys.json").read_text())
@@ -169,7 +169,9 @@ def test_a_file_with_code_is_refused_and_runs_nothing(classifier, tmp_path, zipp
 
 def test_a_whole_pickled_model_is_refused(classifier, tmp_path):
     torch.save(classifier, tmp_path / "model.pth")
-    unchanged_after(classifier, tmp_path / "model.pth", "refused, .*: it holds sunets.sunet.SUNet besides weights")
+    unchanged_after(
+        classifier, tmp_path / "model.pth", "refused, .*: it holds sunets.models.sunet.SUNet besides weights"
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from sunets.config import Suite
-from sunets.metrics import scores_from_confusion
-from sunets.report import figures, style, tables
+from sunets.core.config import Suite
+from sunets.core.metrics import scores_from_confusion
+from sunets.report import architecture, figures, style, tables
+from sunets.report import images as report_images
 from sunets.report.build import build_report
 from sunets.report.explain import explain
 from sunets.report.records import ReportError, load_records
-from sunets.report.tables import latex_escape, write_table
+from sunets.report.write import latex_escape, write_table
 
 CLASSES = ("background", "disc_light", "disc_dark", "square_light", "square_dark")
 PALETTE = [[70, 70, 70], [230, 159, 0], [86, 180, 233], [0, 158, 115], [204, 121, 167]]
@@ -452,7 +453,7 @@ def test_confusion_panels_show_shares_of_the_true_class(site) -> None:
     records = load_records(suite, root)
     matrices, ids = records.confusions("unet_small")
     total = np.sum([m.sum(0, dtype=np.int64) for m in matrices], axis=0)
-    fig = figures.confusion(records)
+    fig = report_images.confusion(records)
     shown = fig.axes[1].images[0].get_array()
     np.testing.assert_allclose(np.asarray(shown), 100 * total / total.sum(1, keepdims=True))
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == [c.replace("_", " ") for c in CLASSES]
@@ -461,12 +462,12 @@ def test_confusion_panels_show_shares_of_the_true_class(site) -> None:
 
 
 def test_colorize_paints_ignored_pixels_white() -> None:
-    shown = figures.colorize(np.array([[0, 1, 255]], np.uint8), np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
+    shown = report_images.colorize(np.array([[0, 1, 255]], np.uint8), np.array([[1, 2, 3], [4, 5, 6]], np.uint8))
     assert shown.tolist() == [[[1, 2, 3], [4, 5, 6], [255, 255, 255]]]
 
 
 def test_architecture_figure_is_drawn_twice_alike(tmp_path) -> None:
-    first, second = figures.architecture(tmp_path / "a"), figures.architecture(tmp_path / "b")
+    first, second = architecture.architecture(tmp_path / "a"), architecture.architecture(tmp_path / "b")
     assert [p.suffix for p in first] == [".png", ".pdf"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
 

@@ -93,7 +93,7 @@ def test_a_mark_is_held_against_every_model_in_percent(tmp_path) -> None:
     miou = table.data[table.data.metric == "score.miou"].set_index("our_model")
     assert miou["ours_percent.mean"].to_dict() == pytest.approx({"sunet64": 67.2, "unet_resnet34": 61.0})
     assert miou.verdict.to_dict() == {"sunet64": "reached", "unet_resnet34": "not reached"}
-    from sunets.report.tables import write as write_files
+    from sunets.report.write import write as write_files
 
     write_files(table, tmp_path / "results/camvid/tables")
     everywhere = published_everywhere(tmp_path / "results").view

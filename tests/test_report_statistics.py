@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sunets.metrics import scores_from_confusion
+from sunets.core.metrics import scores_from_confusion
 from sunets.report.statistics import (
     bootstrap_scores,
     holm,

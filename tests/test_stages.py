@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sunets.stages.parallel import Send, run_jobs
 
-from sunets.stages import Layout, StageError, stage
+from sunets.core.paths import Layout
+from sunets.core.stage import StageError, stage
 
 
 def square(number: int, send: Send) -> int:
@@ -75,21 +76,21 @@ def _alive(pid: int) -> bool:
 
 
 def test_stage_runs_once_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sunets.stages.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("sunets.core.stage.LOCK_SECONDS", 0.1)
     layout = Layout("smoke", tmp_path)
     with (
-        stage("train@x", layout, "sunets.config"),
+        stage("train@x", layout, "sunets.core.config"),
         pytest.raises(StageError, match="already running"),
-        stage("train@x", layout, "sunets.config"),
+        stage("train@x", layout, "sunets.core.config"),
     ):
         pass
 
 
 def test_edited_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = iter(["before", "after"])
-    monkeypatch.setattr("sunets.stages.code_hash", lambda *_: next(hashes))
+    monkeypatch.setattr("sunets.core.stage.code_hash", lambda *_: next(hashes))
     with (
         pytest.raises(StageError, match="source changed"),
-        stage("train@x", Layout("smoke", tmp_path), "sunets.config"),
+        stage("train@x", Layout("smoke", tmp_path), "sunets.core.config"),
     ):
         pass

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from sunets import create_model
-from sunets.config import IGNORE_INDEX
-from sunets.reference import load_reference_weights, reference_keys
-from sunets.sunet import SUNetConfig, dilation_schedule, set_bn_momentum
+from sunets.core.config import IGNORE_INDEX
+from sunets.models.reference import load_reference_weights, reference_keys
+from sunets.models.structure import SUNetConfig, dilation_schedule
+from sunets.models.sunet import set_bn_momentum
 
 GOLDEN = json.loads((Path(__file__).parent / "assets" / "golden.json").read_text())
 MINIMAL = {"stage_channels": (64,), "num_blocks": 1, "unet_depth": 1}

@@ -11,9 +11,9 @@ import torch
 from tiny import SUNET, tiny_config
 from torch import Tensor, nn
 
-from sunets.config import TestTimeConfig as Variant
-from sunets.evaluate import multi_scale_probabilities
-from sunets.zoo import create_model
+from sunets.core.config import TestTimeConfig as Variant
+from sunets.evaluation.multi_scale import multi_scale_probabilities
+from sunets.models.zoo import create_model
 
 SCALES = (0.5, 0.75, 1.0, 1.25)
 

@@ -23,11 +23,16 @@ import pytest
 from mlflow import MlflowClient
 from scipy import stats
 
-from sunets import tracking
-from sunets.config import Suite, load
-from sunets.record import Record, make_record, provenance, write_json, write_rows
+from sunets.core.config import Suite, load
+from sunets.core.provenance import provenance
+from sunets.core.record import Record, make_record, write_json, write_rows
 from sunets.report.records import SCORES
-from sunets.tracking import CURRENT, KEY, PARENT, Tracker, TrackingError, sync, sync_or_warn
+from sunets.tracking import live as tracking_live
+from sunets.tracking import store, view
+from sunets.tracking import sync as tracking_sync
+from sunets.tracking.live import Tracker
+from sunets.tracking.store import CURRENT, KEY, PARENT, TrackingError
+from sunets.tracking.sync import sync, sync_or_warn
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 3
@@ -50,7 +55,7 @@ ablations:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database: making one takes seconds, copying it none."""
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking._create_database(file, MlflowClient)
+    store._create_database(file, MlflowClient)
     return file
 
 
@@ -72,7 +77,7 @@ def fresh(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 @pytest.fixture
 def db(fresh: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "_warned", type(tracking._warned)())
+    monkeypatch.setattr(tracking_live, "_warned", type(tracking_live._warned)())
     return fresh()
 
 
@@ -318,7 +323,7 @@ def test_a_second_sync_adds_nothing(db: Path, tmp_path: Path) -> None:
     first = sync(pipeline.results)
     assert (first.created, first.updated, first.unchanged) == (0, 5, 4)
     before, state = counts(db), snapshot()
-    assert sync(pipeline.results) == tracking.Synced(0, 0, 9)
+    assert sync(pipeline.results) == tracking_sync.Synced(0, 0, 9)
     assert counts(db) == before
     assert snapshot() == state
 
@@ -399,7 +404,7 @@ def test_another_configuration_is_another_run(db: Path, tmp_path: Path) -> None:
     assert sync(changed.results).unchanged == 4
     original = Pipeline(tmp_path)
     original.train("sunet_tiny", live=False)  # as when DVC restores its outputs
-    assert sync(original.results) == tracking.Synced(0, 4, 0)
+    assert sync(original.results) == tracking_sync.Synced(0, 4, 0)
     assert {run.info.run_id for run in runs()} == first
     assert len(runs(current=False)) == 4
 
@@ -475,7 +480,7 @@ def test_page_and_figures_are_artifacts(db: Path, tmp_path: Path) -> None:
     assert [item.path for item in own] == ["figures/field_sunet_tiny.png"]
     assert sync(pipeline.results).updated == 0
     (folder / "figures/miou.png").write_text("drawn anew")
-    assert sync(pipeline.results) == tracking.Synced(0, 1, 5 - 1)
+    assert sync(pipeline.results) == tracking_sync.Synced(0, 1, 5 - 1)
     assert (local / "figures/miou.png").read_text() == "drawn anew"
 
 
@@ -537,8 +542,8 @@ def test_comparisons_open_on_the_headline_score(
     ],
 )
 def test_headline_of_a_task_and_phase(data: str, phase: str | None, headline: str) -> None:
-    assert tracking._headline({"params": {"data.name": data}, "phase": phase}) == headline
-    assert {task: scores[0] for task, scores in SCORES.items()} == tracking.HEADLINE
+    assert view._headline({"params": {"data.name": data}, "phase": phase}) == headline
+    assert {task: scores[0] for task, scores in SCORES.items()} == view.HEADLINE
 
 
 def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Path], tmp_path: Path) -> None:
@@ -562,7 +567,7 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
     write_json(pipeline.records / "ablations/depth.json", records)
     rows = [{"number": number, **row(1, number)} for number in range(2)]
     write_rows(pipeline.records / "ablations/depth.history.csv", rows)
-    assert sync(pipeline.results) == tracking.Synced(0, 1, 2)  # the parent gets its counts
+    assert sync(pipeline.results) == tracking_sync.Synced(0, 1, 2)  # the parent gets its counts
     live = snapshot()
     found = by_name("bench/ablations")
     names = {"#0, head=linear, unet_depth=[2,2,1], seed 0", "#1, head=linear, unet_depth=[1,1,1], seed 0", "depth"}
@@ -619,7 +624,7 @@ def test_a_server_on_postgresql_shows_the_same(
     sync(pipeline.results)
     state = snapshot()
     assert len(state) == 10
-    assert sync(pipeline.results) == tracking.Synced(0, 0, 10)
+    assert sync(pipeline.results) == tracking_sync.Synced(0, 0, 10)
     page = by_name()["report"].info.run_id
     assert [file.path for file in MlflowClient(server).list_artifacts(page)] == ["README.md"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{db}")
@@ -694,9 +699,10 @@ def test_sync_without_records_is_one_clear_error(tmp_path: Path) -> None:
 
 RACER = """
 import sys
-from sunets.config import load
-from sunets.record import make_record, provenance
-from sunets.tracking import Tracker
+from sunets.core.config import load
+from sunets.core.record import make_record
+from sunets.core.provenance import provenance
+from sunets.tracking.live import Tracker
 suite, number = load(sys.argv[1]), int(sys.argv[2])
 config = suite.run("sunet_tiny", number)
 source = provenance("d" * 64, "c" * 16, config, "x")

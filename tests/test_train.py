@@ -23,23 +23,19 @@ from tiny import SUNET, tiny_config, tiny_manifest
 from torch import nn
 from torch.nn import functional
 
-import sunets.train
-from sunets.config import Config, ConfigError
+import sunets.core.config
+import sunets.training.checkpoint
+import sunets.training.device
+import sunets.training.fit
+import sunets.training.loop
+from sunets.core.config import Config, ConfigError
 from sunets.data import Manifest, make_dataset, train_batches
-from sunets.reference import WeightsError, reference_keys
-from sunets.train import (
-    CheckpointError,
-    FitResult,
-    TrainingError,
-    check,
-    class_weights,
-    fit,
-    load_trained,
-    lr_factor,
-    parameter_groups,
-    run_fingerprint,
-)
-from sunets.zoo import create_model
+from sunets.models.reference import WeightsError, reference_keys
+from sunets.models.zoo import create_model
+from sunets.training.checkpoint import CheckpointError, load_trained
+from sunets.training.fit import FitResult, check, fit, run_fingerprint
+from sunets.training.loop import TrainingError
+from sunets.training.recipe import class_weights, lr_factor, parameter_groups
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +132,12 @@ def test_one_step_is_that_of_the_mean_over_the_whole_batch(
     )
     trained = _fit(config, manifest, tmp_path / "run").model.state_dict()
 
-    torch.manual_seed(sunets.train.derive_seed(0, "init"))
+    torch.manual_seed(sunets.core.config.derive_seed(0, "init"))
     model = create_model(**config.model.arguments(), num_classes=3).eval()
-    dataset = make_dataset(manifest, "train", config.data, config.train.augment, sunets.train.derive_seed(0, "augment"))
-    order = sunets.train.derive_seed(0, "order")
+    dataset = make_dataset(
+        manifest, "train", config.data, config.train.augment, sunets.core.config.derive_seed(0, "augment")
+    )
+    order = sunets.core.config.derive_seed(0, "order")
     images, targets = next(iter(train_batches(dataset, batch_size=10, seed=order, epoch=0)))
     assert len({int((t == 255).sum()) for t in targets}) > 1
     weights = torch.tensor(config.train.class_weights) if config.train.class_weights else None
@@ -178,7 +176,7 @@ def test_gradient_clipping_bounds_the_step(manifest: Manifest, tmp_path: Path) -
         train__batch_size=10,
         train__clip_grad_norm=1e-3,
     )
-    torch.manual_seed(sunets.train.derive_seed(0, "init"))
+    torch.manual_seed(sunets.core.config.derive_seed(0, "init"))
     before = dict(create_model(**config.model.arguments(), num_classes=3).named_parameters())
     after = dict(_fit(config, manifest, tmp_path / "run").model.named_parameters())
     moved = math.sqrt(sum(float((after[n] - before[n]).detach().square().sum()) for n in before))
@@ -321,7 +319,7 @@ def test_a_training_killed_at_any_iteration_ends_the_same(
 ) -> None:
     config = tiny_config(**RECIPES[recipe], train__checkpoint_seconds=0)
     whole = _fit(config, manifest, tmp_path / "whole")
-    step = sunets.train._Trainer._step
+    step = sunets.training.loop.Trainer._step
 
     def killed(trainer: Any, *batch: Any) -> bool:
         due = step(trainer, *batch)
@@ -332,10 +330,10 @@ def test_a_training_killed_at_any_iteration_ends_the_same(
     work_dir = tmp_path / "killed"
     for survived in (1, 0, 2, 1):  # 6 iterations in all; the killed one is lost each time
         steps = [True] + [False] * survived
-        monkeypatch.setattr(sunets.train._Trainer, "_step", killed)
+        monkeypatch.setattr(sunets.training.loop.Trainer, "_step", killed)
         with pytest.raises(_Killed):
             _fit(config, manifest, work_dir)
-    monkeypatch.setattr(sunets.train._Trainer, "_step", step)
+    monkeypatch.setattr(sunets.training.loop.Trainer, "_step", step)
     rows: list[dict[str, Any]] = []
     ended = _fit(config, manifest, work_dir, on_epoch=rows.append)
     assert ended.resumed
@@ -355,10 +353,10 @@ def test_a_network_that_draws_random_numbers_resumes_too(
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.head(self.drop(images))
 
-    monkeypatch.setattr(sunets.train, "create_model", lambda *_, **__: Noisy())
+    monkeypatch.setattr(sunets.training.checkpoint, "create_model", lambda *_, **__: Noisy())
     config = tiny_config(train__checkpoint_seconds=0)
     whole = _fit(config, manifest, tmp_path / "whole")
-    save, saved = sunets.train._Trainer.save, []
+    save, saved = sunets.training.loop.Trainer.save, []
 
     def killed(trainer: Any) -> None:
         save(trainer)
@@ -366,7 +364,7 @@ def test_a_network_that_draws_random_numbers_resumes_too(
         if len(saved) == 2:
             raise _Killed
 
-    monkeypatch.setattr(sunets.train._Trainer, "save", killed)
+    monkeypatch.setattr(sunets.training.loop.Trainer, "save", killed)
     with pytest.raises(_Killed):
         _fit(config, manifest, tmp_path / "killed")
     torch.manual_seed(99)
@@ -375,7 +373,7 @@ def test_a_network_that_draws_random_numbers_resumes_too(
 
 def test_float32_is_not_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    sunets.train.prepare_torch(tiny_config().train)
+    sunets.training.device.prepare_torch(tiny_config().train)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
@@ -383,17 +381,18 @@ def test_float32_is_not_tf32() -> None:
 SLOW_TRAINING = """
 import sys, time
 from pathlib import Path
-import sunets.train
+import sunets.training.fit
+import sunets.training.loop
 from tiny import tiny_config, tiny_manifest
 
-step = sunets.train._Trainer._step
+step = sunets.training.loop.Trainer._step
 def slow(trainer, *batch):
     time.sleep(0.1)
     return step(trainer, *batch)
-sunets.train._Trainer._step = slow
+sunets.training.loop.Trainer._step = slow
 folder = Path(sys.argv[1])
 config = tiny_config(train__epochs=4, train__checkpoint_seconds=0.15)
-sunets.train.fit(config, tiny_manifest(folder / "data"), work_dir=folder / "run")
+sunets.training.fit.fit(config, tiny_manifest(folder / "data"), work_dir=folder / "run")
 """
 
 
@@ -427,7 +426,7 @@ def test_a_finished_training_is_not_repeated(
     first = _fit(tiny_config(), manifest, tmp_path / "run")
     content = _bytes(first)
     first.weights_path.unlink()
-    monkeypatch.setattr(sunets.train, "train_batches", None)
+    monkeypatch.setattr(sunets.training.loop, "train_batches", None)
     again = _fit(tiny_config(), manifest, tmp_path / "run")
     assert again.resumed
     assert again.images_per_second is None
@@ -472,7 +471,7 @@ def test_the_fingerprint_is_that_of_the_result(manifest: Manifest, monkeypatch: 
     other = [*same[:1], tiny_config(seed=1), tiny_config(train__threads=2), tiny_config(model__width=5)]
     prints = {run_fingerprint(c, manifest) for c in other}
     assert len(prints) == 4
-    monkeypatch.setattr(sunets.train, "_code", lambda: "another code")
+    monkeypatch.setattr(sunets.training.fit, "_code", lambda: "another code")
     assert run_fingerprint(same[0], manifest) not in prints
 
 
@@ -489,7 +488,7 @@ def test_a_damaged_checkpoint_says_what_to_do(manifest: Manifest, tmp_path: Path
 
 
 def _hold(folder: Path, ready: Any, done: Any) -> None:
-    with sunets.train._lock(folder):
+    with sunets.training.checkpoint.training_lock(folder):
         ready.set()
         done.wait(60)
 
@@ -497,7 +496,7 @@ def _hold(folder: Path, ready: Any, done: Any) -> None:
 def test_two_trainings_in_one_directory_are_refused(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sunets.train, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(sunets.training.checkpoint, "LOCK_SECONDS", 0.1)
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(tmp_path / "run", ready, done))
@@ -566,7 +565,7 @@ def test_fine_tuning_takes_the_backbone(
     classifier = _fit(tiny_config(**SUNET, data__name="synthetic_shapes"), pictures, tmp_path / "classifier")
     config = tiny_config(**SUNET, train__init_from=str(classifier.weights_path))
     more = dataclasses.replace(manifest, classes=("a", "b", "c", "d"), palette=((0, 0, 0),) * 4)
-    model, note = sunets.train._build(config, more)
+    model, note = sunets.training.checkpoint.build_network(config, more)
     for name, value in model.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(value, classifier.model.state_dict()[name])
@@ -575,7 +574,9 @@ def test_fine_tuning_takes_the_backbone(
     assert "backbone tensors loaded" in capfd.readouterr().err
 
     segmenter = _fit(tiny_config(**SUNET), manifest, tmp_path / "segmenter")
-    model, note = sunets.train._build(tiny_config(**SUNET, train__init_from=str(segmenter.weights_path)), manifest)
+    model, note = sunets.training.checkpoint.build_network(
+        tiny_config(**SUNET, train__init_from=str(segmenter.weights_path)), manifest
+    )
     assert "the head too" in str(note)
     assert all(torch.equal(v, segmenter.model.state_dict()[k]) for k, v in model.state_dict().items())
 
@@ -608,7 +609,7 @@ def test_fine_tuning_from_a_file_of_the_authors(manifest: Manifest, tmp_path: Pa
     keys = reference_keys(source)  # type: ignore[arg-type]
     state = {f"module.{keys[name]}": value for name, value in source.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 90, "best_prec1": 70.0}, path)
-    model, note = sunets.train._build(tiny_config(**SUNET, train__init_from=str(path)), manifest)
+    model, note = sunets.training.checkpoint.build_network(tiny_config(**SUNET, train__init_from=str(path)), manifest)
     assert "tensors loaded" in str(note)
     assert torch.equal(model.state_dict()["stem.conv.weight"], source.state_dict()["stem.conv.weight"])
     with pytest.raises(WeightsError, match=r"released.pth"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from checkout import run
 
-from sunets.record import code_hash, read_json, write_json
+from sunets.core.provenance import code_hash
+from sunets.core.record import read_json, write_json
 from sunets.report.verify import code_of_records
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 import sunets
 from sunets import create_model, list_models
-from sunets.config import ModelConfig
-from sunets.sunet import SUNet
-from sunets.zoo import head_parameters
+from sunets.core.config import ModelConfig
+from sunets.models.sunet import SUNet
+from sunets.models.zoo import head_parameters
 
 SMALL = ("unet_small", "dilated_resnet_small", "plain_conv_small")
 # Parameters with 21 classes, or 1000 for classification. Where a library or a paper states a number, it is that one.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sunets.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, override
+from sunets.core.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, override
 from sunets.data import Item, Manifest
 
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine take ten times as long

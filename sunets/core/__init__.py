@@ -1,1 +1,1 @@
-"""What every other part rests on; nothing here imports torch at module level."""
+"""What every layer shares, without torch: configuration, paths, records, provenance, metrics, executor, stages."""

@@ -33,10 +33,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sunets.cli import is_ours
+from sunets.core.cli import is_ours
 from sunets.core.hardware import default_workers, device_type, visible_gpus
+from sunets.core.provenance import SOURCE_ROOT, module_closure
 from sunets.core.results import ResultStore
-from sunets.record import SOURCE_ROOT, module_closure
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"
 """Environment variable with the address of a Dask scheduler; where it is set, jobs run on its workers."""

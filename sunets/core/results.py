@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sunets.config import fingerprint
-from sunets.record import replacing
+from sunets.core.config import fingerprint
+from sunets.core.record import replacing
 
 _PLAIN = "plain values"
 

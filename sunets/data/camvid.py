@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sunets.config import IGNORE_INDEX, DataConfig
+from sunets.core.config import IGNORE_INDEX, DataConfig
 from sunets.data.picture import DataError
 from sunets.data.source import Color, Source, existing_root, split_path, used_splits
 

@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from sunets.core.names import PREPARED, printable
+from sunets.core.record import replacing
 from sunets.data.picture import DataError, open_regular
 from sunets.data.source import is_left_by_system
-from sunets.names import PREPARED, printable
-from sunets.record import replacing
 
 FILES = "files.csv"
 Stamp: TypeAlias = tuple[int, int, int]

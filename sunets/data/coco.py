@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sunets.config import DataConfig
+from sunets.core.config import DataConfig
 from sunets.data.picture import MAX_PIXELS, DataError, open_regular
 from sunets.data.source import Entry, Source, color_map, existing_root, used_splits
 from sunets.data.voc import CLASSES

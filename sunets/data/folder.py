@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sunets.config import DataConfig
+from sunets.core.config import DataConfig
+from sunets.core.names import printable
 from sunets.data.picture import DataError
 from sunets.data.source import Entry, Source, color_map, existing_root, split_path, used_splits
-from sunets.names import printable
 
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sunets.config import DataConfig
+from sunets.core.config import DataConfig
+from sunets.core.names import name_fault, printable
 from sunets.data.picture import DataError
 from sunets.data.source import IMAGE_SUFFIXES, Entry, Source, color_map, existing_root, split_path, used_splits
-from sunets.names import name_fault, printable
 
 _WORDNET = re.compile(r"n\d{8}")
 _IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}

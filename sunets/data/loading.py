@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sunets.config import IGNORE_INDEX, AugmentConfig, DataConfig, derive_seed
+from sunets.core.config import IGNORE_INDEX, AugmentConfig, DataConfig, derive_seed
 from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import MIN_SIDE, DataError, read_mask, read_picture
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sunets.config import DataConfig, Task
+from sunets.core.config import DataConfig, Task
+from sunets.core.names import printable
 from sunets.data.changes import Seen, check_unchanged, write_seen
 from sunets.data.picture import DataError, open_regular
 from sunets.data.source import Color, color_map, existing_root, split_path, used_splits
-from sunets.names import printable
 
 __all__ = ["DataError", "Item", "Manifest", "color_map", "load_manifest", "write_manifest"]
 

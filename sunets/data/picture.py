@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from sunets.names import name_fault, printable
+from sunets.core.names import name_fault, printable
 
 MIN_SIDE = 16
-"""Least height and width in pixels that the networks take (`sunets.sunet.MIN_SIZE`)."""
+"""Least height and width in pixels that the networks take (`sunets.models.sunet.MIN_SIZE`)."""
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
 """Most pixels of an image or mask: more is taken for a decompression bomb, as in Pillow."""
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

@@ -24,15 +24,15 @@ from PIL import __version__ as pillow_version
 from rich.console import Console
 from rich.progress import Progress
 
-from sunets.config import IGNORE_INDEX, DataConfig, DataName, fingerprint
+from sunets.core.config import IGNORE_INDEX, DataConfig, DataName, fingerprint
+from sunets.core.names import child, printable
+from sunets.core.provenance import code_hash
 from sunets.data import camvid, cityscapes, coco, folder, imagefolder, synthetic, voc
 from sunets.data.changes import Seen, keep_times, kept_key, see, see_open
 from sunets.data.manifest import Item, Manifest, load_manifest, relative, write_manifest
 from sunets.data.picture import MIN_SIDE, DataError, decode_picture, open_regular
 from sunets.data.samples import draw_samples, write_mask
 from sunets.data.source import Entry, Source, is_left_by_system, used_splits
-from sunets.names import child, printable
-from sunets.record import code_hash
 
 _FIND: dict[DataName, Callable[[DataConfig, Path], Source]] = {
     "synthetic": synthetic.find,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sunets.config import IGNORE_INDEX
+from sunets.core.config import IGNORE_INDEX
 from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import read_mask, read_picture
 

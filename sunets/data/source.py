@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sunets.config import IGNORE_INDEX, DataConfig
+from sunets.core.config import IGNORE_INDEX, DataConfig
+from sunets.core.names import child, name_fault, printable
 from sunets.data.picture import DataError, open_regular, read_mask
-from sunets.names import child, name_fault, printable
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp",

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sunets.config import DataConfig, SyntheticConfig, derive_seed
+from sunets.core.config import DataConfig, SyntheticConfig, derive_seed
 from sunets.data.picture import DataError
 from sunets.data.source import Color, Entry, Source, used_splits
 

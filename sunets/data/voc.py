@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from sunets.config import DataConfig
+from sunets.core.config import DataConfig
 from sunets.data.picture import DataError, open_regular
 from sunets.data.source import Entry, Source, color_map, existing_root, read_labels, used_splits
 

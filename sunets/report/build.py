@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sunets.config import IGNORE_INDEX, Suite
-from sunets.names import PREPARED
-from sunets.report import figures, tables
+from sunets.core.config import IGNORE_INDEX, Suite
+from sunets.core.names import PREPARED
+from sunets.report import figures, images, tables, write
 from sunets.report.page import Content, benchmark_page, index_page
 from sunets.report.published import published
 from sunets.report.records import Records, load_records
 from sunets.report.style import save_figure
-from sunets.report.tables import Table
+from sunets.report.write import Table
 
 TABLES = ("architectures", "accuracy", "per_class", "test_time", "published", "speed", "training_time")
 FIGURES = (*figures.DRAWN, "qualitative")
@@ -49,10 +49,10 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
     examples, palette, why_not = _examples(suite, records, root)
     notes = [why_not] if why_not else []
     _remove_stale(out, private)
-    written = [path for table in made for path in tables.write(table, out / "tables")]
+    written = [path for table in made for path in write.write(table, out / "tables")]
     for name, figure in drawn.items():
         written += save_figure(figure, out / "figures" / name)
-    picture = figures.qualitative(examples, list(records.labels.values()), records.classes, palette)
+    picture = images.qualitative(examples, list(records.labels.values()), records.classes, palette)
     linked = {name: f"figures/{name}" for name in drawn}
     if picture is not None:
         embedded = suite.data.name.startswith("synthetic")
@@ -98,9 +98,9 @@ def _remove_stale(out: Path, private: Path) -> None:
                 (folder / f"{stem}{suffix}").unlink(missing_ok=True)
 
 
-def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[figures.Example], NDArray, str | None]:
+def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.Example], NDArray, str | None]:
     """The qualitative images with truth and predictions, the palette, and why there are none."""
-    nothing: tuple[list[figures.Example], NDArray] = ([], np.zeros((0, 3), dtype=np.uint8))
+    nothing: tuple[list[images.Example], NDArray] = ([], np.zeros((0, 3), dtype=np.uint8))
     if records.task != "segmentation" or suite.evaluate.num_qualitative == 0:
         return *nothing, None
     data = root / PREPARED / suite.benchmark
@@ -127,7 +127,7 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[figures.
         truth = np.full(size, IGNORE_INDEX, dtype=np.uint8)
         if target is not None and target.exists():
             truth = _read(target, size)
-        examples.append(figures.Example(name, _read(image, size, color=True), truth, predictions))
+        examples.append(images.Example(name, _read(image, size, color=True), truth, predictions))
     if not examples:
         return *nothing, f"No qualitative figure: no predictions in `outputs/{suite.benchmark}/predictions`."
     return examples, palette, None

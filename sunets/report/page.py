@@ -14,11 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from sunets.config import Suite
+from sunets.core.config import Suite
+from sunets.report.comparison import difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, Difference, mean_interval, paired_difference
-from sunets.report.tables import Table, difference_text, estimate_text, markdown
+from sunets.report.write import Table, markdown
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
-from sunets.report.tables import Table
+from sunets.report.write import Table
 
 TOLERANCE = 0.5
 """Percentage points within which a published value counts as reproduced, whatever the interval."""

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sunets.config import Suite, Task
-from sunets.names import PREPARED
+from sunets.core.config import Suite, Task
+from sunets.core.names import PREPARED
 
 FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
 

@@ -1,56 +1,27 @@
-"""Tables: one function each, records -> `Table`; and the one writer of .md, .tex and .csv.
-
-A table is made twice from the same numbers: `data` is tidy, in full precision, with record keys as column names, and
-becomes the CSV; `view` is what a reader sees, as text, and becomes Markdown and LaTeX. Whether a table holds exact
-figures or noisy ones is told by `Table.noisy`; no table holds both.
-"""
+"""The tables of a benchmark: one function each, records -> `Table`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sunets.report.records import FINISHED, NOT_RUN, SCORES, Quantity, Records, cost_rows, quantity
-from sunets.report.statistics import (
-    BETTER,
-    CONFIDENCE,
-    WITHIN_NOISE,
-    WORSE,
-    Difference,
-    Estimate,
-    bootstrap_scores,
-    holm,
-    mean_interval,
-    paired_difference,
-    percentile_interval,
+from sunets.report.comparison import (
+    compare_all,
+    difference_columns,
+    difference_text,
+    estimate_columns,
+    estimate_text,
+    verdict_text,
 )
+from sunets.report.records import FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
+from sunets.report.statistics import bootstrap_scores, mean_interval, percentile_interval
+from sunets.report.write import Table
 
 BOOTSTRAP_LIMIT = 50_000_000
 """Confusion counts per model above which no interval over images is computed (it would take minutes)."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table, before it is written."""
-
-    name: str
-    """File stem, and the name that `explain` takes."""
-    caption: str
-    data: pd.DataFrame
-    view: pd.DataFrame
-    notes: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ("model",)
-    """Columns of `data` that name a row."""
-    noisy: bool = False
-
-
-# --- the tables ------------------------------------------------------------------------------------------------------
 
 
 def architectures(records: Records) -> Table:
@@ -105,7 +76,7 @@ def accuracy(records: Records, reference: str) -> Table:
     headline, metrics = records.headline, SCORES[records.task]
     q = quantity(headline)
     samples = {m: _image_samples(records, m) for m in records.labels}
-    compared = _compared(
+    compared = compare_all(
         {m: records.scores(m) for m in records.labels if m != reference}, records.scores(reference), headline
     )
     rows, shown = [], []
@@ -196,7 +167,7 @@ def test_time(records: Records) -> Table | None:
     for model, label in records.labels.items():
         base = records.scores(model)
         family = {v: records.scores(model, variant=v) for v in records.variants[1:]}
-        compared = _compared(family, base, headline)
+        compared = compare_all(family, base, headline)
         for variant in records.variants:
             status, reason, seeds = _status(records, model, variant)
             row: dict[str, Any] = {
@@ -282,51 +253,11 @@ def training_time(records: Records) -> Table | None:
     )
 
 
-# --- shared by them, and by the ablations' tables -------------------------------------------------------------------
-
-
-def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
-    """`48.31 ± 0.92` in the quantity's unit; the mean alone where there is no interval."""
-    if estimate is None:
-        return ""
-    half = estimate.half_width
-    return q.text(estimate.mean) + (f" ± {q.text(half)}" if half is not None else "")
-
-
-def difference_text(q: Quantity, difference: Difference | None) -> str:
-    """`+1.20 [+0.31, +2.09]` in the quantity's unit."""
-    if difference is None:
-        return ""
-    text = q.text(difference.mean, sign=True)
-    if difference.low is None:
-        return text
-    return f"{text} [{q.text(difference.low, sign=True)}, {q.text(difference.high, sign=True)}]"
-
-
-def verdict_text(difference: Difference | None, adjusted_p: float | None) -> str:
-    """The verdict, and whether it survives Holm's adjustment."""
-    if difference is None:
-        return "not tested (no common seed)"
-    if difference.verdict in (BETTER, WORSE) and adjusted_p is not None and adjusted_p > 1 - CONFIDENCE:
-        return f"{difference.verdict}, but {WITHIN_NOISE} after Holm"
-    return difference.verdict
-
-
 def class_keys(records: Records) -> list[str]:
     """Keys of the class scores, in label order where the classes are known."""
     keys = [c for c in records.evaluated if c.startswith("score.iou.")]
     order = {f"score.iou.{name}": i for i, name in enumerate(records.classes)}
     return sorted(keys, key=lambda k: order.get(k, len(order)))
-
-
-def _compared(
-    family: Mapping[str, dict[int, float]], reference: dict[int, float], key: str
-) -> dict[str, tuple[Difference | None, float | None]]:
-    """Each member's difference to the reference, with the p-value adjusted over the family."""
-    better = quantity(key).higher_is_better
-    differences = {k: paired_difference(v, reference, higher_is_better=better) for k, v in family.items()}
-    adjusted = holm([d.p_value if d else None for d in differences.values()])
-    return {k: (d, p) for (k, d), p in zip(differences.items(), adjusted, strict=True)}
 
 
 def _image_samples(records: Records, model: str) -> np.ndarray | None:
@@ -336,33 +267,6 @@ def _image_samples(records: Records, model: str) -> np.ndarray | None:
     if not confusions or sum(c.size for c in confusions) > BOOTSTRAP_LIMIT:
         return None
     return bootstrap_scores(confusions)
-
-
-def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
-    """CSV columns of a mean and its interval; empty where there is none."""
-    e = estimate
-    return {
-        f"{key}.mean": e.mean if e else None,
-        f"{key}.low95": e.low if e else None,
-        f"{key}.high95": e.high if e else None,
-    }
-
-
-def difference_columns(
-    key: str, reference: str, difference: Difference | None, adjusted: float | None
-) -> dict[str, Any]:
-    """CSV columns of a paired difference to what `reference` names; empty where there is none."""
-    d = difference
-    return {
-        f"{key}.difference.reference": reference if d else None,
-        f"{key}.difference.mean": d.mean if d else None,
-        f"{key}.difference.low95": d.low if d else None,
-        f"{key}.difference.high95": d.high if d else None,
-        f"{key}.difference.n_seeds": d.n if d else None,
-        f"{key}.difference.p": d.p_value if d else None,
-        f"{key}.difference.p_holm": adjusted,
-        f"{key}.difference.verdict": d.verdict if d else None,
-    }
 
 
 def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequence[int]) -> dict[str, Any]:
@@ -439,106 +343,3 @@ def _protocol(records: Records) -> str:
         ", ".join(f"{k} {e[k]}" for k in ("torch", "cuda") if e.get(k)),
     ]  # fmt: skip
     return "Protocol: " + "; ".join(part for part in parts if part) + "."
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def write(table: Table, directory: Path) -> list[Path]:
-    """Write a table as `<directory>/<name>.md`, `.tex` and `.csv`."""
-    return write_table(table.data, directory / table.name, table.caption, view=table.view, notes=table.notes)
-
-
-def write_table(
-    frame: pd.DataFrame,
-    path_stem: Path,
-    caption: str,
-    *,
-    view: pd.DataFrame | None = None,
-    notes: Sequence[str] = (),
-    label: str | None = None,
-) -> list[Path]:
-    """Write one table as Markdown, LaTeX (booktabs) and CSV, the same bytes for the same input.
-
-    Args:
-        frame: tidy numbers in full precision, units in the column names (those that end in n_seeds are whole numbers);
-            becomes the CSV.
-        path_stem: path of the three files without their suffix.
-        caption: one line, without markup.
-        view: the same table as a reader should see it; the frame itself, numbers to four digits, by default.
-        notes: sentences below the table.
-        label: LaTeX label; `tab:<stem>` by default.
-
-    Returns:
-        The paths written.
-    """
-    view = _plain_view(frame) if view is None else view.fillna("").astype(str)
-    path_stem.parent.mkdir(parents=True, exist_ok=True)
-    counts = [c for c in frame.columns if str(c).endswith("n_seeds")]
-    frame = frame.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
-    texts = {
-        ".md": markdown(view, caption, notes),
-        ".tex": latex(view, caption, notes, label or f"tab:{path_stem.name}"),
-        ".csv": frame.to_csv(index=False, lineterminator="\n"),
-    }
-    paths = []
-    for suffix, text in texts.items():
-        path = path_stem.with_name(path_stem.name + suffix)
-        path.write_text(text, encoding="utf-8", newline="\n")
-        paths.append(path)
-    return paths
-
-
-def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str:
-    """A GitHub table with its caption above and notes below; number columns are right-aligned."""
-    escaped = view.map(_markdown_cell)
-    escaped.columns = pd.Index([_markdown_cell(c) for c in view.columns])
-    align = ["right" if _is_number_column(view.iloc[:, i]) else "left" for i in range(view.shape[1])]
-    body = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
-    below = "".join(f"\n{_markdown_cell(note)}\n" for note in notes)
-    return f"**{_markdown_cell(caption)}**\n\n{body}\n{below}"
-
-
-def latex(view: pd.DataFrame, caption: str, notes: Sequence[str], label: str) -> str:
-    """A `table` environment with booktabs rules; needs the package booktabs and nothing else."""
-    escaped = view.map(latex_escape)
-    escaped.columns = pd.Index([latex_escape(str(c)) for c in view.columns])
-    columns = "".join("r" if _is_number_column(view.iloc[:, i]) else "l" for i in range(view.shape[1]))
-    lines = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}"]
-    lines.append(escaped.to_latex(index=False, column_format=columns).rstrip("\n"))
-    if notes:
-        text = " ".join(latex_escape(note) for note in notes)
-        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {text}\end{{minipage}}")
-    return "\n".join([*lines, r"\end{table}", ""])
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$",
-    "×": r"$\times$", "−": r"$-$", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "→": r"$\to$",
-    "\n": " ",
-}  # fmt: skip
-
-
-def latex_escape(text: object) -> str:
-    """Text that LaTeX prints as it stands; a number's leading minus sign becomes a real one."""
-    shown = re.sub(r"(?<![\w.])-(?=\d)", "−", str(text))
-    return "".join(_LATEX.get(c, c) for c in shown)
-
-
-def _markdown_cell(text: object) -> str:
-    return re.sub(r"\s*\n\s*", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def _is_number_column(values: Iterable[str]) -> bool:
-    shown = [str(v) for v in values if str(v)]
-    return bool(shown) and sum(bool(re.match(r"[+\-−\[]?[\d.,]+", v)) for v in shown) * 2 > len(shown)
-
-
-def _plain_view(frame: pd.DataFrame) -> pd.DataFrame:
-    def text(value: Any) -> str:
-        if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.4g}"
-        return "" if value is None or value is pd.NA else str(value)
-
-    return frame.map(text)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sunets.config import ConfigError, Suite
-from sunets.record import Record, code_hash, parameters, parameters_hash, read_json
+from sunets.core.config import ConfigError, Suite
+from sunets.core.provenance import code_hash
+from sunets.core.record import Record, parameters, parameters_hash, read_json
 
 _MODULES = {
     "train": "sunets.stages.train", "evaluate": "sunets.stages.evaluate", "profile": "sunets.stages.cost",

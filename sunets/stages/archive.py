@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sunets.config import ConfigError, Suite
+from sunets.core.config import ConfigError, Suite
+from sunets.core.names import name_fault, printable
+from sunets.core.paths import Layout
+from sunets.core.stage import stage
 from sunets.data import load_manifest, prepare
-from sunets.names import name_fault, printable
 from sunets.predict import write_server_archive
-from sunets.stages import Layout, stage
 
 
 def archive_stage(

@@ -9,12 +9,15 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from sunets.config import Section, Suite, flatten
+from sunets.core.config import Section, Suite, flatten
+from sunets.core.paths import Layout
+from sunets.core.provenance import environment, provenance, stage_command
+from sunets.core.record import make_record, replacing, write_json
+from sunets.core.stage import stage
 from sunets.data import load_manifest
-from sunets.profile import measure_speed, profile_model
-from sunets.record import environment, make_record, provenance, replacing, stage_command, write_json
-from sunets.stages import Layout, stage
-from sunets.zoo import create_model
+from sunets.models.zoo import create_model
+from sunets.profiling.cost import profile_model
+from sunets.profiling.speed import measure_speed
 
 
 def _arguments(suite: Suite, key: str, layout: Layout) -> dict[str, Any]:

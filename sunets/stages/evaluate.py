@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sunets.config import Config, Suite
+from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
+from sunets.core.paths import Layout
+from sunets.core.provenance import environment, provenance, stage_command
+from sunets.core.record import make_record, read_json, write_json
+from sunets.core.stage import stage
 from sunets.data import load_manifest
-from sunets.evaluate import evaluate as score
-from sunets.record import environment, make_record, provenance, read_json, stage_command, write_json
-from sunets.stages import Layout, stage
-from sunets.train import load_trained, select_device
+from sunets.evaluation.evaluate import evaluate as score
+from sunets.training.checkpoint import load_trained
+from sunets.training.device import select_device
 
 
 def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sunets.config import Suite
+from sunets.core.config import Suite
+from sunets.core.names import overlap
+from sunets.core.paths import Layout
+from sunets.core.record import write_json
+from sunets.core.stage import stage
 from sunets.data import DataError, Manifest, prepare
 from sunets.data.changes import FILES
-from sunets.names import overlap
-from sunets.record import write_json
-from sunets.stages import Layout, stage
 
 
 def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:

@@ -10,21 +10,17 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sunets.config import Config, Suite
+from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
+from sunets.core.paths import Layout
+from sunets.core.provenance import environment, provenance, stage_command, utc_now
+from sunets.core.record import make_record, replacing, write_json, write_rows
+from sunets.core.stage import stage
 from sunets.data import load_manifest
-from sunets.record import (
-    environment,
-    make_record,
-    provenance,
-    replacing,
-    stage_command,
-    utc_now,
-    write_json,
-    write_rows,
-)
-from sunets.stages import Layout, stage
-from sunets.train import TrainingError, check, fit, run_fingerprint, select_device, waiting_for
+from sunets.training.checkpoint import waiting_for
+from sunets.training.device import select_device
+from sunets.training.fit import check, fit, run_fingerprint
+from sunets.training.loop import TrainingError
 
 
 def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
@@ -82,7 +78,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
     manifest = load_manifest(layout.data, suite.data)
     check(configs[0], manifest)
     with stage(f"train@{key}", layout, __name__) as code:
-        from sunets.tracking import Tracker
+        from sunets.tracking.live import Tracker
 
         paths = {"data": str(layout.data), "work": str(layout.work)}
         jobs = [

@@ -18,7 +18,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sunets.sunet import VARIANTS, SUNet, sunet
+from sunets.models.structure import VARIANTS
+from sunets.models.sunet import SUNet, sunet
 
 _FEATURES = (
     (r"stem\.conv\.", r"conv1."),

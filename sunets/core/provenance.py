@@ -1,17 +1,9 @@
-"""What leaves a run: one tidy record, with where it came from and what it ran on.
-
-Records are the truth of the suite: tables, figures and MLflow are made from them and from nothing else. They hold no
-time stamp and no absolute path, so that a rerun of the same code, configuration and data on the same machine writes the
-same bytes. Nothing heavy is imported here; torch only where the environment is asked for.
-"""
+"""Where a result comes from: environment, commit, command line, and the hash of the code that made it."""
 
 from __future__ import annotations
 
 import ast
-import csv
 import hashlib
-import json
-import math
 import os
 import platform
 import re
@@ -19,94 +11,20 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from sunets.config import Section, Suite, fingerprint, flatten
+from sunets.core.config import Section, Suite
+from sunets.core.record import Record, parameters, parameters_hash, portable
 
 if TYPE_CHECKING:
     import torch
 
-SOURCE_ROOT = Path(__file__).resolve().parents[1]
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
 """Directory that holds the packages: the checkout, or site-packages of a wheel install."""
 PACKAGES = ("sunets", "ablations")
-
-Kind = Literal["train", "evaluate", "profile", "speed", "trial"]
-Status = Literal["finished", "failed", "pruned"]
-Record = dict[str, Any]
-
-
-def make_record(
-    kind: Kind,
-    *,
-    benchmark: str,
-    model: str,
-    label: str | None = None,
-    status: Status = "finished",
-    reason: str | None = None,
-    seed: int | None = None,
-    variant: str | None = None,
-    config: Section | Mapping[str, Any] | None = None,
-    scores: Mapping[str, Any] | None = None,
-    cost: Mapping[str, Any] | None = None,
-    environment: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    **extra: Any,
-) -> Record:
-    """One record: plain values only, every key present.
-
-    Args:
-        kind: what was run.
-        benchmark: name of the benchmark.
-        model: key of the model in `params.yaml`.
-        label: its name in tables; the key where None.
-        status: `failed` and `pruned` need a reason.
-        reason: why the run has no result, in one line.
-        seed: training seed, where the run has one.
-        variant: test-time variant of an evaluation.
-        config: all that decides the run, kept flat under `params`; or flat dotted values already.
-        scores: `score.*`; an absent score is None, never NaN.
-        cost: `cost.*`, `memory.*`, `field.*` or `speed.*`.
-        environment: what `environment()` returned.
-        provenance: what `provenance()` returned, before the work began.
-        extra: keys of a trial: study, number, phase, arm.
-
-    Raises:
-        ValueError: a failed or pruned run without a reason, or a reason where there was no failure.
-    """
-    if (status == "finished") == bool(reason):
-        raise ValueError(f"record of {model}, seed {seed}: status {status!r} does not go with reason {reason!r}")
-    record = {
-        "kind": kind,
-        "status": status,
-        "reason": reason,
-        "benchmark": benchmark,
-        "model": model,
-        "label": label or model,
-        "seed": seed,
-        "variant": variant,
-        "params": parameters(config or {}),
-        "scores": scores or {},
-        "cost": cost or {},
-        "environment": environment or {},
-        "provenance": provenance or {},
-    }
-    if clash := sorted(record.keys() & extra.keys()):
-        raise ValueError(f"record of {model}: keys given twice: {', '.join(clash)}")
-    return dict(_plain(record | extra))
-
-
-def parameters(config: Section | Mapping[str, Any]) -> dict[str, Any]:
-    """Flat plain parameters that mean the same on every machine: where the user keeps a file is not one of them."""
-    flat = flatten(config) if isinstance(config, Section) else config
-    return dict(_plain({name: _portable(value) if isinstance(value, str) else value for name, value in flat.items()}))
-
-
-def parameters_hash(params: Mapping[str, Any]) -> str:
-    """Digest of what a record keeps under `params`."""
-    return fingerprint(dict(params))
 
 
 def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[str, Any]:
@@ -196,7 +114,7 @@ def _git_state(root: Path) -> tuple[str | None, bool | None]:
     try:
         if not root.samefile(git("rev-parse", "--show-toplevel")):
             return None, None
-        git("ls-files", "--error-unmatch", "--", "sunets/record.py")
+        git("ls-files", "--error-unmatch", "--", "sunets/__init__.py")
         commit = git("rev-parse", "--verify", "HEAD")
         dirty = git("status", "--porcelain", "--", *(f":(glob){name}/**/*.py" for name in PACKAGES))
     except (OSError, subprocess.SubprocessError):
@@ -215,25 +133,17 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
         program = ["python", "-m", spec.name.removesuffix(".__main__")]
     else:
         program = [Path(sys.argv[0]).name or "python"]
-    return shlex.join(program + [_portable(part) for part in (sys.argv[1:] if arguments is None else arguments)])
+    return shlex.join(program + [portable(part) for part in (sys.argv[1:] if arguments is None else arguments)])
 
 
 def stage_command(suite: Suite, *words: str, package: str = "sunets") -> str:
     """The command that runs a stage on these parameters, without what does not change its result (workers)."""
-    return shlex.join(["python", "-m", package, *words, *map(_portable, suite.options)])
+    return shlex.join(["python", "-m", package, *words, *map(portable, suite.options)])
 
 
 def utc_now() -> str:
     """The time in ISO 8601, to the second; for timing files only."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _portable(argument: str) -> str:
-    name, sign, value = argument.rpartition("=")
-    path = Path(value)
-    if path.is_absolute():
-        value = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
-    return name + sign + value
 
 
 def module_closure(*modules: str, root: Path = SOURCE_ROOT) -> tuple[Path, ...]:
@@ -243,7 +153,7 @@ def module_closure(*modules: str, root: Path = SOURCE_ROOT) -> tuple[Path, ...]:
     followed: what a result depends on is imported at module level here.
 
     Args:
-        modules: dotted names, such as "sunets.train" or "ablations.study".
+        modules: dotted names, such as "sunets.training.fit" or "ablations.study".
         root: the directory that holds the packages.
 
     Raises:
@@ -304,94 +214,3 @@ def code_hash(*modules: str, root: Path = SOURCE_ROOT) -> str:
         content = (root / path).read_bytes()
         digest.update(f"{path.as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path`, of the same suffix, that takes its place if the block ends without an error.
-
-    A reader, or a kill at any moment, meets the old file or the new one, never half of one.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write plain values as JSON, atomically, with sorted keys; NaN and infinity become null."""
-    text = json.dumps(_plain(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is no JSON; names it.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
-
-
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows as CSV, atomically.
-
-    Args:
-        path: the file.
-        rows: each a mapping of column to number, text or None (an empty cell).
-        columns: names that come first; others follow in order of their first appearance.
-    """
-    rows = [_plain_row(row) for row in rows]
-    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read what `write_rows` wrote: numbers as int or float (exactly), empty cells as None, the rest as text."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return [{name: _cell(text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _cell(text: str) -> int | float | str | None:
-    if not text:
-        return None
-    if re.fullmatch(r"[+-]?\d+", text):
-        return int(text)
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", text):
-        return float(text)
-    return text
-
-
-def _scalar(value: Any) -> Any:
-    """Zero-dimensional values of numpy and torch as Python's own."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-
-
-def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: "" if (cell := _scalar(value)) is None else cell for name, value in row.items()}
-
-
-def _plain(value: Any) -> Any:
-    """`value` in JSON's types."""
-    value = _scalar(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple) or hasattr(value, "tolist"):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.as_posix() if isinstance(value, Path) else value

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from dataclasses import fields
+from typing import Any, cast
 
 import torch
 import torch.fx.experimental._config as fx_config
@@ -25,238 +25,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-MIN_SIZE = 16
-"""Least height and width of an input in pixels."""
-MAX_STAGES = 5
-MAX_UNET_DEPTH = 5
-DILATIONS = ("multi_grid", "uniform", "none", "strided")
-SKIPS = ("concat", "sum")
-HEADS = {"segmentation": ("linear", "degridding"), "classification": ("classifier",)}
-"""Heads by task; the first is the task's default."""
-
-Rates = tuple[int, int]
-"""Dilations of the (first, second) 3x3 convolution of a U-Net level; the way up mirrors them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SUNetConfig:
-    """Structure of one SUNet. Lists are taken as tuples, and an integer per stage holds for every stage.
-
-    Raises:
-        ValueError: a value from which no network can be built; names the field and what is allowed.
-    """
-
-    num_classes: int
-    """Channels of the logits."""
-    width: int
-    """Channels inside a U-Net."""
-    stem_channels: int
-    """Channels after the first convolution; the stem returns twice as many."""
-    stage_channels: tuple[int, ...]
-    """Channels between U-Nets, one entry a stage; one to five stages."""
-    num_blocks: int | tuple[int, ...]
-    """U-Nets in each stage. The first one changes the number of channels where that is needed."""
-    unet_depth: int | tuple[int, ...]
-    """Levels (down/up pairs) inside each U-Net, one to five, per stage."""
-    output_stride: int | None = None
-    """Input size over feature size: a power of two from 4 to the natural stride, 4 * 2^(stages - 1), which None means.
-    It alone decides which pools between the stages are dropped."""
-    dilation: str | tuple[int | tuple[int, ...], ...] = "multi_grid"
-    """What stages after a dropped pool do; a is twice the number of pools dropped before the stage. multi_grid (the
-    authors'): D, 2D on the way down and 2D, D up, where D = a * 2^level. uniform: rate a in every 3x3 convolution.
-    none: the stage keeps its resolution with rate 1. strided: its U-Nets pool as elsewhere. Or explicit, one entry a
-    stage: 0 is strided, an integer is a uniform rate, a tuple holds one D a level."""
-    skip: str = "concat"
-    """How a U-Net joins its ways down and up: concat or sum."""
-    head: str = "linear"
-    """linear or degridding (segmentation), classifier (classification)."""
-    in_channels: int = 3
-    """Channels of the input image."""
-    memory_efficient: bool = False
-    """Recompute each U-Net in the backward pass instead of keeping its activations."""
-
-    def __post_init__(self) -> None:
-        def settle(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
-
-        for name in ("num_classes", "width", "stem_channels", "in_channels"):
-            _check_int(name, getattr(self, name), 1)
-        settle("stage_channels", _per_stage("stage_channels", self.stage_channels, None))
-        stages = len(self.stage_channels)
-        settle("num_blocks", _per_stage("num_blocks", self.num_blocks, stages))
-        settle("unet_depth", _per_stage("unet_depth", self.unet_depth, stages, MAX_UNET_DEPTH))
-
-        natural = 4 * 2 ** (stages - 1)
-        allowed = [4 * 2**k for k in range(stages)]
-        settle("output_stride", natural if self.output_stride is None else self.output_stride)
-        if type(self.output_stride) is not int or self.output_stride not in allowed:
-            raise ValueError(
-                f"output_stride: one of {', '.join(map(str, allowed))} for {stages} stages, not {self.output_stride!r}"
-            )
-        _check_choice("skip", self.skip, SKIPS)
-        _check_choice("head", self.head, sum(HEADS.values(), ()))
-        if type(self.memory_efficient) is not bool:
-            raise ValueError(f"memory_efficient: true or false, not {self.memory_efficient!r}")
-        settle("dilation", _check_dilation(self.dilation, cast(tuple[int, ...], self.unet_depth)))
-
-    @property
-    def task(self) -> Literal["segmentation", "classification"]:
-        """What the head is for."""
-        return "classification" if self.head in HEADS["classification"] else "segmentation"
-
-
-def _check_int(name: str, value: object, low: int, high: int | None = None) -> None:
-    if type(value) is not int or value < low or (high is not None and value > high):
-        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name}: an integer {allowed}, not {value!r}")
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: one of {', '.join(allowed)}, not {value!r}")
-
-
-def _per_stage(name: str, value: object, stages: int | None, high: int | None = None) -> tuple[int, ...]:
-    """`value` as a tuple with one checked entry a stage; `stages` None means that this field decides their number."""
-    if stages is not None and type(value) is int:
-        value = (value,) * stages
-    if not isinstance(value, tuple | list):
-        also = "" if stages is None else " or an integer for all stages"
-        raise ValueError(f"{name}: a list of integers, one a stage{also}, not {value!r}")
-    if stages is None and not 1 <= len(value) <= MAX_STAGES:
-        raise ValueError(f"{name}: one to {MAX_STAGES} stages, not {len(value)}")
-    if stages is not None and len(value) != stages:
-        raise ValueError(
-            f"{name}: {len(value)} entries, but stage_channels has {stages} entries; give one per stage, or an integer "
-            f"for all, not {list(value)}"
-        )
-    for entry in value:
-        _check_int(name, entry, 1, high)
-    return tuple(value)
-
-
-def _check_dilation(value: object, unet_depth: tuple[int, ...]) -> str | tuple[int | tuple[int, ...], ...]:
-    if isinstance(value, str) and value in DILATIONS:
-        return value
-    if not isinstance(value, tuple | list):
-        raise ValueError(f"dilation: one of {', '.join(DILATIONS)}, or a list with one entry a stage, not {value!r}")
-    if len(value) != len(unet_depth):
-        raise ValueError(
-            f"dilation: {len(value)} entries, but stage_channels has {len(unet_depth)} entries; give one per stage, or "
-            f"one of {', '.join(DILATIONS)}"
-        )
-    entries: list[int | tuple[int, ...]] = []
-    for stage, (entry, levels) in enumerate(zip(value, unet_depth, strict=True)):
-        if isinstance(entry, tuple | list):
-            if len(entry) != levels:
-                raise ValueError(
-                    f"dilation: {len(entry)} rates for stage {stage}, which has unet_depth {levels}; give one per "
-                    f"level, not {list(entry)}"
-                )
-            for rate in entry:
-                _check_int(f"dilation of stage {stage}", rate, 1)
-            entries.append(tuple(entry))
-        else:
-            _check_int(f"dilation of stage {stage}", entry, 0)
-            entries.append(cast(int, entry))
-    return tuple(entries)
-
-
-def dilation_schedule(config: SUNetConfig) -> tuple[tuple[Rates, ...] | None, ...]:
-    """Rates of every stage: None where its U-Nets are strided, else one (first, second) pair a level."""
-    depths = cast(tuple[int, ...], config.unet_depth)
-    kept_pools = _kept_pools(config)
-    schedule: list[tuple[Rates, ...] | None] = []
-    for stage, levels in enumerate(depths):
-        entry: int | tuple[int, ...]
-        base = 2 * (stage - kept_pools)  # the authors' a
-        if isinstance(config.dilation, tuple):
-            entry = config.dilation[stage]
-        elif base <= 0 or config.dilation == "strided":
-            entry = 0
-        elif config.dilation == "multi_grid":
-            entry = tuple(base * 2**level for level in range(levels))
-        else:
-            entry = base if config.dilation == "uniform" else 1
-        if isinstance(entry, tuple):
-            schedule.append(tuple((rate, 2 * rate) for rate in entry))
-        else:
-            schedule.append(((entry, entry),) * levels if entry else None)
-    return tuple(schedule)
-
-
-def _kept_pools(config: SUNetConfig) -> int:
-    """Number of pools between the stages that are not dropped: k = log2(output_stride / 4)."""
-    return (cast(int, config.output_stride) // 4).bit_length() - 1
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "sunet64": {
-        "width": 64,
-        "stem_channels": 64,
-        "stage_channels": (256, 512, 768, 1024),
-        "num_blocks": (2, 4, 4, 1),
-        "unet_depth": (2, 2, 2, 1),
-    },
-    "sunet128": {
-        "width": 128,
-        "stem_channels": 64,
-        "stage_channels": (512, 1024, 1536, 2048),
-        "num_blocks": (2, 4, 4, 1),
-        "unet_depth": (2, 2, 2, 1),
-    },
-    "sunet7128": {
-        "width": 128,
-        "stem_channels": 64,
-        "stage_channels": (512, 1280, 2048, 2304),
-        "num_blocks": (2, 7, 7, 1),
-        "unet_depth": (2, 2, 2, 1),
-    },
-    # Ours, for laptops: sunet64 with a quarter of its channels and without its last stage but one.
-    "sunet_tiny": {
-        "width": 16,
-        "stem_channels": 16,
-        "stage_channels": (64, 128, 192),
-        "num_blocks": (2, 4, 1),
-        "unet_depth": (2, 2, 1),
-    },
-}
-"""The named networks; sunet64, sunet128 and sunet7128 are the authors'."""
-
-
-def sunet(
-    name: str, *, task: str = "segmentation", num_classes: int, head: str | None = None, **overrides: Any
-) -> SUNet:
-    """Build a named SUNet.
-
-    Args:
-        name: key of `VARIANTS`.
-        task: segmentation or classification.
-        num_classes: channels of the logits.
-        head: a head of that task; None is the first in `HEADS`.
-        overrides: fields of `SUNetConfig`. `stage_channels` alone decides the number of stages: where it changes
-            it, `num_blocks` and `unet_depth` of the named network are cut to it, or go on with their last value, unless
-            they are given too.
-
-    Raises:
-        ValueError: names the field and what is allowed.
-    """
-    _check_choice("task", task, tuple(HEADS))
-    head = HEADS[task][0] if head is None else head
-    if head not in HEADS[task]:
-        raise ValueError(f"head: one of {', '.join(HEADS[task])} for {task}, not {head!r}")
-    allowed = [field.name for field in fields(SUNetConfig)]
-    for key in overrides:
-        if key not in allowed:
-            raise ValueError(f"{key}: no field of {name}; there are {', '.join(allowed)}")
-    values = VARIANTS[name] | overrides
-    channels = overrides.get("stage_channels")
-    if isinstance(channels, tuple | list):
-        for key in ("num_blocks", "unet_depth"):
-            if key not in overrides:
-                own = values[key]
-                values[key] = (own + own[-1:] * len(channels))[: len(channels)]
-    return SUNet(SUNetConfig(num_classes=num_classes, head=head, **values))
+from sunets.models.structure import (
+    HEADS,
+    VARIANTS,
+    Rates,
+    SUNetConfig,
+    check_choice,
+    count_kept_pools,
+    dilation_schedule,
+)
 
 
 class Unit(nn.Module):
@@ -441,7 +218,7 @@ class SUNet(nn.Module):
             ValueError: the input is not (B, in_channels, H, W) with H and W of at least 16.
         """
         check_input(x, self.config.in_channels)
-        kept_pools = _kept_pools(self.config)
+        kept_pools = count_kept_pools(self.config)
         x = self.stem(x)
         for stage, blocks in enumerate(self.stages):
             for block in cast(nn.ModuleList, blocks):
@@ -461,6 +238,45 @@ class SUNet(nn.Module):
             if self.task == "classification":
                 return cast(Tensor, self.head(features.mean(dim=(2, 3))))
             return F.interpolate(self.head(features), size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def sunet(
+    name: str, *, task: str = "segmentation", num_classes: int, head: str | None = None, **overrides: Any
+) -> SUNet:
+    """Build a named SUNet.
+
+    Args:
+        name: key of `VARIANTS`.
+        task: segmentation or classification.
+        num_classes: channels of the logits.
+        head: a head of that task; None is the first in `HEADS`.
+        overrides: fields of `SUNetConfig`. `stage_channels` alone decides the number of stages: where it changes
+            it, `num_blocks` and `unet_depth` of the named network are cut to it, or go on with their last value, unless
+            they are given too.
+
+    Raises:
+        ValueError: names the field and what is allowed.
+    """
+    check_choice("task", task, tuple(HEADS))
+    head = HEADS[task][0] if head is None else head
+    if head not in HEADS[task]:
+        raise ValueError(f"head: one of {', '.join(HEADS[task])} for {task}, not {head!r}")
+    allowed = [field.name for field in fields(SUNetConfig)]
+    for key in overrides:
+        if key not in allowed:
+            raise ValueError(f"{key}: no field of {name}; there are {', '.join(allowed)}")
+    values = VARIANTS[name] | overrides
+    channels = overrides.get("stage_channels")
+    if isinstance(channels, tuple | list):
+        for key in ("num_blocks", "unet_depth"):
+            if key not in overrides:
+                own = values[key]
+                values[key] = (own + own[-1:] * len(channels))[: len(channels)]
+    return SUNet(SUNetConfig(num_classes=num_classes, head=head, **values))
+
+
+MIN_SIZE = 16
+"""Least height and width of an input in pixels."""
 
 
 def check_input(x: Tensor, in_channels: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from sunets.config import IGNORE_INDEX
+from sunets.core.config import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sunets.sunet import check_input
+from sunets.models.sunet import check_input
 
 TIMED_ROUNDS = 5
 """Rounds in which the compiled and the eager network are timed in turn."""

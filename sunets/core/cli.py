@@ -46,7 +46,7 @@ def refuse_other_checkout() -> None:
     Raises:
         ValueError: names both and the remedy.
     """
-    here, source = Path.cwd(), Path(__file__).resolve().parents[1]
+    here, source = Path.cwd(), Path(__file__).resolve().parents[2]
     if (here / "sunets" / "__init__.py").is_file() and not here.samefile(source):
         raise ValueError(
             f"this checkout is {here}, but the code that runs is that of {source}; run `python -m sunets` or "

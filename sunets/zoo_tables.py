@@ -9,12 +9,14 @@ from typing import Any
 
 from rich.progress import track
 
-from sunets.profile import cost
-from sunets.record import Record, code_hash, environment, make_record, provenance, write_json
-from sunets.report.figures import architecture
-from sunets.report.tables import cost_frames, markdown, write_table
-from sunets.sunet import VARIANTS
-from sunets.zoo import list_models
+from sunets.core.provenance import code_hash, environment, provenance
+from sunets.core.record import Record, make_record, write_json
+from sunets.models.structure import VARIANTS
+from sunets.models.zoo import list_models
+from sunets.profiling.cost import cost
+from sunets.report.architecture import architecture
+from sunets.report.tables import cost_frames
+from sunets.report.write import markdown, write_table
 
 MARKS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
 

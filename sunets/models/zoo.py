@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from sunets import baselines
-from sunets.sunet import HEADS, VARIANTS, SUNetConfig, sunet
+from sunets.models import baselines, libraries
+from sunets.models.structure import HEADS, VARIANTS, SUNetConfig
+from sunets.models.sunet import sunet
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,19 @@ _SUNET_OPTIONS = tuple(
 _MODELS: dict[str, _Entry] = {
     **{name: _Entry(sunet, tuple(HEADS), _SUNET_OPTIONS) for name in VARIANTS},
     **{
-        name: _Entry(baselines.dilated_resnet, published=True)
+        name: _Entry(libraries.dilated_resnet, published=True)
         for name in ("dilated_resnet18", "dilated_resnet50", "dilated_resnet101")
     },
     **{
-        name: _Entry(baselines.torchvision_segmentation, published=True)
+        name: _Entry(libraries.torchvision_segmentation, published=True)
         for name in ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_resnet101", "lraspp_mobilenet_v3_large")
     },
     **{
-        name: _Entry(baselines.smp_segmentation, published=True)
+        name: _Entry(libraries.smp_segmentation, published=True)
         for name in ("unet_resnet34", "deeplabv3plus_resnet50", "segformer_b0", "segformer_b2")
     },
     **{
-        name: _Entry(baselines.torchvision_classification, ("classification",), published=True)
+        name: _Entry(libraries.torchvision_classification, ("classification",), published=True)
         for name in ("resnet18", "resnet50", "resnet101", "densenet161", "densenet201")
     },
     "unet_small": _Entry(baselines.unet_small, options=("width", "unet_depth")),
@@ -109,7 +110,9 @@ def create_model(
     if entry.published:
         overrides["weights"] = weights
     elif weights is not None:
-        also = "; the authors' checkpoints are read by sunets.reference.load_reference_weights" * (name in VARIANTS)
+        also = "; the authors' checkpoints are read by sunets.models.reference.load_reference_weights" * (
+            name in VARIANTS
+        )
         raise ValueError(f"weights: none are published for {name}, so leave it out, not {weights!r}{also}")
     return entry.build(name, task=task, num_classes=num_classes, output_stride=output_stride, **overrides)
 

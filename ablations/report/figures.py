@@ -1,0 +1,301 @@
+"""Figures of a study: axes, interaction, importance, Pareto front, history of a sampler."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ablations.report.results import Study, arm_text, axis_name, sorted_values, value_text, verdict_of
+from sunets.core.record import Record
+from sunets.report.records import FINISHED, quantity
+from sunets.report.statistics import BETTER, WORSE, holm, mean_interval
+from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH
+
+IMPORTANCE_TRIALS = 8
+"""Trials below which no importance is shown."""
+RESAMPLES = 40
+"""Bootstrap samples of the trials behind the spread of an importance."""
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def axes_figure(study: Study) -> Figure | None:
+    """One panel an axis: every seed, mean and interval of each value."""
+    panels = {path: values for path in study.axes if len(values := study.marginal(path)) > 1}
+    if not panels or study.config.kind == "search" or study.reference is None:
+        return None
+    q = study.shown
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        fig, grid = plt.subplots(
+            rows, columns, figsize=(WIDTH * (0.5 if columns == 1 else 1), 2.5 * rows), sharey=True, squeeze=False
+        )
+        for ax in grid.flat[len(panels) :]:
+            ax.set_visible(False)
+        for ax, (path, values) in zip(grid.flat, panels.items(), strict=False):
+            base = value_text(study.reference.arm[path])
+            others = {v: study.difference(s, values[base]) for v, s in values.items() if v != base and base in values}
+            adjusted = dict(zip(others, holm([d.p_value if d else None for d in others.values()]), strict=True))
+            for x, (value, scores) in enumerate(values.items()):
+                reference = value == base
+                noise = not reference and verdict_of(others.get(value), adjusted.get(value)) not in (BETTER, WORSE)
+                _value(ax, x, [q.scale * s for s in scores.values()], reference=reference, hollow=noise)
+            if (
+                base in values
+                and (low_high := mean_interval([q.scale * s for s in values[base].values()])).low is not None
+            ):
+                ax.axhspan(low_high.low, low_high.high or 0, color="#000000", alpha=0.06, linewidth=0)
+            ticks = [f"{v}\n(reference)" if v == base else v for v in values]
+            ax.set_xticks(range(len(values)), ticks)
+            ax.set_xlim(-0.6, len(values) - 0.4)
+            ax.set_title(axis_name(path))
+            ax.grid(axis="x", visible=False)
+        for ax in grid[:, 0]:
+            ax.set_ylabel(q.heading)
+    return fig
+
+
+def _value(ax: Axes, x: float, values: Sequence[float], *, reference: bool, hollow: bool) -> None:
+    estimate = mean_interval(values)
+    color = "#222222" if reference else PALETTE[0]
+    beside = np.linspace(0.14, 0.26, len(values)) if len(values) > 1 else [0.2]
+    ax.scatter([x + d for d in beside], values, s=9, color=color, alpha=0.45, linewidths=0, zorder=2)
+    half = estimate.half_width
+    ax.errorbar(
+        x, estimate.mean, yerr=half, fmt="s" if reference else "o", color=color, markersize=5.5, zorder=3,
+        markerfacecolor="white" if hollow else color, markeredgecolor=color, elinewidth=1.3, capsize=3, capthick=1.3,
+    )  # fmt: skip
+
+
+def interaction_figure(study: Study) -> Figure | None:
+    """Heat map of the mean score over two axes: depth and blocks where a grid has both, else its first two."""
+    if study.config.kind not in ("grid", "tuned"):
+        return None
+    wanted = [p for p in ("model.unet_depth", "model.num_blocks") if p in study.axes]
+    pair = (wanted if len(wanted) == 2 else study.axes)[:2]
+    if len(pair) < 2:
+        return None
+    cells: dict[tuple[str, str], list[float]] = {}
+    places = [study.axes.index(path) for path in pair]
+    for arm, setting in study.by_arm().items():
+        if setting.estimate is not None:
+            cells.setdefault((arm[places[0]], arm[places[1]]), []).append(setting.estimate.mean)
+    if len(cells) < 4:
+        return None
+    q = study.shown
+    across, down = (list(sorted_values({key[i]: None for key in cells})) for i in (1, 0))
+    matrix = np.array([[q.scale * np.mean(cells[d, a]) if (d, a) in cells else np.nan for a in across] for d in down])
+    with plt.rc_context(STYLE):
+        size = (1.6 + 0.75 * len(across), 1.1 + 0.5 * len(down))
+        fig, ax = plt.subplots(figsize=(min(WIDTH, max(3.2, size[0])), max(2.0, size[1])))
+        sns.heatmap(
+            matrix, annot=True, fmt=f".{min(1, q.digits)}f", cmap="cividis" if q.higher_is_better else "cividis_r",
+            xticklabels=across, yticklabels=down, linewidths=1.5, ax=ax, annot_kws={"fontsize": 8},
+            cbar_kws={"label": q.heading},
+        )  # fmt: skip
+        ax.set(xlabel=axis_name(pair[1]), ylabel=axis_name(pair[0]))
+        ax.tick_params(length=0, rotation=0)
+        ax.grid(visible=False)
+    return fig
+
+
+def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
+    """Axis -> share of the score's variance that it alone explains, and the ends of a 95 % bootstrap interval.
+
+    Of a grid, the seed is among the axes: what does not matter more than it, does not matter. None where there are
+    fewer than `IMPORTANCE_TRIALS` finished trials or a single axis.
+    """
+    rows = study.sampled or study.final
+    key = study.search_key if study.sampled else study.headline
+    trials = [(_factors(study, r), r["scores"][key]) for r in rows if r["status"] == FINISHED]
+    varied = [p for p in trials[0][0] if len({str(t[0][p]) for t in trials}) > 1] if trials else []
+    known = study.config.kind in ("grid", "tuned", "search")
+    if not known or len(trials) < IMPORTANCE_TRIALS or len(set(varied) - {"seed"}) < 2:
+        return None
+    space = {path: _distribution([t[0][path] for t in trials]) for path in varied}
+    rng = np.random.default_rng(0)
+    point = _fanova(space, trials, seed=0, trees=64)
+    draws = []
+    for resample in range(RESAMPLES):
+        chosen = [trials[i] for i in rng.integers(len(trials), size=len(trials))]
+        if len({score for _, score in chosen}) > 1:
+            draws.append(_fanova(space, chosen, seed=resample + 1, trees=16))
+    found = {}
+    for path in varied:
+        low, high = np.quantile([d[path] for d in draws], [0.025, 0.975])
+        found[path] = (point[path], float(low), float(high))
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+
+
+def _factors(study: Study, record: Record) -> dict[str, Any]:
+    arm = {
+        p: v if isinstance(v, int | float) and not isinstance(v, bool) else value_text(v)
+        for p, v in record["arm"].items()
+    }
+    return {**arm, **record["tuned"], **({} if study.sampled else {"seed": record["seed"]})}
+
+
+def _distribution(values: Sequence[Any]) -> optuna.distributions.BaseDistribution:
+    """The range or the choices that the values came from, as far as they show it."""
+    if all(isinstance(v, float) for v in values) and len(set(values)) > 2:
+        return optuna.distributions.FloatDistribution(min(values), max(values), log=min(values) > 0)
+    return optuna.distributions.CategoricalDistribution(list(dict.fromkeys(values)))
+
+
+def _fanova(
+    space: Mapping[str, Any], trials: Iterable[tuple[Mapping[str, Any], float]], *, seed: int, trees: int
+) -> dict[str, float]:
+    study = optuna.create_study()
+    study.add_trials(
+        [
+            optuna.trial.create_trial(params={p: values[p] for p in space}, distributions=dict(space), value=score)
+            for values, score in trials
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about experimental parts
+        return optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=seed), normalize=False
+        )
+
+
+def importance_figure(study: Study) -> Figure | None:
+    """Bars of `importance`."""
+    found = importance(study)
+    if found is None:
+        return None
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.66, 0.8 + 0.3 * len(found)))
+        for y, (path, (share, low, high)) in enumerate(found.items()):
+            color = "#888888" if path == "seed" else PALETTE[0]
+            ax.barh(y, share, height=0.6, color=color, alpha=0.75, linewidth=0)
+            ax.plot([low, high], [y, y], color="#222222", linewidth=1.3, marker="|", markersize=6)
+        ax.set_yticks(range(len(found)), ["Seed (noise)" if p == "seed" else axis_name(p) for p in found])
+        ax.set_ylim(len(found) - 0.5, -0.5)
+        ax.set_xlim(left=0)
+        ax.grid(axis="y", visible=False)
+        ax.tick_params(axis="y", length=0)
+        ax.set_xlabel("Share of the score's variance, fANOVA")
+    return fig
+
+
+def pareto_figure(study: Study) -> Figure | None:
+    """What a search saw and its front; beside it what was trained again. Two scores, two panels."""
+    rows = [r for r in study.sampled if r["phase"] == "search" and r["status"] == FINISHED]
+    if not rows:
+        return None
+    q = study.shown
+    gmacs = np.array([r["cost"]["cost.gmacs"] for r in rows])
+    scores = np.array([q.scale * r["scores"][study.search_key] for r in rows])
+    front = _front(gmacs, scores if q.higher_is_better else -scores)
+    with plt.rc_context(STYLE):
+        fig, (seen, again) = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
+        seen.scatter(gmacs, scores, s=16, color="#999999", linewidths=0, label="trial")
+        seen.plot(
+            gmacs[front], scores[front], color=PALETTE[1], marker="o", markersize=4.5, linewidth=1.2,
+            drawstyle="steps-post", label="Pareto front",
+        )  # fmt: skip
+        seen.set(title=f"Search ({study.sampled[0]['split']} split, one seed)", ylabel=f"Search {q.heading}")
+        seen.legend(frameon=False, loc="lower right" if q.higher_is_better else "upper right")
+        confirmed = [(s, s.estimate, s.cost("cost.gmacs")) for s in study.settings]
+        for i, (setting, estimate, x) in enumerate([c for c in confirmed if c[1] is not None and c[2] is not None]):
+            assert estimate is not None
+            assert study.reference is not None
+            half = estimate.half_width
+            name = "default" if setting.reference else arm_text(study, setting.arm, study.reference.arm)
+            again.errorbar(
+                x, q.scale * estimate.mean, yerr=None if half is None else q.scale * half, label=name,
+                fmt=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)],
+                markersize=5.5, elinewidth=1.3, capsize=3,
+            )  # fmt: skip
+        again.set(title="Trained again (test split, all seeds)", ylabel=q.heading)
+        if study.settings:
+            fig.legend(*again.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        for ax in (seen, again):
+            ax.set_xlabel(quantity("cost.gmacs").heading)
+            ax.margins(0.12)
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    return fig
+
+
+def _front(costs: np.ndarray, scores: np.ndarray) -> list[int]:
+    """Places of the points that no cheaper or equally dear one matches, by rising cost."""
+    front: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
+        if not front or scores[i] > scores[front[-1]]:
+            front.append(i)
+    return front
+
+
+def history_figure(study: Study) -> Figure | None:
+    """Scores of a sampler's trials in their order, and the best so far; a line an arm."""
+    if not study.sampled:
+        return None
+    q = study.shown
+    arms: dict[str, list[Record]] = {}
+    for r in study.sampled:
+        name = arm_text(study, r["arm"]) if r["phase"] == "tuning" else "search"
+        arms.setdefault(name, []).append(r)
+    best = np.fmax if q.higher_is_better else np.fmin
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.7 + 0.12 * (len(arms) > 3) * len(arms)))
+        for i, (name, rows) in enumerate(arms.items()):
+            color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+            y = np.array(
+                [q.scale * s if (s := r["scores"].get(study.search_key)) is not None else np.nan for r in rows]
+            )
+            x = np.arange(1, len(y) + 1)
+            ax.scatter(x, y, s=16, color=color, marker=marker, alpha=0.55, linewidths=0)
+            ax.plot(x, best.accumulate(y), color=color, drawstyle="steps-post", linewidth=1.3, label=name,
+                    linestyle=LINES[(i // len(PALETTE)) % len(LINES)])  # fmt: skip
+            lost = [n for n, r in zip(x, rows, strict=True) if r["status"] != FINISHED]
+            marks = ax.get_xaxis_transform()
+            ax.scatter(
+                lost, [0.02 + 0.03 * (i % 8)] * len(lost), marker="x", s=14, color=color, transform=marks, clip_on=False
+            )
+        ax.set(xlabel="Trial" + (" of the arm" if len(arms) > 1 else ""), ylabel=f"Search {q.heading}")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.margins(y=0.14)
+        if len(arms) > 1:
+            fig.legend(loc="outside lower center", ncols=min(3, len(arms)), frameon=False)
+    return fig
+
+
+FIGURES = (
+    (
+        "axes",
+        axes_figure,
+        "{score} by the value of each axis: every seed (dots), mean and 95 % t-interval. Square and band: the "
+        "reference. Hollow: the paired difference to it is within noise.",
+    ),
+    ("interaction", interaction_figure, "Mean {score} over the seeds and over the axes that are not shown."),
+    (
+        "importance",
+        importance_figure,
+        "Importance by {evaluator}: share of the variance over all trials that an axis alone explains. Lines: 95 % of "
+        "{resamples} bootstrap samples of the trials (16 trees each).",
+    ),
+    (
+        "pareto",
+        pareto_figure,
+        "{score} against multiply-adds. Left: what the search saw; right: the points trained again on every seed, with "
+        "95 % t-intervals.",
+    ),
+    (
+        "history",
+        history_figure,
+        "Optimisation history: every trial and the best so far (search score, validation split). Crosses: pruned or "
+        "failed.",
+    ),
+)
+"""Name, what draws it, caption."""

@@ -1,0 +1,200 @@
+"""The page of the ablations, and everything it links to, in one call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ablations.report.figures import FIGURES, RESAMPLES
+from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text, verdict_of
+from ablations.report.tables import axes_table, sampled_table, settings_table
+from sunets.core.config import Suite
+from sunets.core.record import read_json
+from sunets.report.comparison import difference_text
+from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, Difference, holm
+from sunets.report.style import save_figure
+from sunets.report.write import Table, markdown, write
+
+IMPORTANCE = "fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees)"
+PAGE_ROWS = 16
+"""Rows beyond which a table is linked from the page instead of shown."""
+
+
+def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
+    """Write the tables, figures and the page of a benchmark's ablations, as a whole.
+
+    Args:
+        suite: the benchmark; its studies without records are named as not run.
+        root: of the checkout.
+
+    Returns:
+        Every path written.
+
+    Raises:
+        FileNotFoundError: no study has records.
+    """
+    folder = root / "results" / suite.benchmark
+    studies, absent = [], []
+    for name, config in suite.ablations.items():
+        path = folder / "records" / "ablations" / f"{name}.json"
+        if path.exists() and (records := read_json(path)):
+            studies.append(Study(name, config, records, records[0]["label"]))
+        else:
+            absent.append(name)
+    if suite.ablations and not studies:
+        raise FileNotFoundError(f"{folder / 'records' / 'ablations'}: no records; run `dvc repro` first")
+    shutil.rmtree(folder / "ablations", ignore_errors=True)  # all of it is written anew
+    (folder / "ablations").mkdir(parents=True)
+    written: list[Path] = []
+    parts = [
+        f"# Ablations: {suite.report.title}",
+        "Made by `dvc repro` (stage `ablation_report`) from [`records/ablations/`](records/ablations): do not edit. "
+        "One record there is one trial, with all its parameters, environment, commit and command.",
+    ]
+    if not suite.ablations:
+        parts.append("The parameter file has no study.")
+    if absent:
+        parts.append(f"Not run: {', '.join(absent)}.")
+    for study in studies:
+        made = (settings_table(study), axes_table(study), sampled_table(study))
+        tables = [table for table in made if table is not None]
+        figures = {name: (figure, caption) for name, draw, caption in FIGURES if (figure := draw(study)) is not None}
+        for table in tables:
+            written += write(table, folder / "ablations")
+        for name, (figure, _) in figures.items():
+            written += save_figure(figure, folder / "ablations" / f"{study.name}_{name}")
+        parts += _section(study, tables, {name: caption for name, (_, caption) in figures.items()})
+    page = folder / "ablations.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+    return [*written, page]
+
+
+def _section(study: Study, tables: Sequence[Table], figures: Mapping[str, str]) -> list[str]:
+    parts = [
+        f"## {study.name}",
+        what_was_run(study),
+        "\n".join(f"- {sentence}" for sentence in findings(study)),
+    ]
+    for table in tables:
+        stem = f"ablations/{table.name}"
+        if len(table.view) <= PAGE_ROWS and not table.name.endswith("_trials"):
+            parts.append(markdown(table.view, table.caption, table.notes).strip())
+        else:
+            parts.append(f"{table.caption} [Table of {len(table.view)} rows]({stem}.md), [CSV]({stem}.csv).")
+    for name, caption in figures.items():
+        stem = f"ablations/{study.name}_{name}"
+        text = caption.format(score=study.shown.name, evaluator=IMPORTANCE, resamples=RESAMPLES)
+        parts.append(f"![{study.name}: {name}]({stem}.png)\n\n*{text}* ([PDF]({stem}.pdf))")
+    failed = [r for r in study.records if r["status"] == "failed"]
+    if failed:
+        lines = [
+            f"- trial {r['number']} ({arm_text(study, r['arm'])}, seed {r['seed']}): {r['reason']}" for r in failed
+        ]
+        parts.append("Failed trials:\n\n" + "\n".join(lines))
+    return parts
+
+
+def what_was_run(study: Study) -> str:
+    """Protocol of a study in a few sentences."""
+    c, params = study.config, study.records[0]["params"]
+    axes = "; ".join(
+        f"{axis_name(a.path)} (`{a.path}`) "
+        + (", ".join(_bracketed(map(value_text, a.values))) or f"{a.low:g} to {a.high:g}")
+        for a in c.axes
+    )
+    budget = [f"{params['train.epochs']} epochs", f"batch {params['train.batch_size']}", f"{params['train.optimizer']}"]
+    if c.kind != "tuned":
+        budget += [f"learning rate {params['train.lr']:g}", f"weight decay {params['train.weight_decay']:g}"]
+    given = [f"{path} {value_text(value)}" for path, value in c.overrides.items() if path.startswith("model.")]
+    base = f"{study.label} with {', '.join(given)}" if given else study.label
+    sentences = [
+        f"{base}, {KINDS[c.kind]}: {axes}.",
+        f"Every training: {', '.join(budget)}; seeds {', '.join(map(str, c.seeds))}, the same for all settings; "
+        f"{len(study.final)} trainings scored on the {study.final[0]['split']} split."
+        if study.final
+        else "No trial has been trained on the seeds yet.",
+    ]
+    if study.sampled:
+        nuisance = f" over {', '.join(axis_name(a.path).lower() for a in c.nuisance)}" if c.nuisance else ""
+        per = " an arm" if c.kind == "tuned" else ""
+        sentences.append(
+            f"Before that, {c.trials} trials{per} by Optuna's TPE (multivariate){nuisance}, with seed {c.tuning_seed}, "
+            f"looked at on the {study.sampled[0]['split']} split only"
+            + (
+                "; those below the median of the finished ones were stopped."
+                if c.kind == "tuned" and c.pruning
+                else "."
+            )
+        )
+    devices = sorted({r["environment"].get("gpu") or r["environment"].get("cpu", "?") for r in study.records})
+    return " ".join([*sentences, f"Device: {', '.join(devices)}."])
+
+
+def findings(study: Study) -> list[str]:
+    """One sentence an axis, or a confirmed point of a search, made by the statistics alone."""
+    if study.reference is None or not study.reference.scores:
+        return ["The reference has no score, so no difference can be shown."]
+    if study.config.kind != "search":
+        return [_axis_finding(study, path) for path in study.axes]
+    sentences = []
+    default = study.reference.cost("cost.gmacs")
+    for place, (difference, adjusted) in study.compared.items():
+        setting = study.settings[place]
+        name, gmacs = arm_text(study, setting.arm, study.reference.arm), setting.cost("cost.gmacs")
+        cost = f", at {gmacs / default:.2f} times its multiply-adds" if gmacs is not None and default else ""
+        sentences.append(f"{name}: {_words(study, difference, adjusted)} against the default{cost}.")
+    return sentences or ["No point of the search but the default was trained again: no difference shown."]
+
+
+def _axis_finding(study: Study, path: str) -> str:
+    values = study.marginal(path)
+    assert study.reference is not None
+    base = value_text(study.reference.arm[path])
+    mean = "" if len(study.axes) == 1 or study.config.kind == "one_at_a_time" else ", on average over the other axes"
+    head = f"**{axis_name(path)}** (`{path}`, reference {base}{mean}): "
+    others = [value for value in values if value != base]
+    if base not in values or not others:
+        return head + "no two values have scores to compare: no difference shown."
+    found = [study.difference(values[value], values[base]) for value in others]
+    adjusted = holm([d.p_value if d else None for d in found])
+    said = {v: (d, p, verdict_of(d, p)) for v, d, p in zip(others, found, adjusted, strict=True)}
+    if all(verdict == WITHIN_NOISE for _, _, verdict in said.values()):
+        largest = max((d for d in found if d is not None), key=lambda d: abs(d.mean))
+        text = f"{difference_text(study.shown, largest)} {_unit(study)}"
+        return head + (
+            f"no difference shown between {_join([base, *others])}; the largest, {text}, is within the noise of "
+            f"{_seeds(largest.n)}."
+        )
+    return head + "; ".join(f"{value}: {_words(study, d, p)}" for value, (d, p, _) in said.items()) + "."
+
+
+def _words(study: Study, difference: Difference | None, adjusted: float | None) -> str:
+    verdict = verdict_of(difference, adjusted)
+    if difference is None:
+        return "no common seed, no difference shown"
+    text = f"{difference_text(study.shown, difference)} {_unit(study)}"
+    if verdict in (BETTER, WORSE):
+        return f"{verdict}, {text}"
+    if verdict == WITHIN_NOISE:
+        return f"no difference shown ({text})"
+    return f"no difference shown, one seed has no interval ({text})"
+
+
+def _unit(study: Study) -> str:
+    return "points" if study.shown.unit == "%" else study.shown.unit
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" + ("s" if n > 1 else "")
+
+
+def _bracketed(values: Iterable[str]) -> list[str]:
+    """Values for an enumeration: those that hold commas themselves in brackets."""
+    return [f"({value})" if "," in value else value for value in values]
+
+
+def _join(values: Sequence[str]) -> str:
+    quoted = _bracketed(values)
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"

@@ -1,0 +1,210 @@
+"""A study as its records tell it: settings, differences, values of its axes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sunets.core.config import StudyConfig
+from sunets.core.record import Record
+from sunets.report.comparison import verdict_text
+from sunets.report.records import FINISHED, SCORES, Quantity, quantity
+from sunets.report.statistics import WITHIN_NOISE, Difference, Estimate, holm, mean_interval, paired_difference
+
+NAMES = {
+    "model.unet_depth": "U-Net depth",
+    "model.num_blocks": "U-Nets a stage",
+    "model.output_stride": "Output stride",
+    "model.dilation": "Dilation schedule",
+    "train.lr": "Learning rate",
+    "train.weight_decay": "Weight decay",
+}
+"""Axes with a name of their own; any other goes by its path."""
+
+KINDS = {
+    "one_at_a_time": "one axis at a time from the default",
+    "grid": "every combination",
+    "tuned": "every combination, each tuned with as many sampled trials, its best setting trained again",
+    "search": "a sampled search for two objectives, points of its front trained again",
+}
+
+Arm = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of a table: a setting of the axes and its scores over the seeds."""
+
+    arm: Arm
+    reference: bool
+    scores: dict[int, float]
+    """Seed -> score of the finished trials."""
+    records: list[Record]
+    same_as: list[Arm] = field(default_factory=list)
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean and interval over the seeds."""
+        return mean_interval(list(self.scores.values())) if self.scores else None
+
+    def cost(self, key: str) -> float | None:
+        """An exact figure of its network."""
+        return next((r["cost"][key] for r in self.records if r["cost"].get(key) is not None), None)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The records of one study."""
+
+    name: str
+    config: StudyConfig
+    records: list[Record]
+    label: str
+    """Of the model."""
+
+    @property
+    def axes(self) -> list[str]:
+        """Paths of the axes."""
+        return [axis.path for axis in self.config.axes]
+
+    @cached_property
+    def headline(self) -> str:
+        """Key of the score."""
+        wrong = any("top1_error_percent" in key for r in self.records for key in r["scores"])
+        return SCORES["classification" if wrong else "segmentation"][0]
+
+    @property
+    def shown(self) -> Quantity:
+        """How the score is shown."""
+        return quantity(self.headline)
+
+    @property
+    def search_key(self) -> str:
+        """Key of what a sampler looked at."""
+        return self.headline.replace("score.", "search.")
+
+    @cached_property
+    def final(self) -> list[Record]:
+        """Trials of a grid or confirmation."""
+        return [r for r in self.records if r["phase"] in ("grid", "confirmation")]
+
+    @cached_property
+    def sampled(self) -> list[Record]:
+        """Trials of a sampler."""
+        return [r for r in self.records if r["phase"] in ("tuning", "search")]
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """The settings that were trained on every seed, in the order of the study."""
+        groups: dict[str, list[Record]] = {}
+        for record in self.final:
+            groups.setdefault(json.dumps(record["arm"], sort_keys=True), []).append(record)
+        return [
+            Setting(
+                arm=rows[0]["arm"],
+                reference=rows[0]["reference"],
+                scores={r["seed"]: r["scores"][self.headline] for r in rows if r["status"] == FINISHED},
+                records=rows,
+                same_as=rows[0]["same_as"],
+            )
+            for rows in groups.values()
+        ]
+
+    @cached_property
+    def reference(self) -> Setting | None:
+        """The setting that differences are taken to."""
+        return next((s for s in self.settings if s.reference), None)
+
+    @cached_property
+    def compared(self) -> dict[int, tuple[Difference | None, float | None]]:
+        """Place of a setting -> its paired difference to the reference, and its p-value adjusted over the table."""
+        if self.reference is None:
+            return {}
+        places = [i for i, s in enumerate(self.settings) if not s.reference]
+        found = [self.difference(self.settings[i].scores, self.reference.scores) for i in places]
+        adjusted = holm([d.p_value if d else None for d in found])
+        return {i: (d, p) for i, d, p in zip(places, found, adjusted, strict=True)}
+
+    def difference(self, scores: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
+        """Paired difference of two settings."""
+        return paired_difference(scores, reference, higher_is_better=self.shown.higher_is_better)
+
+    def by_arm(self) -> dict[tuple[str, ...], Setting]:
+        """Values of all axes -> setting, under every name that it has."""
+        return {
+            tuple(value_text(arm[path]) for path in self.axes): setting
+            for setting in self.settings
+            for arm in (setting.arm, *setting.same_as)
+        }
+
+    def marginal(self, path: str) -> dict[str, dict[int, float]]:
+        """Value of an axis -> seed -> score: of the base with that value alone, or the mean over the other axes.
+
+        The mean goes over those settings of the other axes that have a score for every value and seed shown, so that
+        values are compared on equal terms.
+        """
+        place = self.axes.index(path)
+        if self.config.kind in ("one_at_a_time", "search"):
+            if self.reference is None:
+                return {}
+            base = [value_text(self.reference.arm[p]) for p in self.axes]
+            found = {}
+            for arm, setting in self.by_arm().items():
+                others = [(a, b) for i, (a, b) in enumerate(zip(arm, base, strict=True)) if i != place]
+                if setting.scores and all(a == b for a, b in others):
+                    found[arm[place]] = setting.scores
+            return sorted_values(found)
+        arms = {arm: s.scores for arm, s in self.by_arm().items() if s.scores}
+        rest = {(*arm[:place], *arm[place + 1 :]) for arm in arms}
+        values = list(dict.fromkeys(arm[place] for arm in arms))
+        balanced = [r for r in rest if all((*r[:place], v, *r[place:]) in arms for v in values)]
+        marginals: dict[str, dict[int, float]] = {}
+        for value in values:
+            parts = [arms[*r[:place], value, *r[place:]] for r in balanced]
+            seeds = set.intersection(*(set(p) for p in parts)) if parts else set()
+            marginals[value] = {seed: float(np.mean([p[seed] for p in parts])) for seed in sorted(seeds)}
+        return sorted_values({v: s for v, s in marginals.items() if s})
+
+
+def value_text(value: Any) -> str:
+    """A value of an axis as a reader should see it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "default"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def axis_name(path: str) -> str:
+    """An axis in words."""
+    return NAMES.get(path, path)
+
+
+def sorted_values(values: dict[str, T]) -> dict[str, T]:
+    """Numbers by size, then everything else as it came."""
+
+    def place(item: tuple[int, str]) -> tuple[int, float]:
+        try:
+            return (0, float(item[1]))
+        except ValueError:
+            return (1, item[0])
+
+    return {key: values[key] for _, key in sorted(enumerate(values), key=place)}
+
+
+def arm_text(study: Study, arm: Arm, reference: Arm | None = None) -> str:
+    """A setting in words: its axes, or only those that differ from a reference."""
+    paths = [p for p in study.axes if reference is None or value_text(arm[p]) != value_text(reference[p])]
+    return ", ".join(f"{axis_name(p)} {value_text(arm[p])}" for p in paths) or "default"
+
+
+def verdict_of(difference: Difference | None, adjusted: float | None) -> str:
+    """Return the verdict as one of the three words, adjusted for the number of comparisons."""
+    text = verdict_text(difference, adjusted)
+    return WITHIN_NOISE if WITHIN_NOISE in text else text

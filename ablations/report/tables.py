@@ -1,0 +1,135 @@
+"""Tables of a study: its settings, its axes, the trials of its sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text
+from sunets.report.comparison import difference_columns, difference_text, estimate_columns, estimate_text, verdict_text
+from sunets.report.records import FINISHED, quantity
+from sunets.report.statistics import holm, mean_interval
+from sunets.report.write import Table
+
+COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "field.effective_share")
+
+
+def settings_table(study: Study) -> Table:
+    """One row a setting: score, difference to the reference, cost."""
+    q, rows, lines = study.shown, [], []
+    for place, setting in enumerate(study.settings):
+        difference, adjusted = study.compared.get(place, (None, None))
+        estimate = setting.estimate
+        tuned = setting.records[0]["tuned"]
+        failed = [r for r in setting.records if r["status"] != FINISHED]
+        row: dict[str, Any] = {"study": study.name, **{p: value_text(setting.arm[p]) for p in study.axes}, **tuned}
+        row |= {
+            "reference": setting.reference,
+            "n_seeds": len(setting.scores),
+            "status": FINISHED if not failed else f"{len(setting.scores)} of {len(setting.records)} seeds",
+            "reason": failed[0]["reason"] if failed else None,
+            **estimate_columns(study.headline, estimate),
+            **difference_columns(study.headline, _reference_text(study), difference, adjusted),
+            **{key: setting.cost(key) for key in COSTS},
+        }
+        line = {axis_name(p): value_text(setting.arm[p]) for p in study.axes}
+        line |= {axis_name(path): value_text(value) for path, value in tuned.items()}
+        line["Seeds"] = str(len(setting.scores))
+        line[q.heading] = estimate_text(q, estimate) if estimate else f"failed: {row['reason']}"
+        line["Difference"] = difference_text(q, difference)
+        line["Verdict"] = "reference" if setting.reference else verdict_text(difference, adjusted) if estimate else ""
+        line |= {quantity(key).heading: quantity(key).text(row[key]) for key in COSTS}
+        rows.append(row)
+        lines.append(line)
+    notes = [
+        f"Mean with its 95 % t-interval over the seeds; difference to the reference ({_reference_text(study)}), paired "
+        "by seed, with its 95 % interval. Verdicts are adjusted for the number of rows (Holm)."
+    ]
+    twice = [(setting.arm, arm) for setting in study.settings for arm in setting.same_as]
+    if twice:
+        one, other = (arm_text(study, arm) for arm in twice[0])
+        count = f"{len(twice)} further settings are" if len(twice) > 1 else "One further setting is"
+        notes.append(f"{count} the very same training as a row and not run again, such as {other} (as {one}).")
+    return Table(
+        study.name,
+        f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",
+        pd.DataFrame(rows),
+        pd.DataFrame(lines),
+        tuple(notes),
+        keys=tuple(study.axes),
+    )
+
+
+def axes_table(study: Study) -> Table | None:
+    """One row a value of an axis, the mean over the other axes; where several axes are combined."""
+    if study.config.kind not in ("grid", "tuned") or len(study.axes) < 2 or study.reference is None:
+        return None
+    q, rows, lines = study.shown, [], []
+    for path in study.axes:
+        values, base = study.marginal(path), value_text(study.reference.arm[path])
+        others = [value for value in values if value != base and base in values]
+        found = {value: study.difference(values[value], values[base]) for value in others}
+        adjusted = dict(zip(others, holm([d.p_value if d else None for d in found.values()]), strict=True))
+        for value, scores in values.items():
+            estimate, d = mean_interval(list(scores.values())), found.get(value)
+            rows.append(
+                {"study": study.name, "axis": path, "value": value, "reference": value == base, "n_seeds": estimate.n}
+                | estimate_columns(study.headline, estimate)
+                | difference_columns(study.headline, base, d, adjusted.get(value))
+            )
+            lines.append(
+                {
+                    "Axis": axis_name(path),
+                    "Value": value,
+                    "Seeds": str(estimate.n),
+                    q.heading: estimate_text(q, estimate),
+                    "Difference": difference_text(q, d),
+                    "Verdict": "reference" if value == base else verdict_text(d, adjusted.get(value)),
+                }
+            )
+    note = (
+        "Mean over the settings of the other axes that have scores for every value and seed, seed by seed; intervals "
+        "over the seeds. Differences to the reference's value, paired by seed; verdicts adjusted within an axis (Holm)."
+    )
+    return Table(
+        f"{study.name}_axes",
+        f"Ablation {study.name}: each axis on its own, averaged over the others.",
+        pd.DataFrame(rows),
+        pd.DataFrame(lines),
+        (note,),
+        keys=("axis", "value"),
+    )
+
+
+def _reference_text(study: Study) -> str:
+    return arm_text(study, study.reference.arm) if study.reference else "none was run"
+
+
+def sampled_table(study: Study) -> Table | None:
+    """One row a trial of a sampler; its scores have names of their own."""
+    if not study.sampled:
+        return None
+    rows = []
+    for r in study.sampled:
+        row = {"number": r["number"], "phase": r["phase"], "status": r["status"], "reason": r["reason"]}
+        row |= {p: value_text(r["arm"][p]) for p in study.axes} | r["tuned"]
+        rows.append(
+            row | {study.search_key: r["scores"].get(study.search_key), "cost.gmacs": r["cost"].get("cost.gmacs")}
+        )
+    data = pd.DataFrame(rows)
+    q = study.shown
+    view = pd.DataFrame({"Trial": data.number.astype(str), "Status": data.status})
+    for path in [*study.axes, *(a.path for a in study.config.nuisance)]:
+        view[axis_name(path)] = data[path].map(value_text)
+    view[f"Search {q.heading}"] = data[study.search_key].map(q.text)
+    gmacs = quantity("cost.gmacs")
+    view[gmacs.heading] = data["cost.gmacs"].map(gmacs.text)
+    return Table(
+        f"{study.name}_trials",
+        f"What the sampler of {study.name} saw.",
+        data,
+        view,
+        (f"Scores of one seed on the {study.sampled[0]['split']} split: they choose settings and compare nothing.",),
+        keys=("number",),
+    )

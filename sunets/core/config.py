@@ -1,0 +1,354 @@
+"""`params.yaml` as a `Suite`, and the `Config` of one training: read, check, override, flatten, fingerprint.
+
+A `Suite` holds all models, seeds and studies; `Suite.run` narrows it to the `Config` of one training. A YAML key is a
+field of a class in `sections`, and the same dotted name is the MLflow parameter, the Optuna parameter, the key in a
+record and the column of a table. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from sunets.core.names import overlap
+from sunets.core.sections import (
+    IGNORE_INDEX,
+    AugmentConfig,
+    AxisConfig,
+    Count,
+    DataConfig,
+    DataName,
+    EvaluateConfig,
+    ModelConfig,
+    ModelEntry,
+    Names,
+    PerStage,
+    Pixels,
+    ProfileConfig,
+    ReportConfig,
+    Section,
+    Seed,
+    StudyConfig,
+    SyntheticConfig,
+    Task,
+    TestTimeConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "IGNORE_INDEX",
+    "AugmentConfig",
+    "AxisConfig",
+    "Config",
+    "ConfigError",
+    "Count",
+    "DataConfig",
+    "DataName",
+    "EvaluateConfig",
+    "ModelConfig",
+    "ModelEntry",
+    "Names",
+    "PerStage",
+    "Pixels",
+    "ProfileConfig",
+    "ReportConfig",
+    "Section",
+    "Seed",
+    "StudyConfig",
+    "Suite",
+    "SyntheticConfig",
+    "Task",
+    "TestTimeConfig",
+    "TrainConfig",
+    "derive_seed",
+    "fingerprint",
+    "flatten",
+    "load",
+    "override",
+    "parse_yaml",
+    "read_yaml",
+]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: says which file and dotted key, and what is allowed."""
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Config(Section):
+    """All that decides one training: nothing else does."""
+
+    benchmark: str
+    """Name of the directory under results/ and of the MLflow experiment."""
+    seed: int
+    """Seed of this training: initialisation, order, augmentation."""
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+class Suite(Section):
+    """The whole of `params.yaml`."""
+
+    benchmark: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """Name of the directory under results/ and of the MLflow experiment."""
+    seeds: tuple[Seed, ...] = (0, 1, 2, 3, 4)
+    """Training seeds, the same for every model, so that differences are paired."""
+    data: DataConfig
+    models: Annotated[dict[str, ModelEntry], Names]
+    """The networks that are compared, by key."""
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    profile: ProfileConfig = ProfileConfig()
+    report: ReportConfig = ReportConfig()
+    ablations: Annotated[dict[str, StudyConfig], Names] = Field({})
+    """Studies by name."""
+    watch: dict[Literal["files"], Literal[True]] = Field({})
+    """{files: true} makes `dvc repro` look for changed files of `data.root` each time; the embedded sets have none."""
+    _options: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What a command line needs to read these parameters again: --params and --set, where `load` was given them."""
+        return self._options
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if not self.models:
+            raise ValueError("models: at least one model")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: at least one, each once")
+        if self.report.reference not in self.models:
+            raise ValueError(f"report.reference: one of {', '.join(self.models)}, not {self.report.reference!r}")
+        for name, study in self.ablations.items():
+            if study.model not in self.models:
+                raise ValueError(f"ablations.{name}.model: one of {', '.join(self.models)}, not {study.model!r}")
+        return self
+
+    @classmethod
+    def checked(cls, tree: Any, source: str) -> Self:
+        """Check the content of a parameter file as a whole, each model's and each study's own values included.
+
+        Args:
+            tree: plain values, as YAML gives them.
+            source: what to call it in an error.
+
+        Raises:
+            ConfigError: one line per fault.
+        """
+        suite = _validate(cls, tree, source)
+        seed = suite.seeds[0]
+        for model in suite.models:
+            suite.run(model, seed, source=f"{source}: models.{model}")
+        for name, study in suite.ablations.items():
+            for group, axes in (("axes", study.axes), ("nuisance", study.nuisance)):
+                for axis in axes:
+                    for value in axis.values or (axis.low, axis.high):
+                        values = study.overrides | {axis.path: value}
+                        suite.run(study.model, seed, values, source=f"{source}: ablations.{name}.{group}")
+        return suite
+
+    def run(
+        self, model: str, seed: int, overrides: Mapping[str, Any] | None = None, *, source: str | None = None
+    ) -> Config:
+        """The configuration of one training.
+
+        Args:
+            model: key under `models`.
+            seed: training seed.
+            overrides: dotted paths of `Config` and their values, such as {"train.lr": 0.1}.
+            source: where the overrides stand, for an error; the model by default.
+
+        Raises:
+            ConfigError: unknown key, unknown path or a value that is not allowed.
+        """
+        if model not in self.models:
+            raise ConfigError(f"models.{model}: no such key; there are {', '.join(self.models)}")
+        entry = self.models[model]
+        config = Config(
+            benchmark=self.benchmark,
+            seed=seed,
+            data=self.data,
+            model=ModelConfig(**{k: getattr(entry, k) for k in ModelConfig.model_fields}),
+            train=self.train,
+            evaluate=self.evaluate,
+        )
+        values = {f"train.{k}": v for k, v in entry.train.items()} | dict(overrides or {})
+        start = values.get("train.init_from", self.train.init_from)
+        if isinstance(start, str):
+            values["train.init_from"] = start.replace("{model}", model).replace("{seed}", str(seed))
+        return override(config, values, source=source or f"models.{model}")
+
+
+def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:
+    """A copy of `config` with values replaced by dotted path, checked again as a whole.
+
+    Raises:
+        ConfigError: the path does not exist, or the value is not allowed; names both.
+    """
+    tree = config.model_dump(mode="json")
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        node: Any = tree
+        for depth, key in enumerate(parents):
+            if not isinstance(node, dict) or key not in node:
+                raise ConfigError(f"{source}: {'.'.join(parents[: depth + 1])!r} in {path!r} is no key")
+            node = node[key]
+        if not isinstance(node, dict) or leaf not in node:
+            allowed = ", ".join(sorted(node)) if isinstance(node, dict) else "none"
+            raise ConfigError(f"{source}: unknown key {path!r}; there are {allowed}")
+        node[leaf] = value
+    return _validate(type(config), tree, source)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read a YAML file as DVC reads it: UTF-8, YAML 1.2, no key twice in one mapping.
+
+    Returns:
+        Dicts, lists and scalars.
+
+    Raises:
+        ConfigError: names the file, the line and the remedy.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; run from the root of the checkout, or name one with --params")
+    if not path.is_file():
+        raise ConfigError(f"{path}: not a regular file; name a YAML file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text by the rules of `read_yaml`.
+
+    Args:
+        text: the YAML.
+        source: what to call it in an error.
+
+    Raises:
+        ConfigError: names the source, the line and the remedy.
+    """
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        key = re.search(r'duplicate key "(.*?)"', error.problem)
+        raise ConfigError(
+            f"{source}: line {line}: the key {key[1] if key else ''!r} stands twice in one mapping; remove one of them"
+        ) from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(f"{source}: {where}not valid YAML: {error.problem or error.context}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    _check_plain(tree, source, [])
+    return tree
+
+
+def _check_plain(node: Any, source: str, above: list[int]) -> None:
+    """Refuse what JSON cannot hold (dates, sets) and an alias inside its own value: no walk over such a tree ends."""
+    if id(node) in above:
+        raise ConfigError(f"{source}: an alias stands inside the value that it names; write the value out")
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{source}: the key {key!r} is no text; put it in quotes")
+            _check_plain(value, source, [*above, id(node)])
+    elif isinstance(node, list):
+        for value in node:
+            _check_plain(value, source, [*above, id(node)])
+    elif not isinstance(node, str | int | float | None):
+        raise ConfigError(f"{source}: {str(node)!r} is read as a {type(node).__name__}; put it in quotes")
+
+
+def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suite:
+    """Read and check a parameter file.
+
+    Args:
+        path: the YAML file.
+        settings: `a.b=value` items as a command line gives them; values are YAML.
+
+    Raises:
+        ConfigError: names the file, the dotted key and the remedy.
+    """
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a mapping of sections is expected, not {type(tree).__name__}")
+    for item in settings:  # before the check: a setting may be what makes the file complete, such as data.root
+        key, sign, text = item.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {item}: expected a.b=value")
+        *parents, leaf = key.split(".")
+        node: Any = tree
+        for parent in parents:
+            node = node.setdefault(parent, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {item}: {'.'.join(parents)!r} is a value, not a section")
+        node[leaf] = parse_yaml(text, f"--set {item}")
+    suite = Suite.checked(tree, f"{path} with --set {' '.join(settings)}" if settings else str(path))
+    if suite.data.root is not None and (fault := overlap(suite.data.root)):
+        raise ConfigError(f"{path}: data.root: {fault}")
+    named = [] if Path(path) == Path("params.yaml") else ["--params", str(path)]
+    suite._options = (*named, *(part for item in settings for part in ("--set", item)))
+    return suite
+
+
+def _validate(kind: type[S], tree: Any, source: str) -> S:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            where = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"{source}: unknown key {where!r}; remove it or check its spelling")
+            else:
+                given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict | Section) else ""
+                message = item["msg"].removeprefix("Value error, ")
+                lines.append(f"{source}: {where + ': ' if where else ''}{message}{given}")
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def flatten(config: Section) -> dict[str, Any]:
+    """Dotted name -> plain value; the one form in which records, MLflow and Optuna see a configuration."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            flat[prefix] = node
+
+    walk("", config.model_dump(mode="json"))
+    return flat
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short digest (16 hexadecimal digits) of plain values, equal exactly where they are equal."""
+    plain = [p.model_dump(mode="json") if isinstance(p, Section) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed below 2**63 that depends on the named parts only, never on the order in which runs happen."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1

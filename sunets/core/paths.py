@@ -1,0 +1,54 @@
+"""Where the files of a benchmark lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sunets.core.names import PREPARED
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a benchmark's files lie below the root of the checkout."""
+
+    benchmark: str
+    root: Path = Path()
+
+    @property
+    def data(self) -> Path:
+        """What `prepare` wrote: manifest, split lists, drawn images, converted masks."""
+        return self.root / PREPARED / self.benchmark
+
+    @property
+    def results(self) -> Path:
+        """Tables, figures and the page."""
+        return self.root / "results" / self.benchmark
+
+    @property
+    def records(self) -> Path:
+        """What the tables are made of."""
+        return self.results / "records"
+
+    def weights(self, model: str, seed: int) -> Path:
+        """Trained weights of one model and seed."""
+        return self.root / "outputs" / self.benchmark / "weights" / model / f"seed{seed}.pt"
+
+    def predictions(self, model: str) -> Path:
+        """Label images of the qualitative test images, first seed."""
+        return self.root / "outputs" / self.benchmark / "predictions" / model
+
+    @property
+    def watched(self) -> Path:
+        """What stage `watch` last saw of the data set's files."""
+        return self.root / ".watch" / "files.json"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints, results of jobs and locks, never committed; safe to delete when nothing runs."""
+        return self.root / ".work"
+
+    @property
+    def job_results(self) -> Path:
+        """Results of jobs, each under the fingerprint of what decides it."""
+        return self.work / "results"

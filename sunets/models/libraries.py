@@ -1,0 +1,265 @@
+"""Baselines made from networks of libraries, among them dilated ResNets, the authors' comparison.
+
+The libraries are torchvision and segmentation-models-pytorch. Nothing is downloaded unless `weights` names something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from sunets.models.baselines import Baseline, FullyConvolutional, choose_stride, dilate, initialise
+from sunets.models.sunet import check_input, set_bn_momentum
+
+
+class LibraryModel(Baseline):
+    """A network of a library, fed with sizes it can take.
+
+    Args:
+        net: the network; may return a dict with the logits under "out", as torchvision does.
+        multiple: inputs are padded with zeros, right and below, to multiples of this, and the logits are cut back.
+        min_size: inputs are padded in the same way to at least this height and width.
+        shared: see `Baseline`.
+    """
+
+    def __init__(self, net: nn.Module, *, multiple: int = 1, min_size: int = 1, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.net = net
+        self.multiple = multiple
+        self.min_size = min_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
+        check_input(x, self.in_channels)
+        height, width = x.shape[2:]
+        below, right = (
+            max(-(-size // self.multiple) * self.multiple, self.min_size) - size for size in (height, width)
+        )
+        logits = self.net(F.pad(x, (0, right, 0, below)) if below or right else x)
+        logits = logits["out"] if isinstance(logits, dict) else logits
+        return cast(Tensor, logits if self.task == "classification" else logits[:, :, :height, :width])
+
+
+def dilated_resnet(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    output_stride: int | None = None,
+    weights: str | None = None,
+    task: str,
+) -> Baseline:
+    """The authors' comparison: dilated_resnet18, -50 or -101.
+
+    torchvision's ResNet, dilated to output stride 16 (the default here) or 8 by `dilate`, or 32 as it is; head: 3x3
+    convolution to 512 channels, BatchNorm, ReLU, dropout 0.1, 1x1 convolution; BatchNorm momentum 0.05 everywhere.
+    `weights` names torchvision weights of the ResNet.
+    """
+    resnet_name = name.removeprefix("dilated_")
+    stride = choose_stride(name, output_stride, (16, 8, 32))
+    net: Any = torchvision.models.get_model(resnet_name, weights=_torchvision_weights(weights, resnet_name, "weights"))
+    _set_in_channels(net, in_channels, weights)
+    stages = [net.layer1, net.layer2, net.layer3, net.layer4]
+    dilate(stages, removed=(32 // stride).bit_length() - 1)
+    head = nn.Sequential(
+        nn.Conv2d(net.fc.in_features, 512, 3, padding=1),
+        nn.BatchNorm2d(512),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.1),
+        nn.Conv2d(512, num_classes, 1),
+    )
+    initialise(head)
+    backbone = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, *stages)
+    model = FullyConvolutional(backbone, head, num_classes=num_classes, in_channels=in_channels, output_stride=stride)
+    set_bn_momentum(model, 0.05)
+    return model
+
+
+def _torchvision_weights(weights: str | None, name: str, field: str, or_from: Iterable[str] = ()) -> Any:
+    """The weights entry of that name in torchvision, or None.
+
+    Raises:
+        ValueError: torchvision publishes no such weights for the network `name`; lists those it does.
+    """
+    if weights is None:
+        return None
+    entries = torchvision.models.get_model_weights(name).__members__
+    if weights not in entries:
+        raise ValueError(f"{field}: one of {', '.join([*entries, *or_from])} for {name}, not {weights!r}")
+    return entries[weights]
+
+
+def _set_in_channels(net: nn.Module, in_channels: int, weights: str | None) -> None:
+    """Replace the first convolution where the input has not 3 channels."""
+    if in_channels == 3:
+        return
+    if weights is not None:
+        raise ValueError(f"in_channels: 3 with published weights, not {in_channels}")
+    _replace(
+        net,
+        lambda old: nn.Conv2d(
+            in_channels,
+            old.out_channels,
+            cast(Any, old.kernel_size),
+            cast(Any, old.stride),
+            cast(Any, old.padding),
+            bias=old.bias is not None,
+        ),
+        [next(path for path, part in net.named_modules() if isinstance(part, nn.Conv2d))],
+    )
+
+
+def _set_num_classes(net: nn.Module, head: nn.Module, num_classes: int, published: int) -> None:
+    """New output layers in place of those that came with published weights for another number of classes."""
+    inside = {id(part) for part in head.modules()}
+    parts = [(path, part) for path, part in net.named_modules() if id(part) in inside]
+    _replace(
+        net,
+        lambda old: (
+            nn.Linear(old.in_features, num_classes)
+            if isinstance(old, nn.Linear)
+            else nn.Conv2d(old.in_channels, num_classes, 1)
+        ),
+        [path for path, part in parts if published in (getattr(part, k, 0) for k in ("out_features", "out_channels"))],
+    )
+
+
+def _replace(net: nn.Module, new: Callable[[Any], nn.Module], paths: Iterable[str]) -> None:
+    for path in paths:
+        parent, _, child = path.rpartition(".")
+        fresh = new(net.get_submodule(path))
+        initialise(fresh)
+        setattr(net.get_submodule(parent), child, fresh)
+
+
+_BACKBONES = {
+    "fcn_resnet50": ("resnet50", 8),
+    "deeplabv3_resnet50": ("resnet50", 8),
+    "deeplabv3_resnet101": ("resnet101", 8),
+    "lraspp_mobilenet_v3_large": ("mobilenet_v3_large", 16),
+}
+"""torchvision's segmentation networks: backbone and the output stride that the library fixes."""
+
+
+def torchvision_segmentation(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    output_stride: int | None = None,
+    weights: str | None = None,
+    task: str,
+) -> Baseline:
+    """A segmentation network of torchvision.
+
+    `weights` names either weights of the whole network (COCO_WITH_VOC_LABELS_V1; its output layer is new where
+    num_classes is another) or weights of the backbone (IMAGENET1K_V1, ...).
+    """
+    backbone, fixed_stride = _BACKBONES[name]
+    stride = choose_stride(name, output_stride, (fixed_stride,))
+    of_backbone = torchvision.models.get_model_weights(backbone).__members__
+    if weights in torchvision.models.get_model_weights(name).__members__:
+        net: Any = torchvision.models.get_model(name, weights=weights, weights_backbone=None)
+        if num_classes != 21:
+            _set_num_classes(net, net.classifier, num_classes, published=21)
+        net.aux_classifier = None
+    else:
+        if weights not in of_backbone:
+            _torchvision_weights(weights, name, "weights", or_from=of_backbone)
+        net = torchvision.models.get_model(
+            name, weights=None, weights_backbone=weights, num_classes=num_classes, aux_loss=False
+        )
+    _set_in_channels(net, in_channels, weights)
+    return LibraryModel(
+        net,
+        task=task,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        output_stride=stride,
+        head_prefixes=("net.classifier.",),
+    )
+
+
+def torchvision_classification(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    output_stride: int | None = None,
+    weights: str | None = None,
+    task: str,
+) -> Baseline:
+    """A classifier of torchvision; ResNets of bottleneck blocks can keep more resolution by the library's own dilation.
+
+    With `weights` and another num_classes than theirs the output layer is new.
+    """
+    dilates = name in ("resnet50", "resnet101")
+    stride = choose_stride(name, output_stride, (32, 16, 8) if dilates else (32,))
+    options = {"replace_stride_with_dilation": [False, stride <= 8, stride <= 16]} if dilates else {}
+    entry = _torchvision_weights(weights, name, "weights")
+    published = num_classes if entry is None else len(entry.meta["categories"])
+    net: Any = torchvision.models.get_model(name, weights=entry, num_classes=published, **options)
+    head = "classifier" if name.startswith("densenet") else "fc"
+    if num_classes != published:
+        _set_num_classes(net, getattr(net, head), num_classes, published)
+    _set_in_channels(net, in_channels, weights)
+    return LibraryModel(
+        net,
+        min_size=32 if name.startswith("densenet") else 1,  # below, its last pool has nothing left
+        task=task,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        output_stride=stride,
+        head_prefixes=(f"net.{head}.",),
+    )
+
+
+_SMP = {
+    "unet_resnet34": ("Unet", "resnet34", (32,)),
+    "deeplabv3plus_resnet50": ("DeepLabV3Plus", "resnet50", (16, 8)),
+    "segformer_b0": ("Segformer", "mit_b0", (32,)),
+    "segformer_b2": ("Segformer", "mit_b2", (32,)),
+}
+"""Networks of segmentation-models-pytorch: class, encoder and possible output strides, the default first."""
+
+
+def smp_segmentation(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    output_stride: int | None = None,
+    weights: str | None = None,
+    task: str,
+) -> Baseline:
+    """A network of segmentation-models-pytorch; `weights` is its encoder_weights, such as imagenet."""
+    try:
+        import segmentation_models_pytorch as smp
+    except ModuleNotFoundError:
+        raise ValueError(f"{name}: needs segmentation-models-pytorch; install it with sunets[suite]") from None
+
+    kind, encoder, strides = _SMP[name]
+    stride = choose_stride(name, output_stride, strides)
+    published = smp.encoders.encoders[encoder]["pretrained_settings"]
+    if weights is not None and weights not in published:
+        raise ValueError(f"weights: one of {', '.join(published)} for {name}, not {weights!r}")
+    options = {"encoder_output_stride": stride} if len(strides) > 1 else {}
+    with torch.device("cpu"):  # its SegFormer reads values of tensors, which the meta device has not
+        net = getattr(smp, kind)(
+            encoder, encoder_weights=weights, in_channels=in_channels, classes=num_classes, **options
+        )
+    net.to(torch.get_default_device())
+    return LibraryModel(
+        net,
+        multiple=32,
+        task=task,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        output_stride=stride,
+        head_prefixes=("net.decoder.", "net.segmentation_head."),
+    )

@@ -1,0 +1,276 @@
+"""Cost of a network in one call, its table for a terminal, and the command `profile`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from sunets.core.config import ProfileConfig
+from sunets.core.provenance import code_hash, command_line, environment, provenance
+from sunets.core.record import make_record, write_json, write_rows
+from sunets.models.sunet import MIN_SIZE, SUNet
+from sunets.models.zoo import create_model, list_models
+from sunets.profiling.memory import peak_bytes, saved_bytes, to_mib
+from sunets.profiling.modes import Figures, Size, input_channels, usual_algorithms
+from sunets.profiling.multiply_adds import CONV_AND_LINEAR, Uncounted, audit, compare_with_formula, count_macs
+from sunets.profiling.receptive_field import MASS, draw_fields, receptive_field
+from sunets.profiling.speed import measure_speed
+
+
+@usual_algorithms()
+def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Figures:
+    """Exact figures of one network, counted and audited.
+
+    Args:
+        arguments: keyword arguments of `create_model`; weights are left out, because they change no cost.
+        size: (height, width) of the input in pixels.
+        batch_size: images of the input.
+
+    Returns:
+        cost.params_m: parameters in millions.
+        cost.output_stride: input size over the size of the last features.
+        cost.gmacs, cost.gflops: multiply-adds of a forward pass in 10^9, and twice that.
+        cost.gmacs_attention: those of them that are products of activations, not of weights.
+        cost.gmacs_forward_backward: of a forward and backward pass, gradients of all parameters included.
+        cost.uncounted_operators: operators of the forward pass for which no counter has a formula.
+        memory.saved_mib, memory.saved_mib_memory_efficient: `saved_bytes`; the second for SUNets only.
+        memory.peak_mib: `peak_bytes`; None without a GPU that holds the step.
+
+    Raises:
+        ValueError: the network cannot be built, or the size is too small.
+        AuditError: two ways of counting differ by more than 0.1 %.
+    """
+    _check_size(size)
+    model = _build(arguments)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    audit(model)
+
+    shape = (batch_size, input_channels(model), *size)
+    peak = None
+    if torch.cuda.is_available():
+        with contextlib.suppress(torch.OutOfMemoryError):  # a GPU too small to tell
+            peak = peak_bytes(model.cuda(), torch.zeros(shape, device="cuda"))
+    model = model.to("meta").eval()
+    x = torch.zeros(shape, device="meta")
+    uncounted = Uncounted()
+    with uncounted:
+        counts = count_macs(model, x)
+    compare_with_formula(model, counts, x)
+    forward = counts[""]
+    gmacs = sum(forward.values()) / 1e9
+    efficient = None
+    if isinstance(model, SUNet):
+        config = model.config
+        model.config = dataclasses.replace(config, memory_efficient=True)
+        efficient = to_mib(saved_bytes(model, x))
+        model.config = dataclasses.replace(config, memory_efficient=False)
+    return {
+        "cost.params_m": params / 1e6,
+        "cost.output_stride": int(cast(int, model.output_stride)),
+        "cost.gmacs": gmacs,
+        "cost.gflops": 2 * gmacs,
+        "cost.gmacs_attention": sum(n for op, n in forward.items() if op not in CONV_AND_LINEAR) / 1e9,
+        "cost.gmacs_forward_backward": sum(count_macs(model, x, backward=True)[""].values()) / 1e9,
+        "cost.uncounted_operators": ", ".join(sorted(uncounted.names)),
+        "memory.saved_mib": to_mib(saved_bytes(model, x)),
+        "memory.saved_mib_memory_efficient": efficient,
+        "memory.peak_mib": to_mib(peak),
+    }
+
+
+def _build(arguments: Mapping[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_model(**{key: value for key, value in arguments.items() if key != "weights"})
+
+
+def _check_size(size: Size) -> None:
+    if min(size) < MIN_SIZE:
+        raise ValueError(f"size: height and width of at least {MIN_SIZE} pixels, not {size[0]} x {size[1]}")
+
+
+def profile_model(
+    arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1, field_seeds: int = 0, field_images: int = 2
+) -> tuple[Figures, NDArray[np.float32] | None]:
+    """Everything exact about one network: `cost` and, where `field_seeds` is not 0, `receptive_field` with its map.
+
+    Args:
+        arguments: keyword arguments of `create_model`.
+        size: (height, width) of the input in pixels.
+        batch_size: images whose multiply-adds and memory are counted.
+        field_seeds: initialisations that the effective field is averaged over.
+        field_images: random images per initialisation.
+    """
+    figures = cost(arguments, size=size, batch_size=batch_size)
+    if not field_seeds:
+        return figures, None
+    plain = {key: value for key, value in arguments.items() if key != "weights"}
+    field, gradient = receptive_field(lambda: create_model(**plain), size, seeds=field_seeds, images=field_images)
+    return figures | field, gradient
+
+
+def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """A table for the terminal: one row a record, with `profile_model`'s and, where present, `measure_speed`'s figures.
+
+    The caption says what was counted, how, and what no counter counts.
+    """
+    rows = [record["cost"] for record in records]
+    table = Table(title="What the models cost", caption_justify="left", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    columns = [c for c in _COLUMNS if any(row.get(c[0]) is not None for row in rows)]
+    for _, heading, _ in columns:
+        table.add_column(heading, justify="right")
+    for record, row in zip(records, rows, strict=True):
+        cells = ("" if (value := row.get(key)) is None else form.format(value) for key, _, form in columns)
+        table.add_row(str(record["label"]), *cells)
+    params = records[0]["params"]
+    height, width = params["profile.size"]
+    uncounted = sorted({name for row in rows for name in row["cost.uncounted_operators"].split(", ")})
+    notes = [
+        f"Input {params['profile.batch_size']} x {height} x {width}. Multiply-adds (1 GMAC = 2 GFLOPs) by torch's "
+        "counter; convolutions and linear layers agree with fvcore's count and, of SUNets, with a formula, to 0.1 %.",
+        f"Not counted by any of them: {', '.join(uncounted)}.",
+        "Saved: what autograd keeps for the backward pass of a training step, parameters left out; mem. eff.: with "
+        "memory_efficient=True.",
+    ]
+    if attention := [f"{r['label']} {100 * row['cost.gmacs_attention'] / row['cost.gmacs']:.1f} %"
+                     for r, row in zip(records, rows, strict=True) if row["cost.gmacs_attention"]]:  # fmt: skip
+        notes.append(f"Share of attention's products of activations: {', '.join(attention)}.")
+    if any("field.effective_share" in row for row in rows):
+        notes.append(
+            "Field: larger side of the centre pixel's theoretical receptive field (up to the image's size), and the "
+            f"share of the pixels that hold {MASS:.0%} of the input gradient of its logits, of fresh networks."
+        )
+    if timed := next((row for row in rows if "speed.latency_ms" in row), None):
+        notes.append(
+            f"Times: median (interquartile range) of {timed['speed.repeats']} rounds after {timed['speed.warmup']}, "
+            f"models in turn; {timed['speed.device']}, {timed['speed.threads']} threads, {timed['speed.dtype']}."
+        )
+    table.caption = "\n".join(notes)
+    return table
+
+
+_COLUMNS = (
+    ("cost.params_m", "M params", "{:.3f}"),
+    ("cost.gmacs", "GMACs", "{:.2f}"),
+    ("cost.gmacs_forward_backward", "GMACs fwd +bwd", "{:.2f}"),
+    ("memory.saved_mib", "saved MiB", "{:.1f}"),
+    ("memory.saved_mib_memory_efficient", "saved MiB mem. eff.", "{:.1f}"),
+    ("memory.peak_mib", "peak MiB GPU", "{:.1f}"),
+    ("field.theoretical_px", "field px", "{}"),
+    ("field.effective_share", "95 % field", "{:.1%}"),
+    ("speed.latency_ms", "latency ms", "{:.1f}"),
+    ("speed.latency_iqr_ms", "(IQR)", "{:.1f}"),
+    ("speed.images_per_second", "images/s", "{:.1f}"),
+    ("speed.step_ms", "step ms", "{:.1f}"),
+    ("speed.step_iqr_ms", "(IQR)", "{:.1f}"),
+)
+"""Key, heading and format of the columns of `cost_table`."""
+
+
+def run_profile(
+    models: Sequence[str],
+    *,
+    size: Size = (512, 512),
+    output_stride: int | None = None,
+    num_classes: int = 21,
+    task: str = "segmentation",
+    json_path: Path | None = None,
+    csv_path: Path | None = None,
+    speed: bool = False,
+    speed_json_path: Path | None = None,
+    field: bool = False,
+    picture_path: Path | None = None,
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Profile models of the zoo, print the table, write what is asked for; the command `profile`.
+
+    Args:
+        models: names of the zoo.
+        size: (height, width) of the input in pixels.
+        output_stride: of every model; None is each model's own.
+        num_classes: channels of the logits.
+        task: segmentation or classification.
+        json_path: file for the exact records.
+        csv_path: the same as a table, one row a model.
+        speed: time the models too.
+        speed_json_path: file for the timings.
+        field: measure the receptive fields too.
+        picture_path: PNG of the effective receptive fields.
+        console: where the table is printed.
+
+    Returns:
+        The exact records.
+
+    Raises:
+        ValueError: an unknown name, a size that is too small, a model that cannot be built so.
+        AuditError: two ways of counting differ.
+    """
+    _check_size(size)
+    for name in models:
+        if name not in list_models(task):
+            raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")
+    settings = ProfileConfig.model_validate({"size": size})
+    if console is None:
+        console = Console()
+        console = console if console.is_terminal else Console(width=120)
+    params: dict[str, Any] = {f"profile.{key}": value for key, value in settings.model_dump(mode="json").items()}
+    params |= {"model.output_stride": output_stride, "model.num_classes": num_classes, "task": task}
+    shared: dict[str, Any] = {"benchmark": "none", "config": params}
+    origin = provenance(None, code_hash(__name__), params, command_line())
+    names = list(dict.fromkeys(models))
+    arguments = {
+        name: {"name": name, "task": task, "num_classes": num_classes, "output_stride": output_stride} for name in names
+    }
+    records, maps = [], {}
+    for name in names:
+        with console.status(f"counting {name}"):
+            figures, gradient = profile_model(
+                arguments[name],
+                size=size,
+                batch_size=settings.batch_size,
+                field_seeds=settings.field_seeds if field else 0,
+                field_images=settings.field_images,
+            )
+        if gradient is not None:
+            maps[name] = gradient
+        host = environment("auto", torch.get_num_threads())
+        records.append(make_record("profile", model=name, cost=figures, environment=host, provenance=origin, **shared))
+    timings = []
+    if speed:
+        with console.status("timing"):
+            measured = measure_speed(
+                {name: _build(arguments[name]) for name in names},
+                size=size,
+                batch_size=settings.batch_size,
+                repeats=settings.repeats,
+                warmup=settings.warmup,
+                threads=settings.threads,
+            )
+        host = environment("auto", settings.threads)
+        timings = [
+            make_record("speed", model=name, cost=figures, environment=host, provenance=origin, **shared)
+            for name, figures in measured.items()
+        ]
+    times = {timing["model"]: timing["cost"] for timing in timings}
+    shown = [record | {"cost": record["cost"] | times.get(record["model"], {})} for record in records]
+    console.print(cost_table(shown))
+    if json_path is not None:
+        write_json(json_path, records)
+    if csv_path is not None:
+        write_rows(csv_path, [{"model": r["model"], **r["params"], **r["cost"]} for r in records])
+    if speed_json_path is not None and timings:
+        write_json(speed_json_path, timings)
+    if picture_path is not None and maps:
+        draw_fields(maps, picture_path)
+    return records

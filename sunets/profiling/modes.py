@@ -1,0 +1,71 @@
+"""Types of the figures, and settings of torch and of networks while they are measured."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Size: TypeAlias = tuple[int, int]
+Figures: TypeAlias = dict[str, float | int | str | None]
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    raise ValueError(f"{type(model).__name__} has no convolution, so its input channels are unknown")
+
+
+@contextlib.contextmanager
+def usual_algorithms() -> Iterator[None]:
+    """PyTorch's default choice of kernels for a while.
+
+    With `torch.use_deterministic_algorithms`, which a training sets, some operators are replaced by others on all
+    devices but the CPU, the meta device included, and the counts would no longer be the same everywhere.
+    """
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+@contextlib.contextmanager
+def switched_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Training or evaluation mode for a while.
+
+    In training mode a BatchNorm layer that sees a single value a channel (the pooled image of DeepLab at batch 1) runs
+    as in evaluation mode: one value has no variance, and PyTorch refuses it.
+    """
+    before = {module: module.training for module in model.modules()}
+
+    def check(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        module.training = training and args[0].numel() > args[0].shape[1]
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(check) for norm in norms if training]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Temporarily set the number of CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,113 @@
+"""Latency, throughput and step time, models in turn."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sunets.profiling.memory import peak_bytes, to_mib, training_loss
+from sunets.profiling.modes import Figures, Size, input_channels, switched_mode, torch_threads
+
+
+def measure_speed(
+    models: Mapping[str, nn.Module],
+    *,
+    size: Size,
+    batch_size: int = 1,
+    repeats: int = 10,
+    warmup: int = 3,
+    threads: int = 1,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> dict[str, Figures]:
+    """Time forward passes and training steps, taking the models in turn within every round.
+
+    Whatever slows a round down slows all of its models, so that ratios hold on a busy machine. Data lie on the device
+    beforehand, and the device is synchronised before the clock is read.
+
+    Args:
+        models: name -> network; copies are timed.
+        size: (height, width) of the input in pixels.
+        batch_size: images.
+        repeats: timed rounds.
+        warmup: untimed rounds before them.
+        threads: CPU threads.
+        device: cpu, cuda, or auto: CUDA where there is a GPU.
+        dtype: float32, or the type of autocast.
+        channels_last: memory format of weights and images.
+
+    Returns:
+        By name: medians and interquartile ranges over the rounds of speed.latency_ms (one forward pass in inference
+        mode), speed.images_per_second, speed.step_ms (forward, cross-entropy, backward; no optimiser), the protocol,
+        and memory.peak_mib of the step on a GPU.
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def timed(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - start)
+
+    def step(model: nn.Module, x: Tensor) -> None:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = training_loss(model(x).float())
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    copies = {name: copy.deepcopy(model).to(device).to(memory_format=memory_format) for name, model in models.items()}
+    generator = torch.Generator().manual_seed(0)
+    images = {
+        name: torch.randn(batch_size, input_channels(model), *size, generator=generator)
+        .to(device)
+        .contiguous(memory_format=memory_format)
+        for name, model in models.items()
+    }
+    passes: dict[str, list[float]] = {name: [] for name in models}
+    steps: dict[str, list[float]] = {name: [] for name in models}
+    with torch_threads(threads):
+        for _ in range(warmup + repeats):
+            for name, model in copies.items():
+                x = images[name]
+                autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+                with switched_mode(model, training=False), torch.inference_mode(), autocast:
+                    passes[name].append(timed(lambda model=model, x=x: model(x)))  # type: ignore[misc]
+                with switched_mode(model, training=True):
+                    steps[name].append(timed(lambda model=model, x=x: step(model, x)))  # type: ignore[misc]
+    protocol: Figures = {
+        "speed.batch_size": batch_size,
+        "speed.repeats": repeats,
+        "speed.warmup": warmup,
+        "speed.threads": threads,
+        "speed.device": device,
+        "speed.dtype": str(dtype).removeprefix("torch."),
+        "speed.memory_format": str(memory_format).removeprefix("torch."),
+    }
+    found: dict[str, Figures] = {}
+    for name, model in copies.items():
+        latency, latency_iqr = _median_and_spread(passes[name][warmup:])
+        step_ms, step_iqr = _median_and_spread(steps[name][warmup:])
+        found[name] = {
+            "speed.latency_ms": latency,
+            "speed.latency_iqr_ms": latency_iqr,
+            "speed.images_per_second": 1e3 * batch_size / latency,
+            "speed.step_ms": step_ms,
+            "speed.step_iqr_ms": step_iqr,
+            "memory.peak_mib": to_mib(peak_bytes(model, images[name])),
+            **protocol,
+        }
+    return found
+
+
+def _median_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, high - low

@@ -1,0 +1,243 @@
+"""Runs of a stage while it works."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from sunets.core.config import Config, Suite
+from sunets.core.record import Record, make_record
+from sunets.tracking.store import Store, tracking_uri
+from sunets.tracking.view import Run, child_run, curve_points, model_run, study_run
+
+REMEDY = "python -m sunets mlflow-sync"
+
+_warned = threading.Event()
+
+
+def warn_once(error: BaseException) -> None:
+    """Say once a process that tracking has stopped, and what to do."""
+    if not _warned.is_set():
+        _warned.set()
+        print(f"MLflow is not tracking: {reason_of(error)}. Nothing is lost; afterwards: {REMEDY}", file=sys.stderr)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error of MLflow, with the address."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{tracking_uri()}: {lines[0][:300].rstrip('.')}"
+
+
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of `Tracker` that, once MLflow failed, does nothing."""
+
+    @functools.wraps(method)
+    def guarded(self: Tracker, *arguments: Any, **options: Any) -> None:
+        with self._lock:
+            if self._store is None:
+                return
+            try:
+                method(self, *arguments, **options)
+            except Exception as error:  # whatever it is: a training is worth more than its log
+                self._store = None
+                warn_once(error)
+
+    return guarded
+
+
+@dataclass
+class _Live:
+    """A child run in progress."""
+
+    run_id: str
+    logged: dict[tuple[str, int], float]
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+class Tracker:
+    """MLflow runs of one stage while it works: a parent run, and a child per training.
+
+    One process of a stage writes; its threads may share a tracker. No method raises for MLflow's sake. A child appears
+    with its first epoch. What is not finished when the process ends is marked as interrupted, and goes on under the
+    same run when the same configuration, data and code are tracked again.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["train", "trial"],
+        suite: Suite,
+        item: str,
+        runs: Sequence[tuple[Config, Mapping[str, Any]]] = (),
+    ) -> None:
+        """Open the parent run.
+
+        Args:
+            kind: train (a model's seeds) or trial (a study's trials).
+            suite: the benchmark.
+            item: key of the model, or name of the study.
+            runs: train: configuration and provenance of each seed.
+        """
+        self._suite, self._item = suite, item
+        self._lock = threading.RLock()
+        self._records: dict[int, Record] = {}
+        self._live: dict[int, _Live] = {}
+        self._parent = ""
+        self._monitor: Any = None
+        self._store: Store | None = None
+        self._planned = {
+            config.seed: make_record(
+                "train",
+                benchmark=suite.benchmark,
+                model=item,
+                label=suite.models[item].label,
+                seed=config.seed,
+                config=config,
+                provenance=source,
+            )
+            for config, source in runs
+        }
+        if int(os.environ.get("RANK", 0)) != 0:  # torchrun: the first process speaks for all
+            return
+        if kind == "train":
+            parent = model_run(list(self._planned.values()), ended=False)
+        else:
+            study = suite.ablations[item]
+            trials = [self._trial(suite.run(study.model, seed, study.overrides)) for seed in study.seeds]
+            parent = study_run(trials, ended=False)
+        try:
+            self._store = Store()
+        except Exception as error:
+            warn_once(error)
+        self._begin(parent)
+        atexit.register(self.close)
+
+    @_harmless
+    def _begin(self, parent: Run) -> None:
+        self._parent = self._run(parent).info.run_id
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(
+                self._parent, sampling_interval=5, resume_logging=True, tracking_uri=self._open_store.uri
+            )
+            self._monitor.start()
+        except ImportError:  # psutil
+            self._monitor = None
+
+    @property
+    def _open_store(self) -> Store:
+        assert self._store is not None
+        return self._store
+
+    def _run(self, run: Run, *, fresh: bool = False) -> Any:
+        store = self._open_store
+        tags = {**run.tags, "sunets.process": f"{socket.gethostname()}:{os.getpid()}"}
+
+        def compatible(found: Any) -> bool:
+            return not fresh and all(run.params.get(k, v) == v for k, v in found.data.params.items())
+
+        found, created = store.open(replace(run, tags=tags), self._parent or None, compatible)
+        if created:
+            store.log(found.info.run_id, run.first)
+        if found.info.status != "RUNNING":
+            store.client.update_run(found.info.run_id, "RUNNING")
+        return found
+
+    def _child(self, child: int, *, fresh: bool = False) -> _Live:
+        if fresh or child not in self._live:
+            found = self._run(child_run(self._planned[child], ended=False), fresh=fresh)
+            logged = {
+                (name, step): value
+                for name in found.data.metrics
+                for step, value in self._open_store.curve(found.info.run_id, name).items()
+            }
+            self._live[child] = _Live(found.info.run_id, logged)
+        return self._live[child]
+
+    def plan(self, number: int, config: Config, provenance: Mapping[str, Any], **extra: Any) -> None:
+        """Tell what a trial is, before its first epoch.
+
+        Args:
+            number: its number in the study.
+            config: its configuration.
+            provenance: what `record.provenance()` returned.
+            extra: phase and arm, as in its record.
+        """
+        self._planned[number] = self._trial(config, provenance=provenance, number=number, **extra)
+
+    def _trial(self, config: Config, **extra: Any) -> Record:
+        study = self._suite.ablations[self._item]
+        varied = {
+            "arm": {axis.path: None for axis in study.axes},
+            "tuned": {axis.path: None for axis in study.nuisance},
+        }
+        return make_record(
+            "trial",
+            benchmark=self._suite.benchmark,
+            model=study.model,
+            label=self._suite.models[study.model].label,
+            seed=config.seed,
+            config=config,
+            study=self._item,
+            **varied | extra,
+        )
+
+    @_harmless
+    def log_epoch(self, child: int, row: Mapping[str, Any]) -> None:
+        """Write one row of a history; one that is there already is left out.
+
+        Args:
+            child: seed, or number of the trial.
+            row: epoch and dotted metrics.
+        """
+        live = self._child(child)
+        points = curve_points([row])
+        if any(live.logged.get(point, value) != value for point, value in points.items()):
+            # Trained again with other numbers (another machine, a GPU): an epoch has one value in a run.
+            rows, live = live.rows, self._child(child, fresh=True)
+            live.rows = rows
+            points |= curve_points(rows)
+        live.rows.append(row)
+        new = {point: value for point, value in points.items() if point not in live.logged}
+        self._open_store.log(live.run_id, new)
+        live.logged |= new
+
+    @_harmless
+    def finish(self, child: int, record: Record, rows: Iterable[Mapping[str, Any]] | None = None) -> None:
+        """End a child run as its record tells: finished, failed or pruned.
+
+        Args:
+            child: seed, or number of the trial.
+            record: its record.
+            rows: its whole history, where `log_epoch` did not see it all.
+        """
+        live = self._child(child)
+        self._open_store.finish(child_run(record, live.rows if rows is None else rows), self._parent)
+        self._records[child] = record
+
+    @_harmless
+    def close(self) -> None:
+        """End the parent run; children without a record were interrupted."""
+        if self._monitor is not None:
+            self._monitor.finish()
+        store = self._open_store
+        interrupted = [live.run_id for child, live in self._live.items() if child not in self._records]
+        for run_id in interrupted:
+            store.client.set_terminated(run_id, "KILLED")
+        records = list(self._records.values())
+        if records and records[0]["kind"] == "train" and len(records) == len(self._planned):
+            store.finish(model_run(records))
+        else:
+            done = bool(records) and records[0]["kind"] == "trial" and not interrupted
+            store.client.set_terminated(self._parent, "FINISHED" if done else "KILLED")
+        self._store = None
+        atexit.unregister(self.close)

@@ -1,0 +1,226 @@
+"""Runs rebuilt from the records."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sunets.core.names import PREPARED
+from sunets.core.record import Record, read_json, read_rows
+from sunets.tracking.live import REMEDY, reason_of, warn_once
+from sunets.tracking.store import CURRENT, Store, TrackingError
+from sunets.tracking.view import Run, child_run, finite_numbers, make_slot, model_run, plain_text, study_run
+
+
+@dataclass(frozen=True)
+class Synced:
+    """How many runs `sync` made, completed, and found as they should be."""
+
+    created: int
+    updated: int
+    unchanged: int
+
+    def __str__(self) -> str:
+        return f"MLflow: {self.created} runs created, {self.updated} updated, {self.unchanged} unchanged"
+
+
+def sync(results: Path, benchmark: str | None = None) -> Synced:
+    """Make MLflow show what the records say; a second call changes nothing.
+
+    Args:
+        results: the directory `results/`.
+        benchmark: one benchmark; None takes all.
+
+    Raises:
+        FileNotFoundError: there are no records.
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    found = sorted(path.parent for path in results.glob(f"{benchmark or '*'}/records"))
+    if not found:
+        raise FileNotFoundError(f"{results / (benchmark or '*') / 'records'}: no records; run `dvc repro` first")
+    wanted = {folder.name: [*_models(folder), *_studies(folder), *_report(folder)] for folder in found}
+    counts: Counter[str] = Counter()
+    try:
+        store = Store()
+        for name, families in wanted.items():
+            kept = set()
+            for parent, children in families:
+                parent_id, change = store.finish(parent)
+                kept.add(parent_id)
+                counts[change] += 1
+                for child in children:
+                    run_id, change = store.finish(child, parent_id)
+                    kept.add(run_id)
+                    counts[change] += 1
+            for experiment in (name, f"{name}/ablations"):
+                if store.experiment(experiment, create=False) is None:
+                    continue
+                for run in store.search(experiment, CURRENT, "true"):
+                    if run.info.run_id not in kept and not _is_alive(run):
+                        store.retire(run)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) or type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
+            raise TrackingError(f"MLflow: {reason_of(error)}; see MLFLOW_TRACKING_URI, then: {REMEDY}") from error
+        raise
+    return Synced(counts["created"], counts["updated"], counts["unchanged"])
+
+
+def sync_or_warn(results: Path, benchmark: str) -> None:
+    """`sync` at the end of a stage, whose work does not hang on MLflow: says once what is wrong."""
+    try:
+        sync(results, benchmark)
+    except TrackingError as error:
+        warn_once(error.__cause__ or error)
+
+
+def _is_alive(run: Any) -> bool:
+    """Whether the process that writes a run may still be there; of another machine one cannot know."""
+    host, _, pid = run.data.tags.get("sunets.process", "").rpartition(":")
+    if run.info.status != "RUNNING" or not host:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return host != socket.gethostname()
+    except OSError:
+        return True
+    return True
+
+
+def _records(path: Path) -> list[Record]:
+    if not path.exists():
+        return []
+    content = read_json(path)
+    return content if isinstance(content, list) else [content]
+
+
+def _items(folder: Path, suffix: str) -> list[str]:
+    return sorted(path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}"))
+
+
+def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
+    """Parent and children of every model of a benchmark.
+
+    Args:
+        folder: results/BENCHMARK.
+    """
+    base = folder / "records"
+    speed = _records(base / "speed.json")
+    families = []
+    for model in sorted({name for kind in ("train", "evaluate", "profile") for name in _items(base / kind, ".json")}):
+        trained, tested, profiled, timed = (
+            _records(base / kind / f"{model}.json") for kind in ("train", "evaluate", "profile", "timing")
+        )
+        path = base / "history" / f"{model}.csv"
+        rows = read_rows(path) if path.exists() else []
+        children = []
+        for record in trained:
+            seed = record["seed"]
+            child = child_run(record, [row for row in rows if row["seed"] == seed])
+            timing = next((t for t in timed if t["seed"] == seed), {})
+            noisy = {k: v for k, v in timing.items() if k in ("seconds", "images_per_second")}
+            scores = [r for r in tested if r["seed"] == seed]
+            metrics = {k: v for r in scores for k, v in finite_numbers(r["scores"], _prefix(r, tested)).items()}
+            children.append(
+                replace(
+                    child,
+                    metrics={**child.metrics, **finite_numbers(noisy, "timing."), **metrics},
+                    tags={**child.tags, **_test_settings(scores)},
+                    seconds=_period(timing),
+                )
+            )
+        parent = model_run(trained or tested or profiled)
+        exact = [r for r in [*profiled, *(r for r in speed if r["model"] == model)] if r["status"] == "finished"]
+        periods = [child.seconds for child in children if child.seconds]
+        parent = replace(
+            parent,
+            metrics=_summary(tested) | {k: v for r in exact for k, v in finite_numbers(r["cost"]).items()},
+            tags={**parent.tags, **_test_settings(tested)},
+            seconds=(min(p[0] for p in periods), max(p[1] for p in periods)) if periods else None,
+            files=_figures(folder, model),
+        )
+        families.append((parent, children))
+    return families
+
+
+def _prefix(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """Scores of the first test-time variant have their plain names, the others' stand under the variant's name."""
+    return "" if record["variant"] == records[0]["variant"] else f"{record['variant']}/"
+
+
+def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    params = records[0]["params"] if records else {}
+    return {name: plain_text(value) for name, value in params.items() if name.startswith("evaluate.")}
+
+
+def _summary(tested: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Mean and interval of each score over the seeds."""
+    from sunets.report.statistics import mean_interval  # its package needs pandas, which live tracking does without
+
+    values: dict[str, list[float]] = {}
+    for record in tested:
+        for name, value in finite_numbers(record["scores"], _prefix(record, tested)).items():
+            values.setdefault(name, []).append(value)
+    found: dict[str, float | None] = {}
+    for name, seeds in values.items():
+        estimate = mean_interval(seeds)
+        found |= {f"{name}.mean": estimate.mean, f"{name}.seeds": estimate.n}
+        if ".iou." not in name:  # a hundred classes would drown the rest
+            found |= {f"{name}.ci95_low": estimate.low, f"{name}.ci95_high": estimate.high}
+    return finite_numbers(found)
+
+
+def _period(timing: Mapping[str, Any]) -> tuple[float, float] | None:
+    if not timing.get("started"):
+        return None
+    start = datetime.fromisoformat(timing["started"]).timestamp()
+    return start, start + (timing.get("seconds") or 0.0)
+
+
+def _studies(folder: Path) -> list[tuple[Run, list[Run]]]:
+    """Parent and children of every study of a benchmark."""
+    base = folder / "records" / "ablations"
+    families = []
+    for study in _items(base, ".json"):
+        records = _records(base / f"{study}.json")
+        if not records:
+            continue
+        path = base / f"{study}.history.csv"
+        rows = read_rows(path) if path.exists() else []
+        parent = study_run(records)
+        children = [child_run(r, [row for row in rows if row["number"] == r["number"]]) for r in records]
+        families.append((replace(parent, files=_figures(folder, study)), children))
+    return families
+
+
+def _figures(folder: Path, item: str) -> tuple[tuple[Path, str | None], ...]:
+    """Figures whose file name names the model or study."""
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(item)}(?![a-z0-9])")
+    return tuple((path, "figures") for path in sorted((folder / "figures").glob("*.png")) if word.search(path.stem))
+
+
+def _report(folder: Path) -> list[tuple[Run, list[Run]]]:
+    """One run that holds the benchmark's page, tables and figures, and the samples of its data."""
+    files: list[tuple[Path, str | None]] = [(path, None) for path in folder.glob("README.md")]
+    for pattern in ("tables/*.md", "tables/*.csv", "figures/*.png"):
+        files += [(path, path.parent.name) for path in sorted(folder.glob(pattern))]
+    files += [(path, "data") for path in (folder.parent.parent / PREPARED / folder.name).glob("samples.png")]
+    if not files:
+        return []
+    run = Run(
+        experiment=folder.name,
+        slot=make_slot("report", folder.name, "report"),
+        identity="report",
+        name="report",
+        tags={"kind": "report", "benchmark": folder.name},
+        status="FINISHED",
+        files=tuple(files),
+    )
+    return [(run, [])]

@@ -1,0 +1,249 @@
+"""What a run should look like: made from records alone, by the live tracker and by `sync` alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sunets.core.config import DataConfig, fingerprint
+
+HEADLINE = {"segmentation": "score.miou", "classification": "score.top1_error_percent"}
+"""Task -> the score that runs are compared by."""
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The wanted content of one MLflow run."""
+
+    experiment: str
+    slot: str
+    """What the run is, such as train/camvid/sunet64/seed0: one run in a slot is current."""
+    identity: str
+    """Digest of what made it: configuration, data, code."""
+    name: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    points: Mapping[tuple[str, int], float] = field(default_factory=dict)
+    """(metric, epoch) -> value: the curves."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Single values; a later one takes the place of an earlier one."""
+    headline: str = ""
+    """The metric that runs are compared by."""
+    status: str = "RUNNING"
+    seconds: tuple[float, float] | None = None
+    """Start and end in seconds since 1970, where known."""
+    dataset: tuple[str, str] | None = None
+    """Name and digest."""
+    files: tuple[tuple[Path, str | None], ...] = ()
+    """Artifacts, each with the folder it goes to."""
+
+    @property
+    def key(self) -> str:
+        """Slot and identity: equal for equal runs."""
+        return f"{self.slot}/{self.identity}"
+
+    @property
+    def first(self) -> dict[tuple[str, int], float]:
+        """What a new run starts with: the headline score, or NaN to keep its place until it is measured."""
+        return {(self.headline, 0): self.metrics.get(self.headline, math.nan)} if self.headline else {}
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics, and the headline score once more under the name that sorts first."""
+        aim = {f"aim/{self.headline}": self.metrics[self.headline]} if self.headline in self.metrics else {}
+        return aim | dict(self.metrics)
+
+    @property
+    def digest(self) -> str:
+        """Equal exactly where the content is."""
+        files = [(path.name, folder, hashlib.sha256(path.read_bytes()).hexdigest()) for path, folder in self.files]
+        points = sorted((name, step, value) for (name, step), value in self.points.items())
+        content = [dict(self.params), dict(self.tags), points, self.values, self.status, self.name]
+        return fingerprint(content, self.dataset, files)
+
+
+def make_slot(kind: str, benchmark: str, item: str, child: str = "") -> str:
+    """Return the name of the slot that a run takes."""
+    return "/".join(quote(part, safe="") for part in (kind, benchmark, item, child) if part)
+
+
+def plain_text(value: Any) -> str:
+    """The value as MLflow gets it; without spaces, since its parallel coordinates show ten characters."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def finite_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numbers, by names that MLflow accepts."""
+    return {
+        re.sub(r"[^\w\-. :/]", "_", prefix + name, flags=re.ASCII): float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
+    """The curves in rows of a history."""
+    places = ("epoch", "iteration", "seed", "number")
+    return {
+        (name, int(row["epoch"])): value
+        for row in rows
+        for name, value in finite_numbers({k: v for k, v in row.items() if k not in places}).items()
+    }
+
+
+def _ends(points: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """`final/` and `best/` of each curve: MLflow's tables and charts show a curve's last value only."""
+    found = {}
+    for name in dict.fromkeys(name for name, _ in points if name.startswith(("train.", "val."))):
+        values = [value for (_, _), value in sorted((p, v) for p, v in points.items() if p[0] == name)]
+        found[f"final/{name}"] = values[-1]
+        if name.startswith("val."):
+            found[f"best/{name}"] = min(values) if re.search("loss|error", name) else max(values)
+    return found
+
+
+def _tags(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a run can be filtered by."""
+    own = ("kind", "status", "reason", "benchmark", "model", "label", "seed", "study", "number", "phase")
+    tags = {name: record[name] for name in own if record.get(name) is not None}
+    for group in ("provenance", "environment"):
+        tags |= {f"{group}.{name}": value for name, value in record[group].items() if value is not None}
+    if record.get("reason"):
+        tags["mlflow.note.content"] = f"{record['status']}: {record['reason']}"
+    tags["mlflow.source.type"] = "LOCAL"
+    tags["mlflow.source.name"] = record["provenance"].get("command")
+    tags["mlflow.source.git.commit"] = record["provenance"].get("git_commit")
+    return {name: plain_text(value) for name, value in tags.items() if value is not None}
+
+
+def _params(record: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters of a training. How it is tested may change later and stands in tags: MLflow's parameters cannot."""
+    return {name: plain_text(value) for name, value in record["params"].items() if not name.startswith("evaluate.")}
+
+
+def _varied(record: Mapping[str, Any], name: str) -> bool:
+    """Whether a parameter may differ between the trials of a study.
+
+    Args:
+        record: one trial: its arm has every axis, `tuned` every parameter that is tuned within an arm.
+        name: of the parameter, which may stand below such a path.
+    """
+    paths = ("seed", *(record.get("arm") or {}), *(record.get("tuned") or {}))
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _headline(record: Mapping[str, Any]) -> str:
+    """The score that the runs of a benchmark are compared by; a sampler's trials have it under another name."""
+    task = DataConfig.model_construct(name=record["params"].get("data.name", "")).task  # unchecked: the name decides
+    sampled = record.get("phase") in ("tuning", "search")
+    return HEADLINE[task].replace("score.", "search.") if sampled else HEADLINE[task]
+
+
+def _common(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The parameters that trainings share."""
+    every = [_params(record) for record in records]
+    return {k: v for k, v in every[0].items() if k != "seed" and all(p.get(k) == v for p in every)}
+
+
+def _dataset(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    digest = record["provenance"].get("data_digest")
+    return (str(record["params"].get("data.name", record["benchmark"])), digest) if digest else None
+
+
+def _made_by(record: Mapping[str, Any]) -> list[Any]:
+    return [record["provenance"].get(name) for name in ("data_digest", "code_hash")]
+
+
+def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), *, ended: bool = True) -> Run:
+    """The run of one training or trial.
+
+    Args:
+        record: its record; of a run in progress, a record without results.
+        rows: its history.
+        ended: whether the record tells the outcome.
+    """
+    points = curve_points(rows)
+    curves = {name for name, _ in points}
+    single = finite_numbers(record["scores"]) | finite_numbers(record["cost"])
+    tags, params = _tags(record), _params(record)
+    if record["kind"] == "trial":
+        experiment = f"{record['benchmark']}/ablations"
+        slot = make_slot("trial", record["benchmark"], record["study"], f"{record['number']}")
+        arm = dict(sorted((record.get("arm") or {}).items()))  # as in the file of records
+        axes = [f"{path.removeprefix('model.')}={plain_text(value)}" for path, value in arm.items()]
+        name = ", ".join([f"#{record['number']}", *axes, f"seed {record['seed']}"])
+        tags |= {f"arm.{path}": plain_text(value) for path, value in arm.items()}
+        tags |= {k: plain_text(v) for k, v in record["params"].items() if v is not None and not _varied(record, k)}
+        # An axis has its values of the arm, as in tables: a null among numbers would make words of them all.
+        params = {k: plain_text(arm.get(k, v)) for k, v in record["params"].items() if _varied(record, k)}
+    else:
+        experiment = record["benchmark"]
+        slot = make_slot("train", record["benchmark"], record["model"], f"seed{record['seed']}")
+        name = f"{record['label']}, seed {record['seed']}"
+    if not ended:
+        tags = {name: value for name, value in tags.items() if name != "status"}
+    return Run(
+        experiment=experiment,
+        slot=slot,
+        identity=fingerprint(record["provenance"].get("config_hash"), *_made_by(record)),
+        name=name,
+        params=params,
+        tags=tags,
+        points=points,
+        metrics={k: v for k, v in single.items() if k not in curves} | (_ends(points) if ended else {}),
+        headline=_headline(record),
+        status=STATUS[record["status"]] if ended else "RUNNING",
+        dataset=_dataset(record),
+    )
+
+
+def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Run:
+    """The parent run of a model, from the records of its trainings."""
+    first, common = records[0], _common(records)
+    shared = ("benchmark", "model", "label", "provenance", "params")
+    whole = {name: first[name] for name in shared} | {"kind": "model", "environment": {}}
+    tags = {k: v for k, v in _tags(whole).items() if k != "provenance.config_hash"}
+    return Run(
+        experiment=first["benchmark"],
+        slot=make_slot("model", first["benchmark"], first["model"]),
+        identity=fingerprint(common, *_made_by(first)),
+        name=first["label"],
+        params=common,
+        tags=tags,
+        headline=f"{_headline(first)}.mean",
+        status=_outcome(records) if ended else "RUNNING",
+        dataset=_dataset(first),
+    )
+
+
+def study_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Run:
+    """The parent run of a study, from the records of its trials."""
+    first = records[0]
+    fixed = {name: value for name, value in _common(records).items() if not _varied(first, name)}
+    counts = {
+        f"trials.{status}": float(sum(record["status"] == status for record in records))
+        for status in ("finished", "pruned", "failed")
+    }
+    return Run(
+        experiment=f"{first['benchmark']}/ablations",
+        slot=make_slot("study", first["benchmark"], first["study"]),
+        identity=fingerprint(fixed),
+        name=first["study"],
+        params=fixed,
+        tags={"kind": "study", **{name: first[name] for name in ("benchmark", "study", "model")}},
+        metrics=counts if ended else {},
+        headline="trials.finished",
+        status=_outcome(records) if ended else "RUNNING",
+    )
+
+
+def _outcome(records: Sequence[Mapping[str, Any]]) -> str:
+    return "FAILED" if records and all(r["status"] == "failed" for r in records) else "FINISHED"

@@ -1,0 +1,382 @@
+"""The state of one training, and the loop over its epochs and steps: what `fit` runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from sunets.core.config import IGNORE_INDEX, Config, derive_seed, fingerprint
+from sunets.core.metrics import confusion_matrix, scores_from_confusion, top_k_errors
+from sunets.data import Manifest, eval_batches, iterations_per_epoch, make_dataset, train_batches
+from sunets.training.checkpoint import CheckpointError, atomic_save, build_network, read_file
+from sunets.training.distributed import World, synchronise_batch_norm
+from sunets.training.progress import Display, Row
+from sunets.training.recipe import class_weights, lr_factor, parameter_groups, scoring_dataset
+
+_CALM = "lower train.lr, lengthen train.warmup_epochs or set train.clip_grad_norm"
+
+
+class TrainingError(RuntimeError):
+    """A training that diverged: names epoch, step, learning rate and batch."""
+
+
+class Trainer:
+    """The state of one training and the loop over it."""
+
+    def __init__(
+        self,
+        config: Config,
+        manifest: Manifest,
+        identity: dict[str, Any],
+        device: torch.device,
+        world: World,
+        work_dir: Path,
+    ) -> None:
+        train = config.train
+        self.config, self.manifest, self.device, self.world = config, manifest, device, world
+        self.identity, self.path = identity, work_dir / "checkpoint.pt"
+        self.augmented = make_dataset(
+            manifest, config.data.train_split, config.data, train.augment, derive_seed(config.seed, "augment")
+        )
+        self.per_epoch = iterations_per_epoch(len(manifest.splits[config.data.train_split]), train.batch_size)
+        self.iterations = train.epochs * self.per_epoch
+
+        self.model, self.note = build_network(config, manifest)
+        if train.sync_bn and world.size > 1:
+            self.model = synchronise_batch_norm(self.model, device)
+        layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        if train.compile:
+            self.model.compile()
+        self.parallel: DistributedDataParallel | None = None
+        if world.size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.model, device_ids=ids)
+
+        # 255 is a class like any other when images, not pixels, are classified.
+        self.ignore_index = IGNORE_INDEX if manifest.task == "segmentation" else -100
+        weights = class_weights(config, manifest)
+        self.weights_of_classes = None if weights is None else torch.tensor(weights, device=device)
+        groups = parameter_groups(self.model, train)
+        self.optimizer: torch.optim.Optimizer
+        if train.optimizer == "sgd":
+            nesterov = train.nesterov and train.momentum > 0
+            self.optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
+
+        self.iteration = 0
+        self.history: list[Row] = []
+        self.images, self.seconds, self.saved_at = 0, 0.0, time.monotonic()
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.loss_sum, self.weight_sum = 0.0, 0.0
+        self.tally = self._no_tally()
+
+    # What a checkpoint holds.
+
+    def save(self) -> None:
+        """Write the checkpoint; all processes call it."""
+        self.world.sum(self.tally)  # the epoch so far, of all processes: the first one keeps it from here on
+        if self.world.rank != 0:
+            self.tally.zero_()
+        if self.world.rank == 0:
+            content = {
+                "identity": self.identity,
+                "iteration": self.iteration,
+                "history": self.history,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "sums": {"loss": self.loss_sum, "weight": self.weight_sum, "tally": self.tally},
+            }
+            atomic_save(content, self.path)
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> bool:
+        """Go on from the checkpoint if there is one; the first process reads it for all.
+
+        Raises:
+            CheckpointError: it is damaged, or of another training.
+        """
+        content: Any = None
+        if self.world.rank == 0 and self.path.exists():
+            try:
+                content = read_file(self.path, "delete it to start this training anew")
+                self._check_identity(content["identity"])
+            except CheckpointError as error:
+                content = error
+        content = self.world.share(content)
+        if isinstance(content, CheckpointError):
+            raise content
+        if content is None:
+            return False
+        self.iteration, self.history = content["iteration"], content["history"]
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.loss_sum, self.weight_sum = content["sums"]["loss"], content["sums"]["weight"]
+        if self.world.rank == 0:
+            self.tally = content["sums"]["tally"].to(self.device)
+        return True
+
+    def _check_identity(self, found: dict[str, Any]) -> None:
+        wanted = json.loads(json.dumps(self.identity))
+        differing = [k for k in sorted(found.keys() | wanted.keys()) if found.get(k) != wanted.get(k)]
+        if differing:
+            key = differing[0]
+            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+            raise CheckpointError(
+                f"{self.path}: of another training ({fingerprint(found)}, not {fingerprint(wanted)}): "
+                f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here{more}; "
+                "use another directory, or delete the file to start anew"
+            )
+
+    def weights(self) -> dict[str, Any]:
+        """What the weights file holds: plain values and tensors, the same bytes for the same training."""
+        plain = {
+            "task": self.manifest.task,
+            "config": self.config.model_dump(mode="json"),
+            "classes": list(self.manifest.classes),
+            "palette": [[int(v) for v in colour] for colour in self.manifest.palette],
+            "mean": [float(v) for v in self.manifest.mean],
+            "std": [float(v) for v in self.manifest.std],
+            "data_digest": self.manifest.digest,
+        }
+        state = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.model.state_dict().items()
+        }
+        # Pickle writes an object met twice as a reference: values made anew keep the bytes free of who shares what.
+        return {"state_dict": state, **json.loads(json.dumps(plain))}
+
+    # The loop.
+
+    def run(
+        self,
+        on_epoch: Callable[[Row], None] | None,
+        stop_early: Callable[[Row], bool] | None,
+        display: Display,
+    ) -> bool:
+        """Train to the end; returns whether `stop_early` ended it."""
+
+        def report(row: Row) -> bool:
+            stop = False
+            if self.world.rank == 0:
+                if on_epoch:
+                    on_epoch(row)
+                stop = bool(stop_early and stop_early(row))
+            return bool(self.world.share(stop))
+
+        for row in self.history:
+            display.epoch(row, restored=True)
+            if report(row):
+                return True
+        while self.iteration < self.iterations:
+            self._train_epoch(display)
+            row = self._row()
+            self.history.append(row)
+            self._start_epoch()
+            self.save()
+            display.epoch(row)
+            if report(row):
+                return True
+        return False
+
+    def _train_epoch(self, display: Display) -> None:
+        """Train to the end of the running epoch."""
+        config, (epoch, done) = self.config, divmod(self.iteration, self.per_epoch)
+        self.model.train()
+        if config.train.frozen_bn:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        batches = self._batches(epoch, done, self.world, config.data.workers)
+        clock = time.monotonic()
+        for images, targets in batches:
+            due = self._step(images, targets)
+            self.iteration += 1
+            self.images += config.train.batch_size
+            display.step(self.iteration, self.loss_sum, self.weight_sum, self._live_score)
+            if due and self.iteration % self.per_epoch:
+                self.seconds += time.monotonic() - clock
+                self.save()
+                clock = time.monotonic()
+        self.seconds += time.monotonic() - clock
+
+    def _batches(self, epoch: int, start: int, world: World, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+        return train_batches(
+            self.augmented,
+            batch_size=self.config.train.batch_size,
+            seed=derive_seed(self.config.seed, "order"),
+            epoch=epoch,
+            start_iteration=start,
+            rank=world.rank,
+            world_size=world.size,
+            workers=workers,
+        )
+
+    def _batch_ids(self, epoch: int, step: int) -> str:
+        """The images of a global batch."""
+        keys: list[tuple[int, int]] = next(iter(self._batches(epoch, step, World()).batch_sampler))  # type: ignore
+        return ", ".join(self.augmented.items[index].id for _, index in keys)
+
+    def _step(self, images: Tensor, targets: Tensor) -> bool:
+        """One step of the optimiser on this process's share of the batch; returns whether a checkpoint is due.
+
+        The gradient is that of the mean over all labelled pixels of the whole batch, of all micro-batches and
+        processes, however they are spread.
+        """
+        config, train = self.config, self.config.train
+        torch.manual_seed(derive_seed(config.seed, "step", self.iteration, self.world.rank))
+        lr = train.lr * lr_factor(self.iteration, train, self.per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_multiplier"]
+        images, targets = self._move(images, targets)
+        weight = self.world.sum(self._weight(targets))
+        # A batch without a labelled pixel has loss 0 and gradient 0.
+        share = self.world.size / torch.where(weight > 0, weight, 1.0)  # DDP averages over processes
+
+        self.optimizer.zero_grad()
+        micro = min(train.micro_batch_size or len(images), len(images))
+        parts = list(zip(images.split(micro), targets.split(micro), strict=True))
+        loss = torch.zeros((), device=self.device)
+        for number, (image, target) in enumerate(parts, start=1):
+            # Gradients travel once a step, after the last part.
+            with self.parallel.no_sync() if self.parallel and number < len(parts) else contextlib.nullcontext():
+                logits = self._logits(self.parallel or self.model, image)
+                part = self._loss(logits, target, train.label_smoothing)
+                self.scaler.scale(part * share).backward()
+            loss += part.detach()
+            self.tally += self._count(logits.detach(), target)
+        due = self.world.rank == 0 and time.monotonic() - self.saved_at >= train.checkpoint_seconds
+        summed = self.world.sum(torch.stack([loss.double(), torch.tensor(due, device=self.device).double()]))
+        loss_sum, flag, weight_sum = torch.cat([summed, weight.double()[None]]).tolist()
+        if not math.isfinite(loss_sum):
+            epoch, step = divmod(self.iteration, self.per_epoch)
+            raise TrainingError(
+                f"the loss became {loss_sum} in epoch {epoch + 1}, step {step + 1} of {self.per_epoch} (iteration "
+                f"{self.iteration}), at learning rate {lr:.3g}, on the images {self._batch_ids(epoch, step)}; {_CALM}"
+            )
+        self.loss_sum += loss_sum
+        self.weight_sum += weight_sum
+
+        if train.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return bool(flag)
+
+    def _move(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        images = images.to(self.device, memory_format=layout, non_blocking=True)
+        return images, targets.to(self.device, non_blocking=True)
+
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        amp = self.config.train.amp
+        dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, dtype, enabled=amp != "none"):
+            logits: Tensor = network(images)
+        return logits.float()
+
+    def _loss(self, logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Weighted sum over the labelled pixels."""
+        return functional.cross_entropy(
+            logits,
+            target,
+            weight=self.weights_of_classes,
+            ignore_index=self.ignore_index,
+            label_smoothing=label_smoothing,
+            reduction="none",  # CUDA's own sum is not repeatable
+        ).sum()
+
+    def _weight(self, target: Tensor) -> Tensor:
+        """Total weight of the labelled pixels."""
+        valid = target != self.ignore_index
+        if self.weights_of_classes is None:
+            return valid.sum().to(torch.float32)
+        return self.weights_of_classes[target[valid]].sum()
+
+    def _no_tally(self) -> Tensor:
+        classes = self.manifest.num_classes
+        shape = (classes, classes) if self.manifest.task == "segmentation" else (3,)
+        return torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+    def _count(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(K, K) confusion matrix, or for classification (3,): images, errors, errors of the five best."""
+        if self.manifest.task == "segmentation":
+            return confusion_matrix(logits.argmax(1), target, self.manifest.num_classes).sum(0)
+        errors = [top_k_errors(logits, target, k) for k in (1, 5)]
+        return torch.tensor([len(target), *errors], device=self.device)
+
+    def _scores(self, tally: Tensor) -> dict[str, float | None]:
+        if self.manifest.task == "segmentation":
+            scores = scores_from_confusion(tally.cpu().numpy())
+            return {"miou": scores["score.miou"], "pixel_accuracy": scores["score.pixel_accuracy"]}
+        images, top1, top5 = tally.tolist()
+        return {"top1_error_percent": 100 * top1 / images, "top5_error_percent": 100 * top5 / images}
+
+    def _live_score(self) -> str:
+        """This process's score of the epoch so far, in words."""
+        value = next(iter(self._scores(self.tally).values()))
+        if self.manifest.task == "classification":
+            return f"top-1 error {value:.1f} %"
+        return "" if value is None else f"mIoU {100 * value:.1f} %"
+
+    def _row(self) -> Row:
+        """The finished epoch's row; scores the validation split where its turn has come."""
+        train, epoch = self.config.train, self.iteration // self.per_epoch
+        name, score = next(iter(self._scores(self.world.sum(self.tally)).items()))
+        row: Row = {
+            "epoch": epoch,
+            "iteration": self.iteration,
+            "lr": train.lr * lr_factor(self.iteration - 1, train, self.per_epoch),
+            "train.loss": self.loss_sum / self.weight_sum if self.weight_sum else 0.0,
+            f"train.{name}": score,
+        }
+        if epoch % train.validate_every == 0 or epoch == train.epochs:
+            row |= self._validate()
+            if not math.isfinite(row["val.loss"]):
+                raise TrainingError(
+                    f"the validation loss became {row['val.loss']} in epoch {epoch}, after step {self.per_epoch} "
+                    f"(iteration {self.iteration - 1}) at learning rate {row['lr']:.3g}; {_CALM}"
+                )
+        return row
+
+    @torch.inference_mode()
+    def _validate(self) -> Row:
+        """Score the validation split, each process a share of it."""
+        config, world = self.config, self.world
+        if world.size > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
+        self.model.eval()
+        dataset = scoring_dataset(self.manifest, config.data.val_split, config)
+        indices = range(world.rank, len(dataset), world.size)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        tally = self._no_tally()
+        batch_size = max(1, config.train.batch_size // world.size)
+        for _, images, targets in eval_batches(dataset, batch_size, config.data.workers, indices):
+            images, targets = self._move(images, targets)
+            logits = self._logits(self.model, images)
+            sums += torch.stack([self._loss(logits, targets), self._weight(targets)]).double()
+            tally += self._count(logits, targets)
+        loss, weight = world.sum(sums).tolist()
+        row: Row = {"val.loss": loss / weight if weight else 0.0}
+        return row | {f"val.{name}": value for name, value in self._scores(world.sum(tally)).items()}
