@@ -18,9 +18,9 @@ import typer
 
 import ablations.__main__
 import sunets.__main__
-from sunets.config import Config
+from sunets.core.config import Config
 from sunets.data import Manifest, prepare
-from sunets.train import fit
+from sunets.training.fit import fit
 
 ASSETS = Path(__file__).parent / "assets"
 RENEW = "if that is meant, run `PYTHONPATH=. python tests/test_frozen_surface.py`"
