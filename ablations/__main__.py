@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sunets.core.signals import die_with_pipeline
+from sunets.core.process import die_with_pipeline
 
 die_with_pipeline()  # before imports that take longer than a kill
 

@@ -17,14 +17,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ablations.search import Direction, MakeJob, Search, Setting, Trial, open_storage, repeat, search
+from ablations.search import BaseStorage, Direction, MakeJob, Search, Setting, Trial, open_storage, repeat, search
 from ablations.space import Arm, Point, Space, check_study, identity, rungs, study_config, trial_config
 from sunets.core.config import Config, ProfileConfig, StudyConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
@@ -40,9 +40,6 @@ from sunets.training.checkpoint import waiting_for
 from sunets.training.device import select_device
 from sunets.training.fit import fit, run_fingerprint
 from sunets.training.loop import TrainingError
-
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
 
 STORAGE = "OPTUNA_STORAGE"
 """Environment variable with the address of the storage that Optuna's studies are written to."""

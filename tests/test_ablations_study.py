@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ablations.engine import Finished
 from tiny import SUNET
 
 import sunets.tracking.live
 from ablations import __main__ as commands
+from ablations.search import Trial
 from ablations.study import confirmed, pareto_front, run_study, spread
 from sunets.core.config import Suite, load
 from sunets.core.record import read_json, read_rows
@@ -182,10 +182,10 @@ def test_a_search_confirms_the_base_and_points_of_its_front(suite: Suite) -> Non
 
 
 def test_an_arm_without_a_finished_trial_is_not_confirmed(suite: Suite) -> None:
-    def trial(phase: str, number: int, score: float | None) -> Finished:
+    def trial(study: str, number: int, score: float | None) -> Trial:
         status: Any = "failed" if score is None else "finished"
-        setting = {"train.lr": float(number), "seed": 100}
-        return Finished(phase, number, setting, status, None, None if score is None else (score,), {})
+        result = {"values": {} if score is None else {"search.miou": score}}
+        return Trial(study, number, {"train.lr": float(number), "seed": 100}, status, None, result)
 
     class Plan:
         study, direction = suite.ablations["tuned"], "maximize"

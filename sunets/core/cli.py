@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sunets.core.signals import Stopped, stop_on_signals
+from sunets.core.process import Stopped, is_ours, stop_on_signals
 
 Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
 Settings = Annotated[
@@ -52,12 +52,3 @@ def refuse_other_checkout() -> None:
             f"this checkout is {here}, but the code that runs is that of {source}; run `python -m sunets` or "
             "`python -m ablations` here, or `make env` for an environment that belongs to this checkout"
         )
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by this package's own check, in words made for the user."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
-    return module.split(".")[0] in ("sunets", "ablations", "__main__")

@@ -33,13 +33,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sunets.core.cli import is_ours
 from sunets.core.hardware import default_workers, device_type, visible_gpus
+from sunets.core.process import is_ours
 from sunets.core.provenance import SOURCE_ROOT, module_closure
 from sunets.core.results import ResultStore
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"
 """Environment variable with the address of a Dask scheduler; where it is set, jobs run on its workers."""
+CONNECT_SECONDS = 10
+"""How long the scheduler may take to answer."""
 Result = dict[str, Any]
 """Plain values, and numpy arrays at the first level."""
 Send = Callable[[Any], None]
@@ -316,6 +318,8 @@ def _processes(needs: dict[str, Any], store: ResultStore, count: int, modules: S
     # forkserver: imports are paid once, and unlike fork it starts without torch's threads or a CUDA context.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *modules])
+    # Its server is told this process's path only after these are imported, and a relative PYTHONPATH may mean another.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
     messages, gpus = context.SimpleQueue(), context.SimpleQueue()
     visible = visible_gpus() if needs["device"] == "cuda" else [""]
     for number in range(count):
@@ -337,9 +341,9 @@ def _cluster(address: str, device: str, needs: dict[str, Any], store: ResultStor
     try:
         from distributed import Client
 
-        for name in ("client", "core", "comm"):
-            logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)  # an error is one line, and ours
-        client = Client(address, timeout=10, set_as_default=False)
+        for name in ("distributed.client", "distributed.core", "distributed.comm", "tornado.application"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is one line, and ours
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except ImportError:
         raise JobError(f"{SCHEDULER} is set, but distributed is not installed: pip install 'sunets[cluster]'") from None
     except (OSError, ValueError):

@@ -45,7 +45,7 @@ class ResultStore:
         if path is None or not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return {**json.loads(arrays.pop(_PLAIN).tobytes()), **arrays}
         except Exception as error:  # a damaged archive fails in many ways

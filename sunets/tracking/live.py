@@ -33,6 +33,11 @@ def reason_of(error: BaseException) -> str:
     """Return the first line of an error of MLflow, with the address."""
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed"
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    # What the system says is shorter and clearer than MLflow's words around it.
+    error = next((cause for cause in reversed(chain) if isinstance(cause, OSError)), error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{tracking_uri()}: {lines[0][:300].rstrip('.')}"
 

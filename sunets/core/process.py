@@ -1,4 +1,4 @@
-"""Ending when asked to: with one line on SIGINT and SIGTERM, and together with a killed pipeline.
+"""How a process of this package ends: on signals, together with a killed pipeline, and on errors.
 
 Only the standard library is imported, so that `die_with_pipeline` runs before anything that takes time.
 """
@@ -60,3 +60,12 @@ def die_with_pipeline() -> None:
         orphan = True
     if orphan:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a check of this package, in words made for the user."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return module.split(".")[0] in ("sunets", "ablations", "__main__")

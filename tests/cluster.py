@@ -1,0 +1,76 @@
+"""Real Dask clusters on this machine, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """What a process needs to import this checkout and its tests, and no cluster or storage of the user's."""
+    own = ("DASK_SCHEDULER_ADDRESS", "OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")
+    clean = {key: value for key, value in os.environ.items() if key not in own}
+    return clean | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | extra
+
+
+def until(condition: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@dataclass
+class Cluster:
+    """A scheduler and workers of one thread each, all processes of their own."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def add_worker(self, folder: Path, *options: str, **env: str) -> subprocess.Popen[bytes]:
+        command = ["-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        worker = subprocess.Popen(
+            [sys.executable, *command, "--memory-limit", "0", "--local-directory", str(folder / ".dask"), *options],
+            cwd=folder, env=environment(**env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.workers.append(worker)
+        return worker
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, workers: int, *options: str, **env: str) -> Iterator[Cluster]:
+    """Start a scheduler and workers in a directory; kill what is left of them in the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    scheduler = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    made = Cluster(f"tcp://127.0.0.1:{port}", scheduler)
+    try:
+        for _ in range(workers):
+            made.add_worker(folder, *options, **env)
+        until(lambda: answers(port))
+        yield made
+    finally:
+        for process in (scheduler, *made.workers):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()

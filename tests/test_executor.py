@@ -1,0 +1,357 @@
+"""Jobs in processes and on a cluster: order, messages, kept results, what a worker must have, deaths and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cluster
+import numpy as np
+import pytest
+from cluster import until
+
+from sunets.core import executor
+from sunets.core.executor import Job, JobError, at_once, open_pool
+from sunets.core.hardware import default_workers
+
+HERE = Path(__file__).resolve()
+
+
+# Functions of jobs.
+
+
+def square(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
+    with Path(arguments["log"]).open("a") as file:
+        file.write(f"{arguments['number']}\n")
+    send(f"got {arguments['number']}")
+    return {"square": arguments["number"] ** 2, "array": np.arange(arguments["number"]), "third": 1 / 3}
+
+
+def fail(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
+    match arguments["number"]:
+        case 0:
+            raise OSError(28, "No space left on device")
+        case 1:
+            raise KeyError("a bug")
+        case 2:
+            return {"number": int("no number")}  # a ValueError that Python raises is a bug
+        case 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case 4:
+            marker = Path(arguments["log"])
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+    return {"number": arguments["number"]}
+
+
+def linger(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
+    folder = Path(arguments["log"])
+    (folder / f"{os.getpid()}.pid").touch()
+    for number in range(1200):
+        time.sleep(0.1)
+        send(number)
+    return {}
+
+
+def gpu(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
+    time.sleep(0.5)
+    return {"visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def job(function: str, number: int, log: Path, **more: Any) -> Job:
+    return Job(f"job {number}", f"test_executor:{function}", {"number": number, **more}, {"log": str(log)})
+
+
+def opened(folder: Path, workers: int = 2, **options: Any) -> Any:
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    (data / "manifest.json").write_text(json.dumps({"digest": "d"}))
+    defaults = {"device": "cpu", "threads": 1, "jobs": 9, "results": folder / "results", "workers": workers}
+    return open_pool(["sunets.core.record"], data, "d", **(defaults | options))
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(executor.SCHEDULER, raising=False)
+
+
+# Processes of this machine -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_return_in_order_and_speak_and_run_once(workers: int, tmp_path: Path) -> None:
+    heard: list[Any] = []
+    log = tmp_path / "log"
+    jobs = [job("square", number, log) for number in (3, 1, 2)]
+    with opened(tmp_path, workers) as pool:
+        (results,) = pool.drive([at_once(jobs)], lambda name, message: heard.append((name, message)))
+        assert [r["square"] for r in results] == [9, 1, 4]
+        assert [r["array"].tolist() for r in results] == [[0, 1, 2], [0], [0, 1]]
+        assert sorted(heard) == [("job 1", "got 1"), ("job 2", "got 2"), ("job 3", "got 3")]
+    with opened(tmp_path, 3 - workers) as pool:  # another driver finds them
+        (again,) = pool.drive([at_once([*jobs, job("square", 4, log)])])
+        assert [r["square"] for r in again] == [9, 1, 4, 16]
+        assert again[0]["third"] == results[0]["third"] == 1 / 3
+        assert sorted(log.read_text().split()) == ["1", "2", "3", "4"]
+        pool.drive([at_once(jobs[:1])], reuse=False)
+        assert sorted(log.read_text().split()) == ["1", "2", "3", "3", "4"]
+
+
+def test_results_of_other_code_data_or_arguments_are_not_taken(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with opened(tmp_path, 1) as pool:
+        pool.drive([at_once([job("square", 3, log)])])
+        pool.drive([at_once([job("square", 3, log, more=1)])])
+        for name, value in (("code", {}), ("torch", "0"), ("digest", "e"), ("device", "cuda")):
+            assert pool.store.get(job("square", 3, log), pool.needs) is not None
+            assert pool.store.get(job("square", 3, log), pool.needs | {name: value}) is None
+    assert log.read_text().split() == ["3", "3"]
+
+
+def test_plans_go_on_each_when_their_own_jobs_have_ended(tmp_path: Path) -> None:
+    def count(start: int) -> executor.Plan[list[int]]:
+        got = []
+        for number in range(start, start + 3):
+            results = yield [job("square", number, tmp_path / "log"), job("square", number + 100, tmp_path / "log")]
+            got += [r["square"] for r in results]
+        nothing = yield []
+        assert nothing == []
+        return got
+
+    with opened(tmp_path) as pool:
+        found = pool.drive([count(1), count(11)])
+    assert found == [[n**2 for k in range(s, s + 3) for n in (k, k + 100)] for s in (1, 11)]
+
+
+def test_only_values_travel(tmp_path: Path) -> None:
+    with opened(tmp_path) as pool, pytest.raises(TypeError, match="not JSON serializable"):
+        pool.drive([at_once([job("square", 1, tmp_path, code=lambda: None)])])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_machine_s_fault_is_one_line_and_a_bug_is_itself(workers: int, tmp_path: Path) -> None:
+    host = socket.gethostname()
+    with opened(tmp_path, workers) as pool, pytest.raises(JobError) as caught:
+        pool.drive([at_once([job("fail", 0, tmp_path)])])
+    assert str(caught.value) == f"job 0 on {host}: OSError: [Errno 28] No space left on device"
+    with opened(tmp_path, workers) as pool, pytest.raises(KeyError, match="a bug"):
+        pool.drive([at_once([job("fail", 1, tmp_path)])])
+    with opened(tmp_path, workers) as pool, pytest.raises(ValueError, match="invalid literal") as caught_value:
+        pool.drive([at_once([job("fail", 2, tmp_path)])])
+    assert not isinstance(caught_value.value, JobError)
+    assert not list((tmp_path / "results").glob("*")), "a failure was kept as a result"
+
+
+def test_a_killed_worker_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with opened(tmp_path) as pool, pytest.raises(JobError, match=r"was killed .* run again"):
+        pool.drive([at_once([job("fail", number, tmp_path) for number in (5, 3, 6)])])
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    with opened(tmp_path, 1) as pool:
+        pool.drive([at_once([job("square", 3, tmp_path / "log")])])
+        (path,) = (tmp_path / "results").glob("*.npz")
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(ValueError, match=f"{path}: not readable .* delete it"):
+            pool.drive([at_once([job("square", 3, tmp_path / "log")])])
+
+
+def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert default_workers(1, "cuda") == 2
+    with opened(tmp_path, device="cuda", workers=None) as pool:
+        assert pool.device == "cuda"
+        (results,) = pool.drive([at_once([job("gpu", number, tmp_path) for number in range(4)])])
+    assert {r["visible"] for r in results} == {"2", "5"}
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ({"code": {"sunets/core/record.py": "0"}}, r"sunets/core/record\.py differs from the driver's; update it"),
+        ({"digest": "e"}, r"data/manifest\.json: digest is d here, and e for the driver"),
+        ({"data": "/nowhere"}, r"/nowhere/manifest\.json: no such file; prepare the data there"),
+        ({"torch": "0.4"}, r"torch is [\d.+a-z]+ here, and 0\.4 for the driver"),
+        ({"device": "cuda", "device_is_auto": True}, "device is cpu here, and cuda for the driver"),
+    ],
+)
+def test_a_worker_that_differs_is_named(needs: dict[str, Any], message: str, tmp_path: Path) -> None:
+    if needs.get("device") and executor.device_type("auto") == "cuda":
+        needs |= {"device": "cpu"}
+        message = "device is cuda here, and cpu for the driver"
+    with opened(tmp_path, 1) as pool:
+        pool.needs.update(needs)
+        with pytest.raises(JobError, match=f"job 3 on {socket.gethostname()}: .*{message}"):
+            pool.drive([at_once([job("square", 3, tmp_path / "log")])])
+    assert not (tmp_path / "log").exists()
+
+
+# Ends ----------------------------------------------------------------------------------------------------------------
+
+
+def driver(folder: Path, function: str, count: int, **env: str) -> subprocess.Popen[str]:
+    """A process that runs jobs as a command does."""
+    code = (
+        "import typer; from pathlib import Path; from sunets.core.cli import run; import test_executor as t\n"
+        f"folder = Path({str(folder)!r})\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def go():\n"
+        f"    with t.opened(folder, {count}) as pool:\n"
+        f"        jobs = [t.job({function!r}, number, folder) for number in range({count})]\n"
+        "        pool.drive([t.at_once(jobs)])\n"
+        "run(app)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=cluster.environment(**env), stderr=subprocess.PIPE, text=True
+    )
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.pid")]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_its_driver(sign: signal.Signals, code: int, workers: int, tmp_path: Path) -> None:
+    process = driver(tmp_path, "linger", workers)
+    until(lambda: len(pids(tmp_path)) == workers)
+    process.send_signal(sign)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    if sign != signal.SIGKILL:
+        assert errors == "stopped; run again to go on\n"
+    until(lambda: not any(map(alive, pids(tmp_path))), 5)
+    assert time.monotonic() - started < 20
+
+
+def test_a_stage_ends_with_the_pipeline_that_started_it(tmp_path: Path) -> None:
+    """Killed at once, while the stage imports, or later: it neither goes on nor begins."""
+    stage = "import os, pathlib, time\npathlib.Path('started.pid').write_text(str(os.getpid()))\n{wait}\n" + (
+        "from sunets.core.process import die_with_pipeline\ndie_with_pipeline()\n"
+        "pathlib.Path('working').touch()\ntime.sleep(60)"
+    )
+    for wait, works in (("time.sleep(1)", False), ("", True)):
+        (tmp_path / "started.pid").unlink(missing_ok=True)
+        (tmp_path / "stage.py").write_text(stage.format(wait=wait))
+        pipeline = subprocess.Popen(
+            [sys.executable, "-c", f"import subprocess; subprocess.run([{sys.executable!r}, 'stage.py'])"],
+            cwd=tmp_path, env=cluster.environment(DVC_STAGE="train@x"), start_new_session=True,
+        )  # fmt: skip
+        until(lambda works=works: (tmp_path / ("working" if works else "started.pid")).exists())
+        until(lambda: (tmp_path / "started.pid").read_text())
+        pipeline.kill()
+        pipeline.wait()
+        pid = int((tmp_path / "started.pid").read_text())
+        until(lambda pid=pid: not alive(pid), 20)
+        assert (tmp_path / "working").exists() == works
+
+
+# A Dask cluster ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[cluster.Cluster], Any]:
+    def use(made: cluster.Cluster) -> Any:
+        monkeypatch.setenv(executor.SCHEDULER, made.address)
+        return opened(tmp_path, workers=None)
+
+    return use
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_and_survives_a_killed_worker(
+    tmp_path: Path, on_cluster: Callable[[cluster.Cluster], Any]
+) -> None:
+    heard: list[Any] = []
+    with cluster.cluster(tmp_path, 4) as made, on_cluster(made) as pool:
+        jobs = [job("square", number, tmp_path / "log") for number in (3, 1, 2)]
+        (results,) = pool.drive([at_once(jobs)], lambda name, message: heard.append((name, message)))
+        assert [r["array"].tolist() for r in results] == [[0, 1, 2], [0], [0, 1]]
+        assert sorted(heard) == [("job 1", "got 1"), ("job 2", "got 2"), ("job 3", "got 3")]
+        again = [job("fail", number, tmp_path / "marker") for number in (4, 5, 6)]
+        assert [r["number"] for r in pool.drive([at_once(again)])[0]] == [4, 5, 6]
+        until(lambda: sum(worker.poll() is not None for worker in made.workers) == 1)
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_its_workers_is_one_line(tmp_path: Path, on_cluster: Callable[[cluster.Cluster], Any]) -> None:
+    with cluster.cluster(tmp_path, 4) as made, on_cluster(made) as pool, pytest.raises(JobError, match="was killed"):
+        pool.drive([at_once([job("fail", 3, tmp_path / "marker")])])
+
+
+@pytest.mark.slow
+def test_a_killed_scheduler_is_one_line_and_a_stopped_driver_stops_its_jobs(
+    tmp_path: Path, on_cluster: Callable[[cluster.Cluster], Any]
+) -> None:
+    with cluster.cluster(tmp_path, 2) as made:
+        process = driver(tmp_path, "linger", 2, DASK_SCHEDULER_ADDRESS=made.address)
+        until(lambda: len(pids(tmp_path)) == 2)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (143, "stopped; run again to go on\n")
+        # The workers live, and are free again at the next message of their job.
+        with on_cluster(made) as pool:
+            assert pool.drive([at_once([job("square", 5, tmp_path / "log")])])[0][0]["square"] == 25
+        for path in tmp_path.glob("*.pid"):
+            path.unlink()
+        process = driver(tmp_path, "linger", 2, DASK_SCHEDULER_ADDRESS=made.address)
+        until(lambda: len(pids(tmp_path)) == 2)
+        made.scheduler.kill()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert errors.startswith("error: job ")
+        assert errors.endswith(": the Dask scheduler is gone; start it and run again to go on\n")
+        assert errors.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_gpu_is_a_resource_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster.cluster(tmp_path, 1) as made:
+        for visible in "37":
+            made.add_worker(tmp_path, "--resources", "GPU=1", CUDA_VISIBLE_DEVICES=visible)
+        monkeypatch.setenv(executor.SCHEDULER, made.address)
+        jobs = [job("gpu", number, tmp_path) for number in range(6)]
+        with opened(tmp_path, device="cuda", workers=None) as pool:
+            (results,) = pool.drive([at_once(jobs)])
+        assert {r["visible"] for r in results} == {"3", "7"}
+
+
+@pytest.mark.slow
+def test_a_worker_of_another_checkout_is_named_with_its_file(
+    tmp_path: Path, on_cluster: Callable[[cluster.Cluster], Any]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(cluster.ROOT / "sunets", elsewhere / "sunets")
+    edited = elsewhere / "sunets/core/record.py"
+    edited.write_text(edited.read_text() + "# edited\n")
+    with cluster.cluster(elsewhere, 1, PYTHONPATH=f"{elsewhere}:{HERE.parent}") as made, on_cluster(made) as pool:
+        expected = f"job 3 on {socket.gethostname()}: {elsewhere}/sunets/core/record.py differs from the driver's"
+        with pytest.raises(JobError, match=expected):
+            pool.drive([at_once([job("square", 3, tmp_path / "log")])])
+
+
+def test_no_scheduler_is_one_line(free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in (f"tcp://127.0.0.1:{free_port}", "nonsense://x"):
+        monkeypatch.setenv(executor.SCHEDULER, address)
+        monkeypatch.setattr(executor, "CONNECT_SECONDS", 1)
+        with pytest.raises(JobError, match=f"DASK_SCHEDULER_ADDRESS: no answer from {address}"), opened(tmp_path):
+            pass
