@@ -78,7 +78,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with parameters and prepared data, and the trainings that earlier tests left."""
     root = tmp_path_factory.mktemp("checkout")
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(load(root / "params.yaml").data, root / "data/tiny")
+    prepare(load(root / "params.yaml").data, root / "data/prepared/tiny")
     return root
 
 
@@ -221,7 +221,7 @@ def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(sui
     run_study(suite, "tuned", workers=1)
     expected = files(Path(), "tuned")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(suite.data, tmp_path / "data/tiny")
+    prepare(suite.data, tmp_path / "data/prepared/tiny")
 
     end = time.monotonic() + 120
     with command(tmp_path, "run", "tuned", "--workers", "1") as process:
@@ -249,8 +249,8 @@ def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(sui
          "error: ablations.depth: model.depth=5: models.net: unknown key 'model.depth'"),
         (["run", "depth", "--set", "ablations.depth.axes=[{path: model.width, values: []}]"],
          "ablations.depth.axes.0: values: model.width: the axis is empty"),
-        (["plan", "--set", "benchmark=other", "--set", "data.name=folder", "--set", "data.root=."],
-         "error: data/other/manifest.json: no such file; run the prepare stage first"),
+        (["plan", "--set", "benchmark=other", "--set", "data.name=folder", "--set", "data.root=datasets"],
+         "error: data/prepared/other/manifest.json: no such file; run the prepare stage first"),
         (["report", "--set", "benchmark=other"], "records/ablations: no records"),
         (["list", "--params", "absent.yaml"], "error: absent.yaml: no such file"),
     ],

@@ -92,7 +92,7 @@ def test_scores_of_both_tasks_and_every_variant(checkout: Path, log: str) -> Non
 def test_no_val_image_was_trained_on(checkout: Path, log: str) -> None:
     ids = {}
     for split in ("train_aug", "val"):
-        with (checkout / "data" / "voc_paper" / "splits" / f"{split}.csv").open(newline="") as file:
+        with (checkout / "data" / "prepared" / "voc_paper" / "splits" / f"{split}.csv").open(newline="") as file:
             ids[split] = {row["id"] for row in csv.DictReader(file)}
     assert len(ids["train_aug"]) == 4 + 3
     assert ids["val"]

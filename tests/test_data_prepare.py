@@ -1,11 +1,16 @@
 """prepare: what it writes, and every fault it has to find before anything trains."""
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checkout import ROOT
 from PIL import Image
 from standins import make_camvid, make_folder, make_imagefolder
 
@@ -285,3 +290,170 @@ def test_download_says_where_to_get_the_rest():
         download(DataConfig(name="coco", root="x"))
     with pytest.raises(DataError, match="nothing to download"):
         download(DataConfig())
+
+
+def own_config(root, **values):
+    return DataConfig(name="folder", root=str(root), **values)
+
+
+def test_files_of_systems_are_skipped_and_counted(tmp_path, capsys):
+    root = make_folder(tmp_path / "own")
+    plain = prepare(own_config(root), tmp_path / "a")
+    capsys.readouterr()
+    for name in ("images/._photo 0.jpg", "images/.DS_Store", "masks/Thumbs.db", "masks/desktop.ini"):
+        (root / name).write_bytes(b"\0\5\x16\7")
+    (root / "images" / "__MACOSX").mkdir()
+    manifest = prepare(own_config(root), tmp_path / "b")
+    assert "note: 5 hidden files" in capsys.readouterr().err
+    assert manifest == dataclasses.replace(
+        plain, splits={s: manifest.splits[s] for s in plain.splits}
+    )  # the same but for paths
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_no_file_is_left_out_without_a_count(tmp_path):
+    root = make_folder(tmp_path / "own")
+    for name in ("images/notes.txt", "images/raw.cr2", "images/raw2.CR2", "masks/nosuffix"):
+        (root / name).write_text("x")
+    (root / "images" / "more" / "deep").mkdir(parents=True)
+    shutil.copy(root / "images" / "photo 0.jpg", root / "images" / "more" / "deep")
+    warnings = "\n".join(prepare(own_config(root), tmp_path / "data").warnings)
+    assert "images: 4 files left out" in warnings
+    assert "1 in directories below, 1 with suffix .CR2, 1 with suffix .cr2, 1 with suffix .txt" in warnings
+    assert "masks: 1 files left out, which are no images of the data set: 1 without suffix" in warnings
+    (root / "splits").mkdir()
+    for split, numbers in (("train", [0, 1]), ("val", [2]), ("test", [3])):
+        (root / "splits" / f"{split}.txt").write_text("".join(f"photo {n}\n" for n in numbers))
+    assert any("splits/: 4 images are in no list" in w for w in prepare(own_config(root), tmp_path / "data").warnings)
+
+
+def test_no_file_of_a_class_is_left_out_without_a_count(tmp_path):
+    root = make_imagefolder(tmp_path / "classes")
+    config = DataConfig(name="imagefolder", root=str(root), test_split="val")
+    count = len(prepare(config, tmp_path / "data").splits["train"])
+    source = root / "train" / "n01440764" / "n01440764_1.JPEG"
+    with Image.open(source) as image:
+        flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    flipped.save(source.with_name("still.gif"))
+    flipped.rotate(9).save(source.with_name("browser.jfif"), "JPEG")
+    (source.parent / "nested").mkdir()
+    for index in range(3):
+        flipped.save(source.parent / "nested" / f"{index}.png")
+    (root / "train" / "readme.txt").write_text("x")
+    manifest = prepare(config, tmp_path / "data")
+    assert len(manifest.splits["train"]) == count + 2
+    assert any("train: 3 files left out" in w and "3 in directories below" in w for w in manifest.warnings)
+    assert any("train/: 1 files beside the class folders" in w for w in manifest.warnings)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", b"red\x1b[31m"])
+def test_unfit_names_are_faults_in_the_list(tmp_path, name):
+    root = make_folder(tmp_path / "own")
+    for part, suffix in (("images", b".jpg"), ("masks", b".png")):
+        os.rename(root / part / f"photo 3{suffix.decode()}", os.fsencode(root / part / "x")[:-1] + name + suffix)
+    (root / "images" / "photo 0.jpg").write_text("no image")
+    faults = faults_of(own_config(root), tmp_path / "data")
+    assert len(faults) == 3
+    assert sum("rename it" in f for f in faults) == 2
+    assert all(f.isprintable() for f in faults)
+    str(DataError(faults)).encode()  # can be printed anywhere
+
+
+def test_all_unreadable_files_in_one_list(tmp_path):
+    root = make_folder(tmp_path / "own")
+    for name in ("images/photo 0.jpg", "masks/photo 1.png"):
+        (root / name).unlink()
+        os.mkfifo(root / name)
+    (root / "images" / "photo 2.jpg").unlink()
+    (root / "images" / "photo 2.jpg").symlink_to("/dev/zero")
+    (root / "masks" / "photo 3.png").write_bytes(b"")
+    Image.new("RGB", (15, 24)).save(root / "images" / "photo 4.jpg")
+    faults = faults_of(own_config(root), tmp_path / "data")
+    for number, word in enumerate(("a FIFO", "a FIFO", "a device", "decoded", "15x24 pixels; at least 16")):
+        assert any(f"photo {number}." in f and word in f for f in faults), (number, faults)
+    (root / "classes.txt").unlink()
+    os.mkfifo(root / "classes.txt")
+    assert "a FIFO" in faults_of(own_config(root), tmp_path / "data")[0]
+
+
+def test_small_images_are_taken_where_they_are_resized(tmp_path):
+    root = make_folder(tmp_path / "own", size=(15, 15))
+    assert all("15x" in f for f in faults_of(own_config(root), tmp_path / "data"))
+    prepare(own_config(root, size=(32, 32)), tmp_path / "data")
+
+
+def binary(root, values, every=True):
+    make_folder(root, classes=2, size=(24, 24))
+    for index, path in enumerate(sorted((root / "masks").iterdir())):
+        mask = np.zeros((24 + 8 * (index % 2), 24), np.uint8)
+        mask[4:20, 4:16] = values[-1] if every or index % 2 else values[0]
+        Image.fromarray(mask).save(path)
+    return own_config(root)
+
+
+def test_masks_of_0_and_255_are_refused(tmp_path):
+    for every in (True, False):
+        (fault,) = faults_of(binary(tmp_path / str(every), (0, 255), every), tmp_path / "data")
+        assert "'class 1' (label 1) has not one pixel" in fault
+        assert "255" in fault
+        assert "% of all pixels" in fault
+        assert "classes.txt" in fault
+    prepare(binary(tmp_path / "right", (0, 1)), tmp_path / "data")
+
+
+def test_ignored_pixels_are_told_with_their_share(tmp_path):
+    warnings = prepare(own_config(make_folder(tmp_path / "own", size=(24, 32))), tmp_path / "data").warnings
+    assert any(w.startswith("3.6 % of all pixels are 255 in the masks, which is ignored") for w in warnings)  # 1 of 28
+    assert load_manifest(tmp_path / "data", own_config(tmp_path / "own")).warnings == warnings
+
+
+def test_images_are_upright_and_masks_have_to_fit(tmp_path):
+    root = make_folder(tmp_path / "own")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, turn in ((0, False), (2, True)):
+        with (
+            Image.open(root / "images" / f"photo {number}.jpg") as image,
+            Image.open(root / "masks" / f"photo {number}.png") as mask,
+        ):
+            image.save(root / "images" / f"photo {number}.jpg", exif=exif)
+            if turn:
+                mask.transpose(Image.Transpose.ROTATE_270).save(root / "masks" / f"photo {number}.png")
+    (fault,) = faults_of(own_config(root), tmp_path / "data")
+    assert "photo 0.png: 32x24 pixels" in fault
+    assert "24x32 after its EXIF orientation; turn the mask likewise" in fault
+    (root / "images" / "photo 0.jpg").unlink()
+    (root / "masks" / "photo 0.png").unlink()
+    manifest = prepare(own_config(root), tmp_path / "data")
+    assert any("1 images are turned" in w for w in manifest.warnings)
+    (item,) = [i for items in manifest.splits.values() for i in items if i.id == "photo 2"]
+    assert (item.height, item.width) == (32, 24)
+
+
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
+def test_text_is_utf8_in_every_locale(tmp_path, locale):
+    root = make_folder(tmp_path / "own")
+    (root / "classes.txt").write_text("Straße\n背景\nclass 2\n", encoding="utf-8")
+    script = (
+        "import sys; from pathlib import Path; from sunets.core.config import DataConfig; from sunets.data import prepare\n"
+        f"m = prepare(DataConfig(name='folder', root={str(root)!r}), Path({str(tmp_path / 'data')!r}))\n"
+        "assert m.classes[:2] == ('Stra\\xdfe', '\\u80cc\\u666f'), m.classes"
+    )
+    env = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-W", "error::EncodingWarning", "-X", "warn_default_encoding", "-c", script],
+                   env=env, cwd=tmp_path, check=True)  # fmt: skip
+    assert "背景" in (tmp_path / "data" / "manifest.json").read_text(encoding="utf-8")
+    (root / "images" / "photo 0.jpg").rename(root / "images" / "写真.jpg")
+    (root / "masks" / "photo 0.png").rename(root / "masks" / "写真.png")
+    failed = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert "its name cannot be read in this locale; set PYTHONUTF8=1" in failed.stderr
+    subprocess.run([sys.executable, "-c", script], env=env | {"PYTHONUTF8": "1"}, cwd=tmp_path, check=True)
+    assert "写真" in (tmp_path / "data" / "files.csv").read_text(encoding="utf-8")
+
+
+def test_text_of_another_encoding_is_a_fault(tmp_path):
+    root = make_folder(tmp_path / "own")
+    (root / "classes.txt").write_bytes("Straße\nb\nc\n".encode("latin-1"))
+    assert "classes.txt: no text in UTF-8 (byte 4); save it as UTF-8" in faults_of(own_config(root), tmp_path / "d")[0]
+    (root / "classes.txt").write_text("a\nb\x1b[0m\nc\n")
+    assert "control characters" in faults_of(own_config(root), tmp_path / "d")[0]

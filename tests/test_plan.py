@@ -144,7 +144,7 @@ def test_training_sizes() -> None:
 
 
 def test_prepared_images_are_counted(tmp_path: Path) -> None:
-    folder = tmp_path / "data" / "tiny"
+    folder = tmp_path / "data" / "prepared" / "tiny"
     manifest = dataclasses.replace(tiny_manifest(folder, train=10, size=48), name="folder")
     write_manifest(manifest, folder, None)
     values = {"data.root": "/absent", "data.name": "folder"}
@@ -185,7 +185,9 @@ def test_every_preset_can_be_planned(path: Path, tmp_path: Path, capsys: pytest.
     file.write_text(path.read_text().replace("root: null", "root: /absent"))
     suite = load(file)
     if suite.data.name == "folder":
-        with pytest.raises(ConfigError, match=r"data/folder/manifest\.json: .*run python -m sunets prepare first"):
+        with pytest.raises(
+            ConfigError, match=r"data/prepared/folder/manifest\.json: .*run python -m sunets prepare first"
+        ):
             plan_preset(suite, gpu_tflops=10, root=tmp_path)
         return
     first, *_, last = [*suite.models] * 2  # as many as there is time for

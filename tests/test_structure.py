@@ -29,6 +29,8 @@ FLOORS = (
 """The floors of the house, from the ground up: a layer imports from lower floors, and on its floor from its left."""
 LAYERS = [layer for floor in FLOORS for layer in floor]
 MOST_LINES = 470
+LONG = {}
+"""Files that are longer and wait to be replaced."""
 # The only modules that may import these packages.
 CONFINED = {
     "mlflow": ("sunets/tracking/",),
@@ -234,4 +236,5 @@ def test_core_needs_no_torch() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short_enough_to_read(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= MOST_LINES
+    long = len(path.read_text().splitlines()) > MOST_LINES
+    assert long == (str(path.relative_to(ROOT)) in LONG)

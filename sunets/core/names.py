@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -37,6 +39,9 @@ def name_fault(name: str) -> str | None:
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
+        with contextlib.suppress(UnicodeError):
+            os.fsencode(name).decode("utf-8")
+            return "its name cannot be read in this locale; set PYTHONUTF8=1"
         return "its name is not UTF-8"
     if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
         return "its name has control characters"

@@ -289,10 +289,12 @@ def _check_ignored(
     ignored = counts[IGNORE_INDEX]
     share = f"{100 * ignored / max(1, counts.sum()):.1f} % of all pixels"
     absent = [f"{name!r} (label {k})" for k, name in enumerate(source.classes) if not counts[k]]
-    if absent and everywhere and ignored:
+    alone = len(absent) == len(source.classes) - 1
+    if absent and ignored and (everywhere or alone):
+        holder = "every mask holds" if everywhere else "masks hold"
         faults.append(
-            f"{printable(config.root or '')}: class {absent[0]} has not one pixel, and every mask holds 255 ({share}), "
-            "which is ignored; write the line number of its class in classes.txt, counted from 0, in place of 255"
+            f"{printable(config.root or '')}: class {absent[0]} has not one pixel, and {holder} 255 ({share}), which "
+            "is ignored; write the line number of its class in classes.txt, counted from 0, in place of 255"
         )
     elif ignored:
         warnings.append(

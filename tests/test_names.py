@@ -1,0 +1,100 @@
+"""Names that become paths, and directories that no data set may lie in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from checkout import ROOT, clone, run
+
+from sunets.core.config import ConfigError, DataConfig, load
+from sunets.core.names import child, overlap, printable
+
+BAD = ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "a\nb", "a\x00b", "caf\udce9", "x" * 300, "a\u2028b"]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_name_never_leads_out_of_its_directory(name: str) -> None:
+    with pytest.raises(ValueError, match="rename it"):
+        child(Path("here"), name)
+
+
+@pytest.mark.parametrize("name", ["photo 0", "2007_000032", "Straße.v2", "写真", "..a", "-x"])
+def test_ordinary_names_are_kept(name: str) -> None:
+    assert child(Path("here"), name, ".png") == Path("here") / f"{name}.png"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", "x.y", "tr\n", "x" * 65])
+def test_split_names_are_checked(name: str) -> None:
+    for key in ("train_split", "val_split", "test_split"):
+        with pytest.raises(ValueError, match=key):
+            DataConfig(**{key: name})
+
+
+def test_printable_is_one_line() -> None:
+    assert printable("a\nb\x1b[31m caf\udce9 é 写") == "a\\nb\\x1b[31m caf\\udce9 é 写"
+
+
+@pytest.mark.parametrize(
+    ("place", "relation"),
+    [
+        ("data/prepared", "is"),
+        ("data/prepared/folder", "lies in"),
+        ("outputs/mine", "lies in"),
+        ("results", "is"),
+        (".work/x/y", "lies in"),
+        ("data", "holds"),
+        (".", "holds"),
+        ("..", "holds"),
+        ("link", "lies in"),
+        ("data/folder", None),
+        ("datasets/folder", None),
+        ("../elsewhere", None),
+    ],
+)
+def test_places_of_a_data_set(
+    place: str, relation: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "outputs" / "mine").mkdir(parents=True)
+    (checkout / "link").symlink_to("outputs/mine")
+    monkeypatch.chdir(checkout)
+    fault = overlap(place)
+    assert (fault is None) == (relation is None)
+    assert fault is None or relation in fault
+    assert overlap(checkout / place, checkout) == (fault and fault.replace(place, str(checkout / place), 1))
+
+
+def test_an_output_that_is_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "set").mkdir(parents=True)
+    (tmp_path / "outputs").symlink_to("disk")
+    assert "lies in outputs/" in str(overlap(tmp_path / "disk" / "set", tmp_path))
+
+
+def test_loading_refuses_such_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.root: outputs lies|data\.root: outputs is"):
+        load(ROOT / "presets" / "folder.yaml", ["data.root=outputs"])
+
+
+def test_commands_touch_nothing_of_such_a_root(tmp_path: Path) -> None:
+    root = clone(tmp_path / "checkout")
+    for place in ("data/prepared/folder", "outputs", "results/mine", ".work", "data/.."):
+        mine = root / place / "images" / "mine.txt"
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine")
+        before = (root / "params.yaml").read_bytes()
+        assert "of the checkout" in run(root, "sunets", "preset", "folder", "--root", place, code=2)
+        assert (root / "params.yaml").read_bytes() == before
+        tree = yaml.safe_load((root / "presets" / "folder.yaml").read_text())
+        tree["data"]["root"] = place
+        (root / "other.yaml").write_text(yaml.safe_dump(tree))
+        assert "data.root" in run(root, "sunets", "prepare", "--params", "other.yaml", code=2)
+        assert mine.read_text() == "mine"
+
+
+def test_every_preset_of_files_is_watched() -> None:
+    for path in (ROOT / "presets").glob("*.yaml"):
+        tree = yaml.safe_load(path.read_text())
+        assert ("root" in tree["data"]) == ("watch" in tree), path.name
