@@ -435,7 +435,8 @@ def test_text_is_utf8_in_every_locale(tmp_path, locale):
     root = make_folder(tmp_path / "own")
     (root / "classes.txt").write_text("Straße\n背景\nclass 2\n", encoding="utf-8")
     script = (
-        "import sys; from pathlib import Path; from sunets.core.config import DataConfig; from sunets.data import prepare\n"
+        "import sys; from pathlib import Path; from sunets.core.config import DataConfig\n"
+        "from sunets.data import prepare\n"
         f"m = prepare(DataConfig(name='folder', root={str(root)!r}), Path({str(tmp_path / 'data')!r}))\n"
         "assert m.classes[:2] == ('Stra\\xdfe', '\\u80cc\\u666f'), m.classes"
     )

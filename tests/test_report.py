@@ -75,7 +75,7 @@ def confusion(rng: np.random.Generator, skill: float, images: int = 24) -> np.nd
 def fabricate(root: Path, suite: Suite, skills: dict[str, float] = SKILL) -> None:
     """All that the stages would leave for a suite on drawn images, with made-up results."""
     records = root / "results" / suite.benchmark / "records"
-    data = root / "data" / suite.benchmark
+    data = root / "data" / "prepared" / suite.benchmark
     outputs = root / "outputs" / suite.benchmark / "predictions"
     for folder in (data / "images", data / "masks", data / "splits"):
         folder.mkdir(parents=True, exist_ok=True)

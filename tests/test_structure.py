@@ -137,6 +137,7 @@ def _stages() -> dict:
 
 # The module that does a stage's work; its closure is what the stage depends on.
 STAGE_MODULES = {
+    "watch": "sunets.stages.prepare",
     "prepare": "sunets.stages.prepare",
     "train": "sunets.stages.train",
     "evaluate": "sunets.stages.evaluate",

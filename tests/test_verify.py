@@ -68,7 +68,7 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
         ("params.yaml", "benchmark:", "benchmark: twice\nbenchmark:", 2, ["params.yaml", "'benchmark'", "twice"]),
         ("dvc.yaml", "stages:", "stages: [", 1, ["`dvc status` fails", "dvc.yaml"]),
         ("sunets/report/figures.py", '"""Figures', '"""The figures', 1, ["would run report"]),
-        ("sunets/train.py", '"""Training', '"""The training', 1, ["would run train@", "records of", "other code"]),
+        ("sunets/training/fit.py", '"""Training', '"""The training', 1, ["would run train@", "records of", "other code"]),
         ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run train@", "params.yaml", "train.lr is 0.003", "0.004"]),
         (RECORD, '"train.lr": 0.003', '"train.lr": 0.005', 1, [RECORD, "config_hash"]),
         (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
@@ -111,7 +111,7 @@ def test_another_benchmark_of_earlier_code_is_listed(root: Path) -> None:
 
 @pytest.mark.slow
 def test_earlier_code_may_be_allowed_but_nothing_else(root: Path) -> None:
-    _edit(root / "sunets/train.py", '"""Training', '"""The training')
+    _edit(root / "sunets/training/fit.py", '"""Training', '"""The training')
     assert "other code" in run(root, "sunets", "verify", "--allow-earlier-code")
     _edit(root / "dvc.yaml", "stages:", "stages: [")
     assert "`dvc status` fails" in run(root, "sunets", "verify", "--allow-earlier-code", code=1)

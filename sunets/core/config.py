@@ -113,9 +113,9 @@ class Suite(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     profile: ProfileConfig = ProfileConfig()
     report: ReportConfig = ReportConfig()
-    ablations: Annotated[dict[str, StudyConfig], Names] = {}
+    ablations: Annotated[dict[str, StudyConfig], Names] = Field({})
     """Studies by name."""
-    watch: dict[Literal["files"], Literal[True]] = {}
+    watch: dict[Literal["files"], Literal[True]] = Field({})
     """{files: true} makes `dvc repro` look for changed files of `data.root` each time; the embedded sets have none."""
     _options: tuple[str, ...] = PrivateAttr(())
 
