@@ -29,8 +29,6 @@ FLOORS = (
 """The floors of the house, from the ground up: a layer imports from lower floors, and on its floor from its left."""
 LAYERS = [layer for floor in FLOORS for layer in floor]
 MOST_LINES = 470
-LONG = {}
-"""Files that are longer and wait to be replaced."""
 # The only modules that may import these packages.
 CONFINED = {
     "mlflow": ("sunets/tracking/",),
@@ -181,14 +179,16 @@ def test_stage_lists_the_folders_that_its_imports_reach(stage: str) -> None:
 def test_stage_tracks_parameters_that_exist(stage: str) -> None:
     """Each name, written out for every key of a foreach, leads to a value of params.yaml, whose keys `load` checks."""
     body = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    file = "presets/folder.yaml" if stage == "watch" else "params.yaml"  # only data sets of files are watched
+    params = yaml.safe_load((ROOT / file).read_text())
     items = params[body["foreach"].strip("${}")] if "foreach" in body else {"": {}}
     names = body.get("do", body)["params"]
     assert "benchmark" in names, "outputs lie under the benchmark's name"
     assert items
     for key, item in items.items():
         for name in names:
-            path = name.replace("${key}", key).replace("${item.model}", item.get("model", ""))
+            model = item.get("model", "") if isinstance(item, dict) else ""
+            path = name.replace("${key}", key).replace("${item.model}", model)
             functools.reduce(operator.getitem, path.split("."), params)  # KeyError: no such parameter
 
 
@@ -237,5 +237,4 @@ def test_core_needs_no_torch() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short_enough_to_read(path: Path) -> None:
-    long = len(path.read_text().splitlines()) > MOST_LINES
-    assert long == (str(path.relative_to(ROOT)) in LONG)
+    assert len(path.read_text().splitlines()) <= MOST_LINES

@@ -68,7 +68,7 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
         ("params.yaml", "benchmark:", "benchmark: twice\nbenchmark:", 2, ["params.yaml", "'benchmark'", "twice"]),
         ("dvc.yaml", "stages:", "stages: [", 1, ["`dvc status` fails", "dvc.yaml"]),
         ("sunets/report/figures.py", '"""Figures', '"""The figures', 1, ["would run report"]),
-        ("sunets/training/fit.py", '"""Training', '"""The training', 1, ["would run train@", "records of", "other code"]),
+        ("sunets/training/fit.py", '"""Training', '"""The training', 1, ["would run train@", "other code"]),
         ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run train@", "params.yaml", "train.lr is 0.003", "0.004"]),
         (RECORD, '"train.lr": 0.003', '"train.lr": 0.005', 1, [RECORD, "config_hash"]),
         (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
