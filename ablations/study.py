@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,6 +345,7 @@ class _Listener:
         self.expected = 0
         self.numbers: dict[str, int] = {}
         """Job -> number of its trial."""
+        self.lock, self.ended = threading.Lock(), set[int]()
 
     def __enter__(self) -> _Listener:
         from sunets.tracking.live import Tracker
@@ -382,15 +384,19 @@ class _Listener:
         self.tracker.plan(number, config, source, phase=kind, arm=arm, reference=point.reference)
 
     def hear(self, name: str, row: Record) -> None:
-        """Take the row of an epoch."""
-        self.tracker.log_epoch(self.numbers[name], row)
+        """Take the row of an epoch, in a thread; the result of a trial may overtake its last ones, and holds them."""
+        with self.lock:
+            if (number := self.numbers[name]) not in self.ended:
+                self.tracker.log_epoch(number, row)
 
     def end(self, trial: Trial) -> None:
         """Take a trial that has ended."""
         record = self.record(trial)
         if trial.duplicate_of is not None:
             self._announce(record["number"], record["phase"], trial.setting)
-        self.tracker.finish(record["number"], record, self.rows(trial))
+        with self.lock:
+            self.ended.add(record["number"])
+            self.tracker.finish(record["number"], record, self.rows(trial))
         score = next((f"{k} {v:.4f}" for k, v in record["scores"].items() if v is not None), record["reason"])
         if self.bar.disable:
             arm = ", ".join(f"{path}={value}" for path, value in {**record["arm"], **record["tuned"]}.items())

@@ -17,7 +17,7 @@ from ablations.report import page as report_page
 from ablations.report.figures import importance
 from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study
-from ablations.report.tables import settings_table
+from ablations.report.tables import sampled_table, settings_table
 from sunets.core.config import StudyConfig, Suite
 from sunets.core.record import Record, make_record, write_json
 
@@ -244,6 +244,21 @@ def test_the_page_names_what_the_base_is_and_how_it_was_trained() -> None:
     assert text.startswith("SUNet-tiny with model.output_stride 8, one axis at a time from the default: U-Net depth (")
     assert "5 epochs, batch 16, adamw, learning rate 0.003, weight decay 0.01; seeds 0, 1, 2, 3" in text
     assert "looked at on the val split only; those below the median" in report_page.what_was_run(study("tuned"))
+
+
+def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
+    plain = study("tuned")
+    assert "different settings" not in report_page.what_was_run(plain)
+    records = [r | {"duplicate_of": {4: 0, 14: 12}.get(r["number"])} for r in plain.records]
+    repeated = Study("tuned", plain.config, records, plain.label)
+    text = report_page.what_was_run(repeated)
+    assert "drawn 4 at a time" in text
+    assert "Only 18 of them have different settings, all that there are: the others repeat" in text
+    table = sampled_table(repeated)
+    assert table is not None
+    shown = dict(zip(table.view["Trial"], table.view["Same as trial"], strict=True))
+    assert {trial: same for trial, same in shown.items() if same} == {"4": "0", "14": "12"}
+    assert table.data.set_index("number").duplicate_of[14] == 12
 
 
 def test_one_seed_shows_no_difference() -> None:

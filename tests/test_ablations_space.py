@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import tiny_manifest
 
-from ablations.space import Point, check_study, identity, input_size, trial_config
+from ablations.space import Point, check_study, identity, input_size, rungs, trial_config
 from sunets.core.config import ConfigError, Suite
 from sunets.data import Manifest
 
@@ -151,6 +151,51 @@ def test_the_smallest_image_counts(manifest: Manifest) -> None:
 def test_what_cannot_run_is_refused_by_name(study: dict[str, Any], message: str, manifest: Manifest) -> None:
     with pytest.raises(ConfigError, match=message):
         points(manifest, **study)
+
+
+TUNED: dict[str, Any] = {"kind": "tuned", "axes": [DEPTHS], "nuisance": [RATE], "trials": 1}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given", "expected"),
+    [
+        ({"train.epochs": 6}, {}, (3,)),
+        ({"train.epochs": 6, "train.warmup_epochs": 2.5}, {}, (4,)),
+        ({"train.epochs": 6, "train.validate_every": 4}, {}, (4,)),
+        ({"train.epochs": 6, "train.validate_every": 3}, {}, (3,)),
+        ({"train.epochs": 3, "train.validate_every": 3}, {}, ()),
+        ({"train.epochs": 1}, {}, ()),
+        ({"train.epochs": 9}, {"rungs": [2, 4]}, (2, 4)),
+        ({"train.epochs": 9}, {"rungs": []}, ()),
+        ({"train.epochs": 9}, {"pruning": False}, ()),
+    ],
+)
+def test_rungs_are_validated_epochs_after_the_warm_up(
+    overrides: dict[str, Any], given: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    assert rungs(suite(**TUNED, overrides=overrides, **given), "study", {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "given", "message"),
+    [
+        ({"train.epochs": 6}, [6], r"ablations\.study\.rungs: 6: .* before the last, .* warm-up: 1, 2, 3, 4, 5$"),
+        ({"train.epochs": 6, "train.warmup_epochs": 1}, [1], r"rungs: 1: .*: 2, 3, 4, 5$"),
+        ({"train.epochs": 6, "train.validate_every": 2}, [3], r"rungs: 3: .*: 2, 4$"),
+        ({"train.epochs": 1}, [1], "rungs: 1: .*there is none here$"),
+    ],
+)
+def test_rungs_that_cannot_be_are_refused_before_any_training(
+    overrides: dict[str, Any], given: list[int], message: str, manifest: Manifest
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        points(manifest, **TUNED, overrides=overrides, rungs=given)
+
+
+@pytest.mark.parametrize("given", [[2, 1], [0, 1], [2, 2]])
+def test_rungs_rise(given: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"rungs: rising epochs from 1"):
+        suite(**TUNED, rungs=given)
 
 
 def test_an_empty_axis_and_an_unknown_study_are_refused(manifest: Manifest) -> None:

@@ -2,12 +2,98 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from cluster import cluster, environment, until
+from tiny import SUNET
 
+from sunets.core.config import load
 from sunets.core.paths import Layout
+from sunets.core.record import read_json
 from sunets.core.stage import StageError, stage
+from sunets.data import prepare
+
+PARAMS: dict[str, Any] = {
+    "benchmark": "tiny",
+    "seeds": [0, 1],
+    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
+    "train": {"epochs": 40, "batch_size": 4},
+    "evaluate": {"batch_size": 4, "variants": {"plain": {}, "flip": {"flip": True}}},
+    "report": {"reference": "net"},
+}
+
+
+def copy_of(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    prepare(load(folder / "params.yaml").data, folder / "data/prepared/tiny")
+    return folder
+
+
+def command(folder: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sunets", *arguments], cwd=folder, env=environment(**env),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Files of the stages, but for those that hold times."""
+    found = [*folder.glob("outputs/**/*.*"), *folder.glob("results/**/*.*")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found if p.is_file() and "timing" not in p.parts}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the stages write on one worker of this machine."""
+    folder = copy_of(tmp_path_factory.mktemp("alone"))
+    for stage_name in ("train", "evaluate"):
+        with command(folder, stage_name, "net", "--workers", "1") as process:
+            _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return written(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False], ids=["shared_directory", "none_shared"])
+def test_a_cluster_that_loses_a_worker_trains_and_scores_the_same(
+    shared: bool, tmp_path: Path, alone: dict[str, bytes]
+) -> None:
+    """With a shared directory the lost training goes on, with none it starts anew on another worker."""
+    driver = copy_of(tmp_path / "driver")
+    folders = [driver if shared else copy_of(tmp_path / f"worker{number}") for number in range(3)]
+    with cluster(folders[0], 1) as made:
+        for folder in folders[1:]:
+            made.add_worker(folder)
+        with command(driver, "train", "net", DASK_SCHEDULER_ADDRESS=made.address) as process:
+            held = [f"{folder}/.work/*/checkpoint.pt" for folder in folders]
+            until(lambda: sum(map(len, map(glob.glob, {*held}))) >= 2)
+            victims = [w for w in made.workers if busy(w.pid)]
+            victims[0].kill()
+            _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        with command(driver, "evaluate", "net", DASK_SCHEDULER_ADDRESS=made.address) as process:
+            _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert written(driver) == alone
+    timing = read_json(driver / "results/tiny/records/timing/net.json")
+    assert [entry["resumed"] for entry in timing].count(True) == (1 if shared else 0)
+
+
+def busy(pid: int) -> bool:
+    """Whether a worker is training: it holds the lock of a training's directory open."""
+    with contextlib.suppress(OSError):
+        return any(os.readlink(path).endswith("/.lock") for path in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def test_stage_runs_once_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,11 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
     """
     rows = study.sampled or study.final
     key = study.search_key if study.sampled else study.headline
-    trials = [(_factors(study, r), r["scores"][key]) for r in rows if r["status"] == FINISHED]
+    trials = [
+        (_factors(study, r), r["scores"][key])
+        for r in rows
+        if r["status"] == FINISHED and r.get("duplicate_of") is None
+    ]
     varied = [p for p in trials[0][0] if len({str(t[0][p]) for t in trials}) > 1] if trials else []
     known = study.config.kind in ("grid", "tuned", "search")
     if not known or len(trials) < IMPORTANCE_TRIALS or len(set(varied) - {"seed"}) < 2:

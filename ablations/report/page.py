@@ -120,14 +120,15 @@ def what_was_run(study: Study) -> str:
         nuisance = f" over {', '.join(axis_name(a.path).lower() for a in c.nuisance)}" if c.nuisance else ""
         per = " an arm" if c.kind == "tuned" else ""
         sentences.append(
-            f"Before that, {c.trials} trials{per} by Optuna's TPE (multivariate){nuisance}, with seed {c.tuning_seed}, "
-            f"looked at on the {study.sampled[0]['split']} split only"
-            + (
-                "; those below the median of the finished ones were stopped."
-                if c.kind == "tuned" and c.pruning
-                else "."
-            )
+            f"Before that, {c.trials} trials{per} by Optuna's TPE (multivariate){nuisance}, drawn {c.batch} at a time, "
+            f"with seed {c.tuning_seed}, looked at on the {study.sampled[0]['split']} split only"
+            + ("; those below the median at an early epoch were stopped." if c.kind == "tuned" and c.pruning else ".")
         )
+        if repeated := sum(r.get("duplicate_of") is not None for r in study.sampled):
+            sentences.append(
+                f"Only {len(study.sampled) - repeated} of them have different settings, all that there are: the "
+                "others repeat a result and were not trained again."
+            )
     devices = sorted({r["environment"].get("gpu") or r["environment"].get("cpu", "?") for r in study.records})
     return " ".join([*sentences, f"Device: {', '.join(devices)}."])
 

@@ -112,7 +112,7 @@ def sampled_table(study: Study) -> Table | None:
         return None
     rows = []
     for r in study.sampled:
-        row = {"number": r["number"], "phase": r["phase"], "status": r["status"], "reason": r["reason"]}
+        row = {key: r.get(key) for key in ("number", "phase", "status", "reason", "duplicate_of")}
         row |= {p: value_text(r["arm"][p]) for p in study.axes} | r["tuned"]
         rows.append(
             row | {study.search_key: r["scores"].get(study.search_key), "cost.gmacs": r["cost"].get("cost.gmacs")}
@@ -120,6 +120,8 @@ def sampled_table(study: Study) -> Table | None:
     data = pd.DataFrame(rows)
     q = study.shown
     view = pd.DataFrame({"Trial": data.number.astype(str), "Status": data.status})
+    if data.duplicate_of.notna().any():
+        view["Same as trial"] = ["" if pd.isna(n) else str(int(n)) for n in data.duplicate_of]
     for path in [*study.axes, *(a.path for a in study.config.nuisance)]:
         view[axis_name(path)] = data[path].map(value_text)
     view[f"Search {q.heading}"] = data[study.search_key].map(q.text)
