@@ -26,7 +26,7 @@ PARAMS: dict[str, Any] = {
     "seeds": [0, 1],
     "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
     "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
-    "train": {"epochs": 40, "batch_size": 4},
+    "train": {"epochs": 20, "batch_size": 4},
     "evaluate": {"batch_size": 4, "variants": {"plain": {}, "flip": {"flip": True}}},
     "report": {"reference": "net"},
 }
