@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from standins import make_camvid, make_imagefolder, make_voc
+from standins import make_camvid, make_folder, make_imagefolder, make_voc
 from torchvision import tv_tensors
 
 from sunets.core.config import AugmentConfig, DataConfig, SyntheticConfig
 from sunets.data import DataError, eval_batches, iterations_per_epoch, make_dataset, prepare, train_batches
-from sunets.data.loading import training_transforms
+from sunets.data.loading import RandomScale, training_transforms
+from sunets.data.picture import read_picture
 
 HEAVY = AugmentConfig(scale=(0.5, 2.0), crop=(24, 28), rotate_degrees=10, color_jitter=0.4, lighting=0.1)
 PLAIN = AugmentConfig(flip=False)
@@ -249,3 +250,86 @@ def test_unfit_requests_are_refused_before_training(tmp_path, small):
     voc = DataConfig(name="voc2012", root=str(make_voc(tmp_path / "voc")))
     with pytest.raises(DataError, match=r"differ in size .* is 64x48, .* 64x52"):
         make_dataset(prepare(voc, tmp_path / "data"), "train", voc, AugmentConfig(), 0)
+
+
+def edge(size, at):
+    """An image (3, size, size), white right of a column, and its mask (size, size)."""
+    mask = torch.zeros(size, size, dtype=torch.uint8)
+    mask[:, at:] = 1
+    return (mask * 255).expand(3, size, size).contiguous(), mask
+
+
+@pytest.mark.parametrize("at", [20, 21, 22, 23, 30, 37])
+@pytest.mark.parametrize("factor", [0.37, 0.5, 0.75, 1.5, 2.0])
+def test_random_scale_moves_no_straight_edge_against_the_image(at, factor):
+    """The edge lies where the image has it, to half a pixel, and each label is what lies at its pixel's centre."""
+    image, mask = edge(60, at)
+    x, y = RandomScale(factor, factor)(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    assert isinstance(y, tv_tensors.Mask)
+    width = y.shape[1]
+    by_image, by_mask = width - x[0, 5].sum().item() / 255, width - y[5].sum().item()
+    assert abs(by_image - at * width / 60) < 0.05
+    assert abs(by_mask - by_image) <= 0.55
+    assert y[5].tolist() == [int((column + 0.5) * 60 / width >= at) for column in range(width)]
+
+
+@pytest.mark.parametrize("size", [(30, 30), (45, 20), (40, 100), (60, 25)])
+def test_data_size_moves_no_straight_edge_against_the_image(tmp_path, size):
+    root = make_folder(tmp_path / "own", size=(60, 60))
+    image, mask = edge(60, 23)
+    for path in (root / "images").iterdir():
+        stem, value = path.stem, int(path.stem.split()[1])
+        path.unlink()
+        Image.fromarray((image.permute(1, 2, 0).numpy() // 255 * (200 + value)).astype(np.uint8)).save(
+            root / "images" / f"{stem}.png"
+        )
+        Image.fromarray(mask.numpy()).save(root / "masks" / f"{stem}.png")
+    config = DataConfig(name="folder", root=str(root), size=size)
+    manifest = prepare(config, tmp_path / "data")
+    x, y = make_dataset(manifest, "train", config, None, 0)[0]
+    bright = raw(manifest, x)[0] > 100
+    width = size[1]
+    expected = sum((column + 0.5) * 60 / width < 23 for column in range(width))  # columns whose centre is left of it
+    assert (y == 0).sum(1).tolist() == [expected] * size[0]
+    assert ((y == 1) != bright).float().mean() <= 1 / width  # at most the column that the edge lies in
+
+
+@pytest.mark.parametrize("kind", ["deep", "turned", "clear", "ink"])
+def test_training_sees_what_predict_sees(tmp_path, kind):
+    root = make_folder(tmp_path / "own", size=(32, 32))
+    draw = np.random.default_rng(1)
+    for path in sorted((root / "images").iterdir()):
+        index = int(path.stem.split()[1])
+        color = draw.integers(0, 256, (32 + 8 * (index % 2), 32, 3), dtype=np.uint8)
+        path.unlink()
+        new = root / "images" / path.stem
+        if kind == "deep":
+            Image.fromarray(color[..., 0].astype(np.uint16) * 200).save(new.with_suffix(".png"))
+        elif kind == "turned":
+            exif = Image.Exif()
+            exif[0x0112] = 3
+            Image.fromarray(color).save(new.with_suffix(".png"), exif=exif)
+        elif kind == "clear":
+            Image.fromarray(np.dstack([color, color[..., :1]])).save(new.with_suffix(".png"))
+        else:
+            Image.fromarray(color).convert("CMYK").save(new.with_suffix(".jpg"))
+    config = DataConfig(name="folder", root=str(root))
+    manifest = prepare(config, tmp_path / "data")
+    for index, item in enumerate(manifest.splits["train"]):
+        image, _ = make_dataset(manifest, "train", config, None, 0)[index]
+        seen = raw(manifest, image).permute(1, 2, 0).numpy()
+        assert np.array_equal(seen, read_picture(item.image))
+        assert len(np.unique(seen)) > 10
+    pixels = np.concatenate([read_picture(i.image).reshape(-1, 3) for i in manifest.splits["train"]]) / 255
+    np.testing.assert_allclose(manifest.mean, pixels.mean(0), atol=1e-6)
+
+
+def test_a_small_image_of_a_class_is_named_before_training(tmp_path):
+    root = make_imagefolder(tmp_path / "classes", size=(40, 12))
+    config = DataConfig(name="imagefolder", root=str(root), test_split="val")
+    with pytest.raises(DataError, match="12x40 pixels; at least 16"):
+        prepare(config, tmp_path / "data")
+    manifest = prepare(config, tmp_path / "data", min_side=1)
+    with pytest.raises(DataError, match=r"\.JPEG: 12x4\d pixels; .* or set train\.augment\.resized_crop"):
+        make_dataset(manifest, "train", config, AugmentConfig(), 0)
+    make_dataset(manifest, "train", config, AugmentConfig(resized_crop=32), 0)

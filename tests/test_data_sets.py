@@ -1,6 +1,7 @@
 """VOC 2012 with SBD, COCO and Cityscapes, on stand-ins in their exact on-disk formats."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -194,3 +195,68 @@ def test_cityscapes(tmp_path):
     assert len(caught.value.faults) == 2
     assert "aachen_000001" in str(caught.value)
     assert "frankfurt_000000" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "/etc/evil", "a/b", "..", "caf\\x", "x" * 300])
+def test_names_of_lists_never_lead_outside(voc, tmp_path, name):
+    segmentation = voc / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    before = (segmentation / "val.txt").read_text()
+    (segmentation / "val.txt").write_text(before + name + "\n")
+    with pytest.raises(DataError, match=r"val\.txt: names .*; remove it"):
+        prepare(voc_config(voc), tmp_path / "data")
+    (segmentation / "val.txt").write_text(before)
+    sbd = voc / "benchmark_RELEASE" / "dataset" / "train.txt"
+    sbd.write_text(sbd.read_text() + f"\n{name}\n")
+    with pytest.raises(DataError, match=r"dataset/train\.txt: names .*; remove it"):
+        prepare(voc_config(voc, train_split="train_aug"), tmp_path / "data")
+
+
+@quiet_coco
+@pytest.mark.parametrize("name", ["../evil.jpg", "/etc/evil.jpg", "val2017/a.jpg", ""])
+def test_names_of_annotations_never_lead_outside(tmp_path, name):
+    root = make_coco(tmp_path / "coco")
+    path = root / "annotations" / "instances_val2017.json"
+    tree = json.loads(path.read_text())
+    tree["images"][0]["file_name"] = name
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"instances_val2017\.json: names .*; remove it"):
+        prepare(DataConfig(name="coco", root=str(root), test_split="val"), tmp_path / "data")
+
+
+@quiet_coco
+def test_images_that_coco_leaves_out_are_counted(tmp_path):
+    root = make_coco(tmp_path / "coco")
+    warnings = prepare(DataConfig(name="coco", root=str(root), test_split="val"), tmp_path / "data").warnings
+    for split in ("train", "val"):
+        assert f"split '{split}': 1 images have no object of a PASCAL VOC class; left out" in warnings
+        assert f"split '{split}': 1 images have too few labelled pixels; left out" in warnings
+
+
+@quiet_coco
+def test_a_picture_without_end_in_the_annotations_is_a_fault(tmp_path):
+    root = make_coco(tmp_path / "coco")
+    path = root / "annotations" / "instances_train2017.json"
+    tree = json.loads(path.read_text())
+    tree["images"][0] |= {"height": 10**6, "width": 10**6}
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"000000000001\.jpg cannot be drawn"):
+        prepare(DataConfig(name="coco", root=str(root), test_split="val"), tmp_path / "data")
+
+
+def test_cityscapes_takes_no_companion_of_a_mac_for_a_picture(tmp_path, capsys):
+    root = make_cityscapes(tmp_path / "cityscapes")
+    config = DataConfig(name="cityscapes", root=str(root))
+    digest = prepare(config, tmp_path / "a").digest
+    for path in list(root.rglob("*.png")):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert prepare(config, tmp_path / "b").digest == digest
+    assert "note: 11 hidden files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["FIFO", "directory"])
+def test_a_mask_of_sbd_that_is_no_file(voc, tmp_path, content):
+    path = voc / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000000.mat"
+    path.unlink()
+    os.mkfifo(path) if content == "FIFO" else path.mkdir()
+    with pytest.raises(DataError, match=rf"2008_000000\.mat: not a file but a {content}"):
+        prepare(voc_config(voc, train_split="train_aug"), tmp_path / "data")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from tiny import SUNET, tiny_config, tiny_manifest
 
 from sunets.core.config import TestTimeConfig as Variant
 from sunets.data import DataError, Manifest
+from sunets.data.picture import read_picture
 from sunets.evaluation.evaluate import evaluate
-from sunets.predict import check_server_archive, palette_image, predict_images, read_picture, write_server_archive
+from sunets.predict import check_server_archive, palette_image, predict_images, write_server_archive
 from sunets.training.checkpoint import CheckpointError, atomic_save, load_trained
 from sunets.training.fit import fit
 
@@ -193,3 +196,98 @@ def test_the_check_of_an_archive_names_every_fault(manifest: Manifest, tmp_path:
     whole.write_bytes(whole.read_bytes()[:200])
     with pytest.raises(DataError, match="not a readable archive"):
         check_server_archive(whole, manifest, split="val")
+
+
+def picture(path: Path, height: int, width: int) -> Path:
+    draw = np.random.default_rng([height, width])
+    Image.fromarray(draw.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_small_pictures_and_files_of_no_kind_are_named_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    paths = [picture(tmp_path / "a.png", 40, 40), picture(tmp_path / "small.png", 15, 60)]
+    os.mkfifo(tmp_path / "fifo.png")
+    paths.append(tmp_path / "fifo.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    paths.append(tmp_path / "zero.png")
+    paths.append(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
+    Image.new("RGB", (40, 40)).save(paths[-1])
+    with pytest.raises(DataError) as raised:
+        predict_images(checkpoint, paths, tmp_path / "out")
+    for name, word in {
+        "small": "60x15 pixels; at least 16",
+        "fifo": "a FIFO",
+        "zero": "a device",
+        "caf": "UTF-8",
+    }.items():
+        assert any(name in fault and word in fault for fault in raised.value.faults), name
+    assert len(raised.value.faults) == 4
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(16, 1600), (2400, 24), (16, 16), (33, 700)])
+def test_strips_are_segmented_at_their_size(strips: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    """A network trained at 32 x 32 pixels: no side may fall below what it takes."""
+    mask, _ = predict_images(strips, [picture(tmp_path / "strip.png", *size)], tmp_path / "out")
+    with Image.open(mask) as image:
+        assert image.size == size[::-1]
+
+
+@pytest.fixture(scope="module")
+def strips(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config(data__size=[32, 32], train__epochs=1)
+    return fit(config, manifest, work_dir=tmp_path_factory.mktemp("strips"), progress=False).weights_path
+
+
+def test_inputs_and_files_of_others_are_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    a, mask = picture(tmp_path / "a.png", 20, 20), picture(tmp_path / "a_mask.png", 20, 20)
+    before = mask.read_bytes()
+    with pytest.raises(DataError, match=r"a_mask\.png: an input, which a result would replace"):
+        predict_images(checkpoint, [a, mask], tmp_path)
+    with pytest.raises(DataError, match=r"a_mask\.png: `predict` did not write it"):  # a user's own mask beside it
+        predict_images(checkpoint, [a], tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"a_mask\.png: an input"):
+        predict_images(checkpoint, [a, mask], tmp_path / "link")
+    assert mask.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a_mask.png", "link"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="a file is in the way"):
+        predict_images(checkpoint, [a], tmp_path / "file" / "below")
+    first = predict_images(checkpoint, [a, a], tmp_path / "out")
+    assert predict_images(checkpoint, [a], tmp_path / "out") == first  # its own results it replaces
+
+
+def test_a_kill_leaves_no_half_of_a_result(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = picture(tmp_path / "a.png", 20, 20)
+    predict_images(checkpoint, [a], tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    original = Image.Image.save
+
+    def half(self: Image.Image, path: Path, **options: Any) -> None:
+        original(self, path, **options)
+        Path(path).write_bytes(Path(path).read_bytes()[:50])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        predict_images(checkpoint, [a], tmp_path / "out")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+def test_an_archive_that_fails_its_check_leaves_the_old_one(
+    checkpoint: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_server_archive(checkpoint, manifest, tmp_path, split="val")
+    before = path.read_bytes()
+    monkeypatch.setattr("sunets.predict._png_faults", lambda *_: ["a fault"])
+    with pytest.raises(DataError, match="a fault"):
+        write_server_archive(checkpoint, manifest, tmp_path, split="val")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {path.name: before}
+    evil = dataclasses.replace(
+        manifest, splits={"val": (dataclasses.replace(manifest.splits["val"][0], id="../../evil"),)}
+    )
+    with pytest.raises(ValueError, match="rename it"):
+        write_server_archive(checkpoint, evil, tmp_path, split="val")
