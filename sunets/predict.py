@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from torch import nn
 
 from sunets.core.config import IGNORE_INDEX, TestTimeConfig
-from sunets.core.names import child, printable
+from sunets.core.names import child
 from sunets.core.record import replacing
 from sunets.data import DataError, Item, Manifest
 from sunets.data.picture import MIN_SIDE, open_regular, read_picture
@@ -84,11 +84,11 @@ def predict_images(
     taken = {path.resolve() for path in [*pictures, Path(checkpoint)]}
     for file in dict.fromkeys(file for files in results.values() for file in files):
         if file.resolve() in taken:
-            faults.append(f"{printable(file)}: an input, which a result would replace; choose another --out")
+            faults.append(f"{file}: an input, which a result would replace; choose another --out")
         elif not _is_result(file):
-            faults.append(f"{printable(file)}: `predict` did not write it and would replace it; choose another --out")
+            faults.append(f"{file}: `predict` did not write it and would replace it; choose another --out")
     if next((p for p in [out, *out.parents] if p.exists()), out).is_file():
-        faults.append(f"{printable(out)}: a file is in the way of this directory; choose another --out")
+        faults.append(f"{out}: a file is in the way of this directory; choose another --out")
     if faults:
         raise DataError(faults)
     predictor = _Predictor(checkpoint, variant, batch_size, device)

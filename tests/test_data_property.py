@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sunets.config import AugmentConfig, DataConfig
+from sunets.core.config import AugmentConfig, DataConfig
 from sunets.data import DataError, load_manifest, make_dataset, prepare, train_batches
 
 MODES = ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F"]

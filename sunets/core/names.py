@@ -43,11 +43,16 @@ def name_fault(name: str) -> str | None:
             os.fsencode(name).decode("utf-8")
             return "its name cannot be read in this locale; set PYTHONUTF8=1"
         return "its name is not UTF-8"
-    if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+    if has_control(name):
         return "its name has control characters"
     if length > _LONGEST:
         return f"its name has {length} bytes; at most {_LONGEST} are allowed"
     return None
+
+
+def has_control(text: str) -> bool:
+    """Whether a text holds control characters or ends a line."""
+    return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text)
 
 
 def child(directory: Path, name: str, suffix: str = "") -> Path:
@@ -63,7 +68,7 @@ def child(directory: Path, name: str, suffix: str = "") -> Path:
 
 
 def printable(text: str | Path) -> str:
-    r"""Text for one line of a message: control characters and bytes that are not UTF-8 are escaped, as in caf\udce9."""
+    r"""Escape what a line of a message cannot show: line ends, control codes, bytes that are not UTF-8 (caf\udce9)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from sunets.core.names import PREPARED, printable
+from sunets.core.names import PREPARED
 from sunets.core.record import replacing
 from sunets.data.picture import DataError, open_regular
 from sunets.data.source import is_left_by_system
@@ -124,10 +124,10 @@ def check_unchanged(directory: Path, bases: Mapping[str, Path], count: int) -> N
         try:
             stamp = _stamp(path.stat())
         except OSError as error:
-            faults.append(f"{printable(path)}: cannot be read any more ({error.strerror})")
+            faults.append(f"{path}: cannot be read any more ({error.strerror})")
             continue
         if stamp[0] != expected.stamp[0]:
-            faults.append(f"{printable(path)}: changed since it was prepared")
+            faults.append(f"{path}: changed since it was prepared")
         elif last != (text, Seen(expected.digest, stamp)):
             unsure.append((text, path, expected))
 
@@ -138,7 +138,7 @@ def check_unchanged(directory: Path, bases: Mapping[str, Path], count: int) -> N
                 return now
         except DataError as error:
             return error
-        return DataError(f"{printable(path)}: changed since it was prepared")
+        return DataError(f"{path}: changed since it was prepared")
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         found = list(pool.map(look, unsure))
@@ -181,7 +181,7 @@ def _rows(directory: Path, count: int) -> Iterator[tuple[str, Seen]]:
         if number != count:
             raise ValueError(f"{number} lines instead of {count}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise DataError(f"{printable(path)}: damaged ({error}); run the prepare stage again") from None
+        raise DataError(f"{path}: damaged ({error}); run the prepare stage again") from None
 
 
 def _times_file(directory: Path) -> Path | None:

@@ -11,7 +11,6 @@ import hashlib
 from pathlib import Path
 
 from sunets.core.config import DataConfig
-from sunets.core.names import printable
 from sunets.data.picture import DataError
 from sunets.data.source import Entry, Source, color_map, existing_root, split_path, used_splits
 
@@ -60,7 +59,7 @@ def _read_splits(root: Path, config: DataConfig, entries: list[Entry], source: S
     unlisted = [e.id for e in entries if e.id not in listed]
     if unlisted:
         source.warnings.append(
-            f"splits/: {len(unlisted)} images are in no list that is used, such as {printable(unlisted[0])}; left out"
+            f"splits/: {len(unlisted)} images are in no list that is used, such as {unlisted[0]}; left out"
         )
 
 

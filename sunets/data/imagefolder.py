@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from sunets.core.config import DataConfig
-from sunets.core.names import name_fault, printable
+from sunets.core.names import name_fault
 from sunets.data.picture import DataError
 from sunets.data.source import IMAGE_SUFFIXES, Entry, Source, color_map, existing_root, split_path, used_splits
 
@@ -39,7 +39,7 @@ def find(config: DataConfig, work: Path) -> Source:
             faults.append(f"{directory}: {len(loose)} images outside class folders, such as {loose[0].name}; sort them")
         folders[split] = {p.name: p for p in inside if p.is_dir()}
         unfit = {name: fault for name in folders[split] if (fault := name_fault(name))}
-        faults += [f"{directory}: class {printable(name)!r}: {fault}; rename it" for name, fault in unfit.items()]
+        faults += [f"{directory}: class {name!r}: {fault}; rename it" for name, fault in unfit.items()]
         other = len(inside) - len(folders[split]) - len(archives) - len(loose)
         if other:
             source.warnings.append(f"{split}/: {other} files beside the class folders, which are no images; left out")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from sunets.core.config import DataConfig, Task
-from sunets.core.names import printable
 from sunets.data.changes import Seen, check_unchanged, write_seen
 from sunets.data.picture import DataError, open_regular
 from sunets.data.source import Color, color_map, existing_root, split_path, used_splits
@@ -158,7 +157,7 @@ def _read_tree(out_dir: Path) -> dict[str, Any]:
     """The content of manifest.json, its keys and their types checked."""
     path = out_dir / "manifest.json"
     if not path.exists():
-        raise DataError(f"{printable(path)}: no such file; {_REMEDY} first")
+        raise DataError(f"{path}: no such file; {_REMEDY} first")
     kinds = {
         "name": str, "task": str, "classes": list, "palette": list, "digest": str, "mean": list, "std": list,
         "counts": dict, "class_pixels": dict, "warnings": list, "files": int,
@@ -178,7 +177,7 @@ def _read_tree(out_dir: Path) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{printable(path)}: not readable ({error}); {_REMEDY} again") from None
+        raise DataError(f"{path}: not readable ({error}); {_REMEDY} again") from None
     return tree
 
 
@@ -208,5 +207,5 @@ def _read_split(path: Path, count: int, task: Task, bases: Mapping[str, Path]) -
             raise ValueError(f"{len(items)} lines instead of {count}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = f"{error.args[0]} is absent" if isinstance(error, KeyError) else error
-        raise DataError(f"{printable(path)}: damaged ({reason}); {_REMEDY} again") from None
+        raise DataError(f"{path}: damaged ({reason}); {_REMEDY} again") from None
     return items

@@ -37,10 +37,10 @@ _KINDS = {
 
 
 class DataError(ValueError):
-    """Data that cannot be used. `faults` holds every fault found, each naming its file and the remedy."""
+    """Data that cannot be used. `faults` holds every fault found, each one line that names its file and the remedy."""
 
     def __init__(self, faults: str | Sequence[str]) -> None:
-        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        self.faults = tuple(map(printable, (faults,) if isinstance(faults, str) else faults))
         lines = list(self.faults[:_FAULTS_SHOWN])
         if len(self.faults) > 1:
             lines.insert(0, f"{len(self.faults)} faults in the data:")
@@ -64,23 +64,22 @@ def open_regular(path: str | Path) -> BufferedReader:
     Raises:
         DataError: it is absent, of another kind or unreadable, or its name is unfit; names it.
     """
-    shown = printable(path)
     fault = name_fault(Path(path).name)
     if fault:
-        raise DataError(f"{shown}: {fault}; rename it")
+        raise DataError(f"{path}: {fault}; rename it")
     try:
         if kind := _KINDS.get(stat.S_IFMT(Path(path).stat().st_mode)):
-            raise DataError(f"{shown}: not a file but {kind}; remove it or name another")
+            raise DataError(f"{path}: not a file but {kind}; remove it or name another")
         # O_NONBLOCK: a FIFO that takes the file's place meanwhile must not hold us up
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError:
-        raise DataError(f"{shown}: missing; put it there, or extract its archive again") from None
+        raise DataError(f"{path}: missing; put it there, or extract its archive again") from None
     except OSError as error:
-        raise DataError(f"{shown}: cannot be read ({error.strerror}); check its permissions and the disk") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise DataError(f"{shown}: not a regular file; remove it or name another")
+        raise DataError(f"{path}: not a regular file; remove it or name another")
     return file
 
 
@@ -99,8 +98,7 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
 
 def decode_picture(path: str | Path, file: BufferedReader) -> Picture:
     """Decode an open image file, as `read_picture` does."""
-    shown = printable(path)
-    image = _open(shown, file)
+    image = _open(path, file)
     kind = image.format
     try:
         turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
@@ -108,11 +106,11 @@ def decode_picture(path: str | Path, file: BufferedReader) -> Picture:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F" or (image.mode == "I" and kind == "TIFF"):
             kinds = {"F": "floating-point values", "I": "32-bit or signed values"}
-            raise DataError(f"{shown}: {kinds[image.mode]} have no defined white; save it with 8 or 16 bits")
+            raise DataError(f"{path}: {kinds[image.mode]} have no defined white; save it with 8 or 16 bits")
         if image.mode.startswith("I"):
             values = np.asarray(image).astype(np.int64)
             if values.min() < 0 or values.max() > 65535:
-                raise DataError(f"{shown}: values outside 0..65535; save it with 8 or 16 bits")
+                raise DataError(f"{path}: values outside 0..65535; save it with 8 or 16 bits")
             image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -121,7 +119,7 @@ def decode_picture(path: str | Path, file: BufferedReader) -> Picture:
     except DataError:
         raise
     except Exception as error:  # decoders fail in many ways
-        raise DataError(_undecodable(shown, error)) from None
+        raise DataError(_undecodable(path, error)) from None
 
 
 def read_mask(path: str | Path) -> NDArray[np.integer]:
@@ -139,46 +137,45 @@ def read_mask(path: str | Path) -> NDArray[np.integer]:
 
 def decode_mask(path: str | Path, file: BufferedReader) -> NDArray[np.integer]:
     """Decode an open mask file, as `read_mask` does."""
-    shown = printable(path)
-    image = _open(shown, file)
+    image = _open(path, file)
     if image.format in _LOSSY:
-        raise DataError(f"{shown}: {image.format} does not keep labels exactly; save masks as PNG")
+        raise DataError(f"{path}: {image.format} does not keep labels exactly; save masks as PNG")
     if image.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
-        raise DataError(f"{shown}: mode {image.mode}; a mask has one channel of 8 or 16 bits; save it so")
+        raise DataError(f"{path}: mode {image.mode}; a mask has one channel of 8 or 16 bits; save it so")
     # Pillow spreads 2 and 4 bits over 0..255, and inverts a TIFF whose 0 is white: not the labels that the file holds.
     tiles: list[Any] = getattr(image, "tile", [])
     for _, _, _, arguments in tiles:
         raw = arguments[0] if isinstance(arguments, tuple) else arguments
         if image.mode == "L" and isinstance(raw, str) and raw != "L":
-            raise DataError(f"{shown}: gray values stored as {raw}, which change when read; save it as PNG of 8 bits")
+            raise DataError(f"{path}: gray values stored as {raw}, which change when read; save it as PNG of 8 bits")
     if image.format == "PPM" and tiles[0][0] != "raw":
-        raise DataError(f"{shown}: a PGM whose values change when read; save it as PNG of 8 bits")
+        raise DataError(f"{path}: a PGM whose values change when read; save it as PNG of 8 bits")
     try:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return np.array(image)
     except Exception as error:  # decoders fail in many ways
-        raise DataError(_undecodable(shown, error)) from None
+        raise DataError(_undecodable(path, error)) from None
 
 
-def _open(shown: str, file: BufferedReader) -> Image.Image:
+def _open(path: str | Path, file: BufferedReader) -> Image.Image:
     """The image of an open file, its header read and checked."""
     try:
         Image.init()
         image = Image.open(file, formats=[f for f in _FORMATS if f in Image.OPEN])
         frames = getattr(image, "n_frames", 1)
     except Exception as error:  # decoders fail in many ways
-        raise DataError(_undecodable(shown, error)) from None
+        raise DataError(_undecodable(path, error)) from None
     if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{shown}: {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read; cut it up")
+        raise DataError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read; cut it up")
     if frames > 1 and image.format != "MPO":  # the first picture of an MPO is the photo, by its standard
-        raise DataError(f"{shown}: holds {frames} pictures; save the one that is meant as a file")
+        raise DataError(f"{path}: holds {frames} pictures; save the one that is meant as a file")
     return image
 
 
-def _undecodable(shown: str, error: Exception) -> str:
+def _undecodable(path: str | Path, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "no image of a known kind"
     else:
-        reason = printable(" ".join(str(error).split())[:200]) or type(error).__name__
-    return f"{shown}: cannot be decoded ({reason}); fetch, extract or save it again"
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{path}: cannot be decoded ({reason}); fetch, extract or save it again"

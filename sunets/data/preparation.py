@@ -72,9 +72,7 @@ def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -
         min_side = MIN_SIDE if config.size is None else 1
     root = Path(config.root) if config.root else None
     if root is not None and (_inside(root, out_dir) or _inside(out_dir, root)):
-        raise DataError(
-            f"data.root: {printable(root)} overlaps {out_dir}, which `prepare` replaces; keep the data set elsewhere"
-        )
+        raise DataError(f"data.root: {root} overlaps {out_dir}, which `prepare` replaces; keep the data set elsewhere")
     key = fingerprint(config, min_side, code_hash(__name__), pillow_version, np.__version__)
     with _alone(out_dir):
         if kept_key(out_dir) == key:
@@ -107,9 +105,7 @@ def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int
     old = out_dir.with_name(f".{out_dir.name}.old")
     there = sorted(p.name for p in out_dir.iterdir()) if out_dir.exists() else []
     if foreign := [name for name in there if name not in _WRITTEN and not is_left_by_system(name)]:
-        raise DataError(
-            f"{printable(out_dir / foreign[0])}: `prepare` did not write it and would delete it; move it elsewhere"
-        )
+        raise DataError(f"{out_dir / foreign[0]}: `prepare` did not write it and would delete it; move it elsewhere")
     for leftover in (work, old):  # of a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     work.mkdir()
@@ -218,9 +214,7 @@ def _check(config: DataConfig, source: Source, work: Path, min_side: int) -> tup
         ]
         kept = [(item, scans[e]) for e in listed if (item := scans[e].item) is not None]
         if not kept and not any(scans[e].faults for e in listed):
-            faults.append(
-                f"split {split!r} of {printable(config.root or config.name)}: empty; every split needs an image"
-            )
+            faults.append(f"split {split!r} of {config.root or config.name}: empty; every split needs an image")
         if split in (config.train_split, config.val_split) and any(item.target is None for item, _ in kept):
             faults.append(f"split {split!r}: has no labels; choose another data.train_split or data.val_split")
         if dropped := sum(scans[e].dropped for e in listed):
@@ -262,7 +256,7 @@ def _check(config: DataConfig, source: Source, work: Path, min_side: int) -> tup
         std=std,
         splits=splits,
         class_pixels=class_pixels,
-        warnings=tuple(warnings),
+        warnings=tuple(map(printable, warnings)),
     )
     return manifest, seen
 
@@ -293,7 +287,7 @@ def _check_ignored(
     if absent and ignored and (everywhere or alone):
         holder = "every mask holds" if everywhere else "masks hold"
         faults.append(
-            f"{printable(config.root or '')}: class {absent[0]} has not one pixel, and {holder} 255 ({share}), which "
+            f"{config.root or ''}: class {absent[0]} has not one pixel, and {holder} 255 ({share}), which "
             "is ignored; write the line number of its class in classes.txt, counted from 0, in place of 255"
         )
     elif ignored:

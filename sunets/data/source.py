@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sunets.core.config import IGNORE_INDEX, DataConfig
-from sunets.core.names import child, name_fault, printable
+from sunets.core.names import child, has_control, name_fault
 from sunets.data.picture import DataError, open_regular, read_mask
 
 IMAGE_SUFFIXES = (
@@ -99,9 +99,9 @@ class Source:
                 inside = sum(not is_left_by_system(n) for _, _, names in os.walk(path) for n in names)
                 left_out["in directories below"] += inside
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                left_out[f"with suffix {printable(path.suffix)}" if path.suffix else "without suffix"] += 1
+                left_out[f"with suffix {path.suffix}" if path.suffix else "without suffix"] += 1
             elif fault := name_fault(entry.name):
-                self.faults.append(f"{printable(path)}: {fault}; rename it")
+                self.faults.append(f"{path}: {fault}; rename it")
             else:
                 found.append(path)
         return found
@@ -131,27 +131,27 @@ class Source:
         """
         self.files[path] = None
         if not path.exists():
-            raise DataError(f"{printable(path)}: no such file; extract the archive again, or add it")
+            raise DataError(f"{path}: no such file; extract the archive again, or add it")
         try:
             with open_regular(path) as file:
                 text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise DataError(f"{printable(path)}: no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+            raise DataError(f"{path}: no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        unfit = [line for line in lines if not line.isprintable()]
+        unfit = [line for line in lines if has_control(line)]
         if unfit:
-            raise DataError(f"{printable(path)}: {printable(unfit[0])!r} has control characters; write the line again")
+            raise DataError(f"{path}: {unfit[0]!r} has control characters; write the line again")
         return lines
 
     def named(self, path: Path, names: Sequence[str]) -> list[str]:
         """The names of a list that can be file names; the others become faults of the list's file."""
         faults = {name: fault for name in names if (fault := name_fault(name))}
-        self.faults += [f"{printable(path)}: names {printable(n)!r}: {f}; remove it" for n, f in faults.items()]
+        self.faults += [f"{path}: names {n!r}: {f}; remove it" for n, f in faults.items()]
         return [name for name in names if name not in faults]
 
     def shown(self, path: Path) -> str:
         """A path in a warning, which does not depend on where the data set lies."""
-        return printable(path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path)
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
     def pair(self, images: Path, masks: Path) -> list[Entry]:
         """The images of a directory with the masks of the same stem in another, by stem.
@@ -204,9 +204,7 @@ def existing_root(config: DataConfig) -> Path:
     """
     root = Path(config.root or "")
     if not config.root or not root.is_dir():
-        raise DataError(
-            f"data.root: no directory {printable(root)}; put the data set {config.name!r} there, or change it"
-        )
+        raise DataError(f"data.root: no directory {root}; put the data set {config.name!r} there, or change it")
     return root
 
 
