@@ -30,8 +30,9 @@ from sunets.report.records import SCORES
 from sunets.tracking import live as tracking_live
 from sunets.tracking import store, view
 from sunets.tracking import sync as tracking_sync
+from sunets.tracking.address import TrackingError
 from sunets.tracking.live import Tracker
-from sunets.tracking.store import CURRENT, KEY, PARENT, TrackingError
+from sunets.tracking.store import CURRENT, KEY, PARENT
 from sunets.tracking.sync import sync, sync_or_warn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -702,6 +703,7 @@ import sys
 from sunets.core.config import load
 from sunets.core.record import make_record
 from sunets.core.provenance import provenance
+from sunets.tracking.address import TrackingError
 from sunets.tracking.live import Tracker
 suite, number = load(sys.argv[1]), int(sys.argv[2])
 config = suite.run("sunet_tiny", number)

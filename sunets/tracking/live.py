@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,32 +13,29 @@ from typing import Any, Literal
 
 from sunets.core.config import Config, Suite
 from sunets.core.record import Record, make_record
-from sunets.tracking.store import Store, tracking_uri
+from sunets.tracking.address import LIMIT, failure, tracking_uri, within
+from sunets.tracking.store import PROCESS, Store, process_name
 from sunets.tracking.view import Run, child_run, curve_points, model_run, study_run
 
 REMEDY = "python -m sunets mlflow-sync"
 
 _warned = threading.Event()
+_unanswered: set[str] = set()
+"""Addresses that did not answer this process: one wait is enough."""
 
 
 def warn_once(error: BaseException) -> None:
-    """Say once a process that tracking has stopped, and what to do."""
+    """Say once per process that tracking has stopped, and what to do."""
     if not _warned.is_set():
         _warned.set()
-        print(f"MLflow is not tracking: {reason_of(error)}. Nothing is lost; afterwards: {REMEDY}", file=sys.stderr)
+        print(f"MLflow is not tracking: {failure(error)}. Nothing is lost; afterwards: {REMEDY}", file=sys.stderr)
 
 
-def reason_of(error: BaseException) -> str:
-    """Return the first line of an error of MLflow, with the address."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed"
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    # What the system says is shorter and clearer than MLflow's words around it.
-    error = next((cause for cause in reversed(chain) if isinstance(cause, OSError)), error)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{tracking_uri()}: {lines[0][:300].rstrip('.')}"
+def give_up(error: Exception) -> None:
+    """Say that tracking has stopped; where MLflow did not answer, later trackers of this process do not ask again."""
+    if isinstance(error.__cause__, TimeoutError):
+        _unanswered.add(tracking_uri())
+    warn_once(error)
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
@@ -54,7 +50,7 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
                 method(self, *arguments, **options)
             except Exception as error:  # whatever it is: a training is worth more than its log
                 self._store = None
-                warn_once(error)
+                give_up(error)
 
     return guarded
 
@@ -98,32 +94,38 @@ class Tracker:
         self._parent = ""
         self._monitor: Any = None
         self._store: Store | None = None
+        self._planned: dict[int, Record] = {}
+        if int(os.environ.get("RANK", 0)) != 0:  # torchrun: the first process speaks for all
+            return
+        try:
+            parent = self._plan_trainings(runs) if kind == "train" else self._plan_study()
+            if tracking_uri() not in _unanswered:
+                self._store = Store()
+        except Exception as error:
+            give_up(error)
+            return
+        self._begin(parent)
+        atexit.register(self.close)
+
+    def _plan_trainings(self, runs: Sequence[tuple[Config, Mapping[str, Any]]]) -> Run:
         self._planned = {
             config.seed: make_record(
                 "train",
-                benchmark=suite.benchmark,
-                model=item,
-                label=suite.models[item].label,
+                benchmark=self._suite.benchmark,
+                model=self._item,
+                label=self._suite.models[self._item].label,
                 seed=config.seed,
                 config=config,
                 provenance=source,
             )
             for config, source in runs
         }
-        if int(os.environ.get("RANK", 0)) != 0:  # torchrun: the first process speaks for all
-            return
-        if kind == "train":
-            parent = model_run(list(self._planned.values()), ended=False)
-        else:
-            study = suite.ablations[item]
-            trials = [self._trial(suite.run(study.model, seed, study.overrides)) for seed in study.seeds]
-            parent = study_run(trials, ended=False)
-        try:
-            self._store = Store()
-        except Exception as error:
-            warn_once(error)
-        self._begin(parent)
-        atexit.register(self.close)
+        return model_run(list(self._planned.values()), ended=False)
+
+    def _plan_study(self) -> Run:
+        study = self._suite.ablations[self._item]
+        trials = [self._trial(self._suite.run(study.model, seed, study.overrides)) for seed in study.seeds]
+        return study_run(trials, ended=False)
 
     @_harmless
     def _begin(self, parent: Run) -> None:
@@ -131,9 +133,8 @@ class Tracker:
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(
-                self._parent, sampling_interval=5, resume_logging=True, tracking_uri=self._open_store.uri
-            )
+            uri, options = self._open_store.uri, {"sampling_interval": 5, "resume_logging": True}
+            self._monitor = within(LIMIT, SystemMetricsMonitor, self._parent, tracking_uri=uri, **options)
             self._monitor.start()
         except ImportError:  # psutil
             self._monitor = None
@@ -145,7 +146,7 @@ class Tracker:
 
     def _run(self, run: Run, *, fresh: bool = False) -> Any:
         store = self._open_store
-        tags = {**run.tags, "sunets.process": f"{socket.gethostname()}:{os.getpid()}"}
+        tags = {**run.tags, PROCESS: process_name()}
 
         def compatible(found: Any) -> bool:
             return not fresh and all(run.params.get(k, v) == v for k, v in found.data.params.items())
@@ -168,6 +169,7 @@ class Tracker:
             self._live[child] = _Live(found.info.run_id, logged)
         return self._live[child]
 
+    @_harmless
     def plan(self, number: int, config: Config, provenance: Mapping[str, Any], **extra: Any) -> None:
         """Tell what a trial is, before its first epoch.
 
@@ -233,16 +235,16 @@ class Tracker:
     def close(self) -> None:
         """End the parent run; children without a record were interrupted."""
         if self._monitor is not None:
-            self._monitor.finish()
+            within(LIMIT, self._monitor.finish)
         store = self._open_store
         interrupted = [live.run_id for child, live in self._live.items() if child not in self._records]
         for run_id in interrupted:
-            store.client.set_terminated(run_id, "KILLED")
+            store.end(run_id, "KILLED")
         records = list(self._records.values())
         if records and records[0]["kind"] == "train" and len(records) == len(self._planned):
             store.finish(model_run(records))
         else:
             done = bool(records) and records[0]["kind"] == "trial" and not interrupted
-            store.client.set_terminated(self._parent, "FINISHED" if done else "KILLED")
+            store.end(self._parent, "FINISHED" if done else "KILLED")
         self._store = None
         atexit.unregister(self.close)

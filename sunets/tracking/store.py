@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +15,12 @@ from typing import Any
 from filelock import FileLock
 
 from sunets.core.config import fingerprint
+from sunets.tracking import address
+from sunets.tracking.address import CREATION_LIMIT, LIMIT, within
 from sunets.tracking.view import Run
 
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
-PARENT = "mlflow.parentRunId"
+PARENT, PROCESS = "mlflow.parentRunId", "sunets.process"
 
 NOTE = """\
 One parent run per {item}; filter with ``tags.`sunets.current` = 'true'`` to hide runs of earlier configurations.
@@ -25,20 +28,16 @@ The score that runs are compared by is NaN until it is measured; `aim/` repeats 
 Rebuilt from the records by `python -m sunets mlflow-sync`: deleting the database loses nothing but system metrics."""
 
 
-class TrackingError(ValueError):
-    """MLflow cannot be reached or used; says where and what to do."""
-
-
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or the file mlflow.db in the current directory: the root of the checkout in a pipeline."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-
-
 class Store:
     """Reads and writes runs of one MLflow server or database."""
 
     def __init__(self) -> None:
-        # Before the import: telemetry starts there. A server that does not answer shall not hold up a training.
+        """Connect to the server or database.
+
+        Raises:
+            TrackingError: MLflow is not installed, or the server or database does not answer or cannot be used.
+        """
+        # Before the import: telemetry starts there. A call that `within` gave up shall end soon.
         for name, value in {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would tear the progress bars
@@ -47,25 +46,28 @@ class Store:
             "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         }.items():
             os.environ.setdefault(name, value)
-        import mlflow  # here and not above, so that a machine without it can train
-
-        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        self.entities: Any = mlflow.entities
-        self.uri = tracking_uri()
-        file = Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
-        # Find-or-create is not atomic in MLflow: a user's processes on one machine take turns.
-        elsewhere = Path(tempfile.gettempdir()) / f"sunets-mlflow-{fingerprint(self.uri, str(Path.home()))}.lock"
-        self.lock = FileLock(f"{file}.lock" if file else elsewhere)
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock:
-            if file is not None and not file.exists():
-                _create_database(file, mlflow.MlflowClient)
-            self.client: Any = mlflow.MlflowClient(self.uri)
-            self.client.search_experiments(max_results=1)  # fails here, once, if it fails
-        self._artifacts = file and file.resolve().parent / "mlruns"
+        self.uri = address.tracking_uri()
         self._experiments: dict[str, str] = {}
+        with address.explained():
+            mlflow = _import_mlflow()
+            self.entities: Any = mlflow.entities
+            file = address.database_file(self.uri)
+            # Find-or-create is not atomic in MLflow: a user's processes on one machine take turns.
+            name = f"sunets-mlflow-{fingerprint(self.uri, os.getuid())}.lock"
+            self.lock = FileLock(f"{file}.lock" if file else Path(tempfile.gettempdir()) / name, timeout=CREATION_LIMIT)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            elif "sql" in self.uri.partition(":")[0]:
+                address.check_server(self.uri)
+            with self.lock:
+                if file is not None and not address.check_file(file):
+                    _create_database(file, mlflow.MlflowClient)
+                client = mlflow.MlflowClient(self.uri)
+                # It may create tables; a server has them.
+                limit = LIMIT if self.uri.startswith("http") else CREATION_LIMIT
+                within(limit, client.search_experiments, max_results=1)
+        self.client: Any = address.Limited(client)
+        self._artifacts = file and file.resolve().parent / "mlruns"
 
     def experiment(self, name: str, *, create: bool = True) -> str | None:
         """Id of an experiment."""
@@ -100,17 +102,23 @@ class Store:
                 return found
 
     def open(self, run: Run, parent: str | None, compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
-        """The MLflow run under this key, created where there is none, current and alone so in its slot.
+        """Find or create the MLflow run under this key, and write its name, tags, parameters and data set.
 
         Args:
-            run: what it should look like; its name, tags, parameters and data set are written.
+            run: what it should look like.
             parent: id of the parent run.
             compatible: whether a run of the same key may be taken; its curves may differ on another machine.
 
         Returns:
             The run as it was before, and whether it is new.
         """
-        tags = {**run.tags, KEY: run.key, SLOT: run.slot, CURRENT: "true"} | ({PARENT: parent} if parent else {})
+        tags = _all_tags(run, parent)
+        chosen, created = self._choose(run, tags, compatible)
+        self._write(chosen, run, tags)
+        return chosen, created
+
+    def _choose(self, run: Run, tags: Mapping[str, str], compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
+        """Find or create the run under this key, and make it the only current one in its slot."""
         with self.lock:
             same = self.search(run.experiment, KEY, run.key)
             same.sort(key=lambda found: found.data.tags.get(CURRENT) != "true")
@@ -122,14 +130,18 @@ class Store:
             for other in self.search(run.experiment, SLOT, run.slot):
                 if other.info.run_id != chosen.info.run_id and other.data.tags.get(CURRENT) == "true":
                     self.retire(other)
-        self._write(chosen, run, tags)
         return chosen, created
 
     def retire(self, run: Any) -> None:
-        """Mark a run as one of an earlier configuration; one that looks as if it still ran was interrupted."""
+        """Mark a run as one of an earlier configuration; if it looks running but its process is gone, as killed."""
         self.client.set_tag(run.info.run_id, CURRENT, "false")
-        if run.info.status == "RUNNING":
+        if run.info.status == "RUNNING" and not _written_elsewhere(run):
             self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def end(self, run_id: str, status: str) -> None:
+        """Terminate a run, unless another living process writes it."""
+        if not _written_elsewhere(self.client.get_run(run_id)):
+            self.client.set_terminated(run_id, status)
 
     def _write(self, found: Any, run: Run, tags: Mapping[str, str]) -> None:
         params = [self.entities.Param(k, v) for k, v in run.params.items() if k not in found.data.params]
@@ -178,8 +190,12 @@ class Store:
             agrees = all(run.params.get(name, value) == value for name, value in found.data.params.items())
             return agrees and (probe is None or self.curve(found.info.run_id, probe).items() <= wanted.items())
 
-        found, created = self.open(run, parent, compatible)
+        wanted_tags = _all_tags(run, parent)
+        found, created = self._choose(run, wanted_tags, compatible)
         run_id, tags = found.info.run_id, found.data.tags
+        if not created and _written_elsewhere(found):
+            return run_id, "unchanged"
+        self._write(found, run, wanted_tags)
         if not created and tags.get(DIGEST) == digest and found.info.status == run.status:
             return run_id, "unchanged" if tags.get(CURRENT) == "true" and tags.get(PARENT) == parent else "updated"
         first = run.first if created else {}
@@ -195,11 +211,64 @@ class Store:
         return run_id, "created" if created else "updated"
 
 
+def _all_tags(run: Run, parent: str | None) -> dict[str, str]:
+    return {**run.tags, KEY: run.key, SLOT: run.slot, CURRENT: "true"} | ({PARENT: parent} if parent else {})
+
+
+def process_name() -> str:
+    """Return host, process namespace and process number; containers may share the first, and the last by chance."""
+    try:
+        space = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:  # macOS
+        space = 0
+    return f"{socket.gethostname()}/{space}:{os.getpid()}"
+
+
+def is_alive(run: Any) -> bool:
+    """Return whether the process that writes a run may still be there; of another machine one cannot know."""
+    place, _, number = run.data.tags.get(PROCESS, "").rpartition(":")
+    if run.info.status != "RUNNING" or not place:
+        return False
+    if place != process_name().rpartition(":")[0]:
+        return True
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _written_elsewhere(run: Any) -> bool:
+    return is_alive(run) and run.data.tags.get(PROCESS) != process_name()
+
+
+def _import_mlflow() -> Any:
+    """Import MLflow, whose import fails for a user without a home directory: containers run as any number."""
+    missing = "HOME" not in os.environ
+    if missing:
+        try:
+            Path.home()
+        except RuntimeError:
+            os.environ["HOME"] = "/nonexistent"  # what Debian gives to such users
+    try:
+        import mlflow  # here and not above, so that a machine without it can train
+    finally:
+        if missing:
+            os.environ.pop("HOME", None)
+    # They tell again what `TrackingError` tells.
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    return mlflow
+
+
 def _create_database(file: Path, client: Callable[[str], Any]) -> None:
     """Create MLflow's tables beside `file` and move them into place: a kill meanwhile leaves no broken database."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        client(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        temporary.touch()  # fails at once where MLflow would try again for minutes
+        within(CREATION_LIMIT, client(f"sqlite:///{temporary}").search_experiments, max_results=1)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

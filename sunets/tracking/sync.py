@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +12,9 @@ from typing import Any
 
 from sunets.core.names import PREPARED
 from sunets.core.record import Record, read_json, read_rows
-from sunets.tracking.live import REMEDY, reason_of, warn_once
-from sunets.tracking.store import CURRENT, Store, TrackingError
+from sunets.tracking.address import TrackingError, failure
+from sunets.tracking.live import REMEDY, warn_once
+from sunets.tracking.store import CURRENT, Store, is_alive
 from sunets.tracking.view import Run, child_run, finite_numbers, make_slot, model_run, plain_text, study_run
 
 
@@ -63,35 +62,19 @@ def sync(results: Path, benchmark: str | None = None) -> Synced:
                 if store.experiment(experiment, create=False) is None:
                     continue
                 for run in store.search(experiment, CURRENT, "true"):
-                    if run.info.run_id not in kept and not _is_alive(run):
+                    if run.info.run_id not in kept and not is_alive(run):
                         store.retire(run)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) or type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
-            raise TrackingError(f"MLflow: {reason_of(error)}; see MLFLOW_TRACKING_URI, then: {REMEDY}") from error
-        raise
+    except (TrackingError, OSError) as error:
+        raise TrackingError(f"MLflow: {failure(error)}; see MLFLOW_TRACKING_URI, then: {REMEDY}") from error
     return Synced(counts["created"], counts["updated"], counts["unchanged"])
 
 
 def sync_or_warn(results: Path, benchmark: str) -> None:
-    """`sync` at the end of a stage, whose work does not hang on MLflow: says once what is wrong."""
+    """Run `sync` at the end of a stage: report a failure once, never fail the stage."""
     try:
         sync(results, benchmark)
-    except TrackingError as error:
-        warn_once(error.__cause__ or error)
-
-
-def _is_alive(run: Any) -> bool:
-    """Whether the process that writes a run may still be there; of another machine one cannot know."""
-    host, _, pid = run.data.tags.get("sunets.process", "").rpartition(":")
-    if run.info.status != "RUNNING" or not host:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return host != socket.gethostname()
-    except OSError:
-        return True
-    return True
+    except Exception as error:
+        warn_once(error.__cause__ if isinstance(error, TrackingError) and error.__cause__ else error)
 
 
 def _records(path: Path) -> list[Record]:

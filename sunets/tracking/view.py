@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import posixpath
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,10 @@ from sunets.core.config import DataConfig, fingerprint
 
 HEADLINE = {"segmentation": "score.miou", "classification": "score.top1_error_percent"}
 """Task -> the score that runs are compared by."""
+LONGEST_VALUE = 5000
+"""Characters of a parameter or tag; MLflow takes 6000 of a parameter and warns above."""
+LONGEST_NAME = 220
+"""Characters of a name; MLflow takes 250 with what is set before and behind it, such as best/ and .ci95_low."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
@@ -77,13 +84,46 @@ def make_slot(kind: str, benchmark: str, item: str, child: str = "") -> str:
 
 def plain_text(value: Any) -> str:
     """The value as MLflow gets it; without spaces, since its parallel coordinates show ten characters."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    text = text.encode(errors="replace").decode().replace("\0", "?")  # what databases refuse
+    return shorten(text, LONGEST_VALUE)
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, or its beginning and a digest of it: what differs stays different."""
+    return text if len(text) <= length else f"{text[: length - 12]}... {_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+def legal_names(names: Iterable[str]) -> dict[str, str]:
+    """Name -> the name that MLflow accepts: letters of every alphabet, digits, spaces and ``_-.:/``.
+
+    Names that would meet after replacement get a digest each, except for one that needs none.
+    """
+    found = {}
+    for name in dict.fromkeys(names):
+        legal = re.sub(r"[^\w\-. :/]", "_", unicodedata.normalize("NFC", name))
+        if posixpath.normpath(legal) != legal or legal.startswith(("/", "..")):  # MLflow takes it for a path
+            legal = re.sub(r"^\.+|/", "_", legal)
+        found[name] = shorten(legal, LONGEST_NAME)
+    taken = Counter(found.values())
+    return {k: f"{v} {_digest(k)}" if taken[v] > 1 and v != k else v for k, v in found.items()}
+
+
+def legal(values: Mapping[str, str]) -> dict[str, str]:
+    """Parameters or tags under names that MLflow accepts."""
+    names = legal_names(values)
+    return {names[name]: value for name, value in values.items()}
 
 
 def finite_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The finite numbers, by names that MLflow accepts."""
+    names = legal_names(prefix + name for name in values)
     return {
-        re.sub(r"[^\w\-. :/]", "_", prefix + name, flags=re.ASCII): float(value)
+        names[prefix + name]: float(value)
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
@@ -126,7 +166,7 @@ def _tags(record: Mapping[str, Any]) -> dict[str, str]:
 
 def _params(record: Mapping[str, Any]) -> dict[str, str]:
     """Parameters of a training. How it is tested may change later and stands in tags: MLflow's parameters cannot."""
-    return {name: plain_text(value) for name, value in record["params"].items() if not name.startswith("evaluate.")}
+    return legal({k: plain_text(value) for k, value in record["params"].items() if not k.startswith("evaluate.")})
 
 
 def _varied(record: Mapping[str, Any], name: str) -> bool:
@@ -194,9 +234,9 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
         experiment=experiment,
         slot=slot,
         identity=fingerprint(record["provenance"].get("config_hash"), *_made_by(record)),
-        name=name,
-        params=params,
-        tags=tags,
+        name=shorten(name, 250),
+        params=legal(params),
+        tags=legal(tags),
         points=points,
         metrics={k: v for k, v in single.items() if k not in curves} | (_ends(points) if ended else {}),
         headline=_headline(record),
@@ -215,7 +255,7 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         experiment=first["benchmark"],
         slot=make_slot("model", first["benchmark"], first["model"]),
         identity=fingerprint(common, *_made_by(first)),
-        name=first["label"],
+        name=shorten(first["label"], 250),
         params=common,
         tags=tags,
         headline=f"{_headline(first)}.mean",

@@ -1,0 +1,149 @@
+"""The MLflow server or database that MLFLOW_TRACKING_URI names, asked with a time limit.
+
+MLflow itself tries a database that does not answer again for about 200 s, and a server for minutes. Here every call
+ends within `LIMIT` seconds, and every failure of MLflow, its database driver or the system is a `TrackingError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import re
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+T = TypeVar("T")
+
+LIMIT = 10.0
+"""Seconds that one call of MLflow may take."""
+CREATION_LIMIT = 60.0
+"""Seconds that MLflow may take to create its tables in a database that answers."""
+
+
+class TrackingError(ValueError):
+    """MLflow cannot be reached or used; the message says where and why, in one line."""
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI, or the file mlflow.db in the current directory: a pipeline runs in the checkout."""
+    here = Path.cwd()
+    default = "mlflow.db" if "?" in str(here) else here / "mlflow.db"  # after ? an address has options
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default}"
+
+
+def failure(error: BaseException) -> TrackingError:
+    """Return an error of MLflow, a driver or the system as one line that starts with the address."""
+    if isinstance(error, TrackingError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return TrackingError(f"{error.name} is not installed")
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    # What the system says is shorter and clearer than MLflow's words around it.
+    error = next((cause for cause in reversed(chain) if isinstance(cause, OSError)), error)
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    address = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", tracking_uri())  # no password on a terminal or in a log
+    return TrackingError(f"{address}: {text[:300].rstrip('.')}")
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn every exception of the block into a `TrackingError`."""
+    try:
+        yield
+    except Exception as error:
+        raise failure(error) from error
+
+
+def within(seconds: float, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call a function in a thread, and stop waiting for it after a time.
+
+    Raises:
+        TrackingError: the call failed or has not ended. Its thread goes on, and does not hold up the process's end.
+    """
+    done: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            value = call(*arguments, **options)
+        except BaseException as error:
+            done.put(functools.partial(_throw, error))
+        else:
+            done.put(lambda: value)
+
+    threading.Thread(target=work, name="mlflow call", daemon=True).start()
+    with explained():
+        try:
+            outcome = done.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+        return outcome()
+
+
+def _throw(error: BaseException) -> Any:
+    raise error
+
+
+class Limited:
+    """An object of MLflow whose methods are called by `within`."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(within, LIMIT, getattr(self._wrapped, name))
+
+
+def database_file(uri: str) -> Path | None:
+    """Return the file of an SQLite address, whose options may follow it; None of every other address."""
+    if not re.match(r"sqlite(\+\w+)?:", uri):
+        return None
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database
+    return None if not name or name == ":memory:" or name.startswith("file:") else Path(name)
+
+
+def check_file(file: Path) -> bool:
+    """Check that MLflow can use an SQLite file, before MLflow tries what cannot succeed.
+
+    Returns:
+        Whether the file holds MLflow's tables; False where there is none, or an empty one.
+
+    Raises:
+        TrackingError: it is no regular file, it is damaged, or it belongs to another program.
+    """
+    if not file.exists():
+        return False
+    with explained():
+        if not file.is_file():
+            raise OSError("this is not a file")
+        address = f"file:{quote(str(file.resolve()))}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=LIMIT)) as connection:
+            tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+        if tables and "experiments" not in tables:
+            raise OSError("this database belongs to another program; name another file")
+    return bool(tables)
+
+
+def check_server(uri: str) -> None:
+    """Connect to a database server once.
+
+    Raises:
+        TrackingError: it refuses, or does not answer within `LIMIT`.
+    """
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    def connect() -> None:
+        with create_engine(uri, poolclass=NullPool).connect():
+            pass
+
+    within(LIMIT, connect)
