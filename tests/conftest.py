@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -72,6 +74,48 @@ def free_port() -> int:
         free.bind(("localhost", 0))
         port: int = free.getsockname()[1]
     return port
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow: making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    from sunets.tracking import store
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    store._create_database(file, MlflowClient)
+    return file
+
+
+@pytest.fixture
+def fresh(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Makes another empty database the one in use."""
+    numbers = iter(range(100))
+
+    def switch() -> Path:
+        file = tmp_path / f"db{next(numbers)}" / "mlflow.db"
+        file.parent.mkdir()
+        shutil.copy(template, file)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+        return file
+
+    return switch
+
+
+@pytest.fixture
+def db(fresh: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The database in use, empty; trackers end with the test."""
+    from sunets.tracking import live
+
+    registered: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(live, "_warned", threading.Event())
+    monkeypatch.setattr(live, "_unanswered", set())
+    yield fresh()
+    for close in registered:
+        close()
 
 
 def _postgres_binaries() -> Path | None:
