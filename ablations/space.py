@@ -22,7 +22,8 @@ from sunets.data import Manifest
 from sunets.models.structure import SUNetConfig, dilation_schedule
 from sunets.models.sunet import SUNet
 from sunets.models.zoo import create_model
-from sunets.training.fit import check
+from sunets.training.fit import check, check_config
+from sunets.training.recipe import check_batch_norm, input_size
 
 Size = tuple[int, int]
 Arm = dict[str, Any]
@@ -109,7 +110,7 @@ def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None
     if study.kind == "search":
         sides = [axis_values(axis) for axis in study.axes]
         for corner in itertools.islice(itertools.product(*sides), MAX_CORNERS):
-            space.network(_setting(study.axes, corner))
+            space.check_recipe(_setting(study.axes, corner))
         return (Point({}, space.arm({}, base), reference=True),)
 
     settings: Iterable[Arm]
@@ -120,6 +121,7 @@ def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None
     points: dict[str, Point] = {}
     for setting in settings:
         rungs(suite, name, setting)
+        space.check_recipe(setting)
         network = space.network(setting)
         arm, key = space.arm(setting, network), space.identity(setting, network)
         if key not in points:
@@ -164,16 +166,6 @@ def identity(suite: Suite, name: str, manifest: Manifest, setting: Arm) -> str:
     return space.identity(setting, space.network(setting))
 
 
-def input_size(config: Config, manifest: Manifest) -> Size:
-    """(height, width) of the smallest image that a training of this configuration sees."""
-    if config.train.augment.resized_crop is not None:
-        return (config.train.augment.resized_crop, config.train.augment.resized_crop)
-    if (given := config.train.augment.crop or config.data.size) is not None:
-        return given
-    items = manifest.splits[config.data.train_split]
-    return (min(item.height for item in items), min(item.width for item in items))
-
-
 @dataclass(frozen=True)
 class Space:
     """The settings of a study as configurations and as networks without memory (on the meta device)."""
@@ -213,9 +205,21 @@ class Space:
         Raises:
             ConfigError: it does not go through.
         """
+        self.check_recipe(setting)
         model, config = self.network(setting).eval(), self.config(setting)
         with self._blamed_on(setting), torch.no_grad():
             model(torch.empty(1, config.model.in_channels or 3, *input_size(config, self.manifest), device="meta"))
+
+    def check_recipe(self, setting: Arm) -> None:
+        """Compare a setting's recipe with the data, the machine and its network.
+
+        Raises:
+            ConfigError: it cannot be trained.
+        """
+        config = self.config(setting)
+        with self._blamed_on(setting):
+            check_config(config, self.manifest)
+            check_batch_norm(self.network(setting), config, self.manifest)
 
     @contextlib.contextmanager
     def _blamed_on(self, setting: Arm) -> Iterator[None]:
@@ -280,9 +284,8 @@ def _at(tree: Any, path: str) -> Any:
 
 def _resolved(path: str, value: Any, network: nn.Module) -> Any:
     """A value of the model section that was left to the network, as the network has it."""
-    name = path.removeprefix("model.")
-    if value is None and path != name:
-        value = getattr(getattr(network, "config", None), name, getattr(network, name, None))
+    if value is None and path.startswith("model."):
+        value = cast(Any, network).structure.get(path.removeprefix("model."))
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -32,10 +32,11 @@ from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
 from sunets.core.paths import Layout
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
-from sunets.core.record import Record, make_record, read_json, write_json, write_rows
+from sunets.core.record import Record, make_record, parameters, parameters_hash, read_json, write_json, write_rows
 from sunets.core.stage import stage
 from sunets.data import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate
+from sunets.models.zoo import resolve_config
 from sunets.profiling.cost import profile_model
 from sunets.training.checkpoint import waiting_for
 from sunets.training.device import select_device
@@ -141,7 +142,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     work_dir = work / run_fingerprint(config, manifest)
     try:
         with waiting_for(work_dir):
-            trained = fit(config, manifest, work_dir=work_dir, stop_early=stop_early, progress=False)
+            trained = fit(config, manifest, work_dir=work_dir, stop_early=stop_early)
     except TrainingError as error:  # only a diverged training is a result
         result |= {"status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())}
     result["curve"] = [[row["epoch"], row[row_score]] for row in rows if row.get(row_score) is not None]
@@ -152,7 +153,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     else:
         split = config.data.test_split if arguments["final"] else config.data.val_split
         variant = next(iter(config.evaluate.variants.values()))
-        scores = evaluate(trained.model, manifest, config, split=split, variant=variant, progress=False).scores
+        scores = evaluate(trained.model, manifest, config, split=split, variant=variant).scores
         prefix = "score." if arguments["final"] else "search."
         result["scores"] = {f"{prefix}{name.removeprefix('score.')}": value for name, value in scores.items()}
         result["cost"] = _cost(ProfileConfig.model_validate(arguments["profile"]), config, manifest, work)
@@ -215,7 +216,10 @@ def run_study(
     base = trial_config(suite, name, {}, 0)
     parts = {"tuned": len(points), "search": 1 + study.confirm}.get(study.kind, len(points))
     with (
-        stage(f"ablate@{name}", layout, __name__) as code,
+        stage(
+            f"ablate@{name}", layout, __name__, suite=suite, data_digest=manifest.digest,
+            params=("benchmark", "data", "train", "evaluate", "profile", f"models.{study.model}", f"ablations.{name}"),
+        ) as code,
         open_pool(
             [__name__], layout.data, manifest.digest, device=base.train.device, threads=base.train.threads,
             jobs=parts * max(study.batch, len(study.seeds)), results=layout.job_results, workers=workers,
@@ -378,9 +382,9 @@ class _Listener:
         return make_job
 
     def _announce(self, number: int, kind: Kind, setting: Setting) -> None:
-        config = _config(self.plan.suite, self.plan.name, setting)
+        config = resolve_config(_config(self.plan.suite, self.plan.name, setting))
         point, arm = self._place(setting)
-        source = self.plan.source | {"config_hash": fingerprint(config)}
+        source = self.plan.source | {"config_hash": parameters_hash(parameters(config))}
         self.tracker.plan(number, config, source, phase=kind, arm=arm, reference=point.reference)
 
     def hear(self, name: str, row: Record) -> None:
@@ -418,7 +422,7 @@ class _Listener:
     def record(self, trial: Trial) -> Record:
         """The record of one trial."""
         plan, result = self.plan, trial.result
-        config = _config(plan.suite, plan.name, trial.setting)
+        config = resolve_config(_config(plan.suite, plan.name, trial.setting))
         point, arm = self._place(trial.setting)
         kind, first = self.phases[trial.study]
         return make_record(
@@ -434,7 +438,7 @@ class _Listener:
             scores=result["scores"],
             cost=result["cost"],
             environment=result["environment"],
-            provenance=plan.source | {"config_hash": fingerprint(config)},
+            provenance=plan.source | {"config_hash": parameters_hash(parameters(config))},
             study=plan.name,
             number=first + trial.number,
             duplicate_of=None if trial.duplicate_of is None else first + trial.duplicate_of,

@@ -21,7 +21,8 @@ from sunets.core.record import replacing
 from sunets.data import DataError, Item, Manifest
 from sunets.data.picture import MIN_SIDE, open_regular, read_picture
 from sunets.evaluation.multi_scale import multi_scale_probabilities
-from sunets.training.checkpoint import CheckpointError, load_trained
+from sunets.models.tensor_file import CheckpointError
+from sunets.training.checkpoint import load_trained
 from sunets.training.device import select_device
 
 SINGLE_SCALE = TestTimeConfig()

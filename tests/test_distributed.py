@@ -61,7 +61,7 @@ if job == "cases":
             step(optimizer, **arguments)
         torch.optim.SGD.zero_grad = first
         rows = []
-        result = sunets.training.fit.fit(config, manifest, work_dir=folder / name, on_epoch=rows.append, progress=False)
+        result = sunets.training.fit.fit(config, manifest, work_dir=folder / name, on_epoch=rows.append)
         torch.optim.SGD.zero_grad = step
         torch.save({"gradients": gradients, "history": result.history, "heard": rows,
                     "state": result.model.state_dict()}, folder / f"{name}.rank{rank}.pt")
@@ -111,7 +111,7 @@ def _alone(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Fi
         zero_grad(optimizer, **arguments)
 
     monkeypatch.setattr(torch.optim.SGD, "zero_grad", first)
-    return fit(config, manifest, work_dir=folder / f"{name}.alone", progress=False), gradients
+    return fit(config, manifest, work_dir=folder / f"{name}.alone"), gradients
 
 
 @pytest.mark.parametrize("name", CASES)

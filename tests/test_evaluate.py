@@ -106,7 +106,7 @@ def test_whole_image_at_one_scale_is_the_networks_softmax() -> None:
 @pytest.mark.parametrize("variant", [Variant(), MULTI_SCALE], ids=["single", "multi"])
 def test_confusion_matrices_are_those_of_each_image(manifest: Manifest, variant: Variant) -> None:
     config, model = tiny_config(**SUNET), _network()
-    result = evaluate(model, manifest, config, split="val", variant=variant, progress=False)
+    result = evaluate(model, manifest, config, split="val", variant=variant)
     items = manifest.splits["val"]
     assert result.image_ids == tuple(item.id for item in items)
     assert result.confusions.dtype == np.uint32
@@ -139,7 +139,6 @@ def test_scores_do_not_depend_on_the_batch_size(manifest: Manifest) -> None:
             tiny_config(**SUNET, evaluate__batch_size=size),
             split="val",
             variant=MULTI_SCALE,
-            progress=False,
         ).confusions
         for size in (1, 5)
     ]
@@ -154,9 +153,7 @@ def test_an_absent_class_is_none_and_left_out(manifest: Manifest) -> None:
             return logits
 
     more = dataclasses.replace(manifest, classes=(*manifest.classes, "nowhere"), palette=((0, 0, 0),) * 4)
-    scores = evaluate(
-        Sure(), more, tiny_config(), split="val", variant=Variant(), device=torch.device("cpu"), progress=False
-    ).scores
+    scores = evaluate(Sure(), more, tiny_config(), split="val", variant=Variant(), device=torch.device("cpu")).scores
     assert scores["score.iou.nowhere"] is None
     assert scores["score.iou.red"] == 0
     assert scores["score.miou"] == pytest.approx(scores["score.iou.ground"] / 3)  # type: ignore[operator]
@@ -172,17 +169,17 @@ def test_classification_errors(tmp_path: Path) -> None:
 
     config = tiny_config(data__name="synthetic_shapes")
     for variant in (Variant(), Variant(scales=(1.0, 1.5), flip=True)):
-        result = evaluate(Green(), pictures, config, split="val", variant=variant, progress=False)
+        result = evaluate(Green(), pictures, config, split="val", variant=variant)
         assert result.scores == {"score.top1_error_percent": 60, "score.top5_error_percent": 0}
         assert result.confusions.tolist() == [[[0, 0, 0], [0, 0, 3], [0, 0, 2]]]
     with pytest.raises(ConfigError, match="a window is for segmentation"):
-        evaluate(Green(), pictures, config, split="val", variant=MULTI_SCALE, progress=False)
+        evaluate(Green(), pictures, config, split="val", variant=MULTI_SCALE)
 
 
 def test_splits_that_cannot_be_scored(manifest: Manifest) -> None:
     with pytest.raises(ConfigError, match=r"split 'more': .* it has train, val, test"):
-        evaluate(_network(), manifest, tiny_config(), split="more", variant=Variant(), progress=False)
+        evaluate(_network(), manifest, tiny_config(), split="more", variant=Variant())
     items = tuple(dataclasses.replace(item, target=None) for item in manifest.splits["test"])
     blind = dataclasses.replace(manifest, splits={"test": items})
     with pytest.raises(ConfigError, match=r"split 'test': it has no labels"):
-        evaluate(_network(), blind, tiny_config(), split="test", variant=Variant(), progress=False)
+        evaluate(_network(), blind, tiny_config(), split="test", variant=Variant())

@@ -18,8 +18,9 @@ from sunets.core.config import TestTimeConfig as Variant
 from sunets.data import DataError, Manifest
 from sunets.data.picture import read_picture
 from sunets.evaluation.evaluate import evaluate
+from sunets.models.tensor_file import CheckpointError, atomic_save
 from sunets.predict import check_server_archive, palette_image, predict_images, write_server_archive
-from sunets.training.checkpoint import CheckpointError, atomic_save, load_trained
+from sunets.training.checkpoint import load_trained
 from sunets.training.fit import fit
 
 MULTI_SCALE = Variant(scales=(0.75, 1.0), flip=True, window=(32, 32))
@@ -33,7 +34,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture(scope="module")
 def checkpoint(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(train__epochs=6, train__lr=0.03)
-    return fit(config, manifest, work_dir=tmp_path_factory.mktemp("run"), progress=False).weights_path
+    return fit(config, manifest, work_dir=tmp_path_factory.mktemp("run")).weights_path
 
 
 def test_pictures_of_every_kind(checkpoint: Path, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_pictures_of_every_kind(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_predictions_are_those_of_the_evaluation(checkpoint: Path, manifest: Manifest, tmp_path: Path) -> None:
     model, _ = load_trained(checkpoint)
-    expected = evaluate(model, manifest, tiny_config(), split="val", variant=MULTI_SCALE, progress=False).predictions
+    expected = evaluate(model, manifest, tiny_config(), split="val", variant=MULTI_SCALE).predictions
     paths = [item.image for item in manifest.splits["val"] if item.id in expected]
     predict_images(checkpoint, paths, tmp_path, variant=MULTI_SCALE)
     for name, labels in expected.items():
@@ -122,7 +123,7 @@ def test_checkpoints_that_cannot_predict(checkpoint: Path, manifest: Manifest, t
     _, info = load_trained(checkpoint)
     classifier = tiny_manifest(tmp_path / "data", task="classification", train=4, val=1)
     config = tiny_config(**SUNET, data__name="synthetic_shapes", train__epochs=1)
-    weights = fit(config, classifier, work_dir=tmp_path / "run", progress=False).weights_path
+    weights = fit(config, classifier, work_dir=tmp_path / "run").weights_path
     with pytest.raises(CheckpointError, match="a classification network; name one trained for segmentation"):
         predict_images(weights, [picture], tmp_path / "out")
     atomic_save(info, tmp_path / "info.pt")

@@ -31,8 +31,10 @@ import sunets.training.loop
 from sunets.core.config import Config, ConfigError
 from sunets.data import Manifest, make_dataset, train_batches
 from sunets.models.reference import WeightsError, reference_keys
+from sunets.models.tensor_file import CheckpointError
 from sunets.models.zoo import create_model
-from sunets.training.checkpoint import CheckpointError, load_trained
+from sunets.stages.train import _EpochProgress
+from sunets.training.checkpoint import load_trained
 from sunets.training.fit import FitResult, check, fit, run_fingerprint
 from sunets.training.loop import TrainingError
 from sunets.training.recipe import class_weights, lr_factor, parameter_groups
@@ -49,7 +51,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def _fit(config: Config, manifest: Manifest, work_dir: Path, **arguments: Any) -> FitResult:
-    return fit(config, manifest, work_dir=work_dir, progress=False, **arguments)
+    return fit(config, manifest, work_dir=work_dir, **arguments)
 
 
 def _bytes(result: FitResult) -> bytes:
@@ -220,26 +222,31 @@ def test_training_learns_and_reports(manifest: Manifest, tmp_path: Path) -> None
         torch.testing.assert_close(model(images), result.model(images))
 
 
+def _shown(manifest: Manifest, folder: Path) -> None:
+    """Show a training as its stage does."""
+    config = tiny_config()
+    with _EpochProgress("net", [config]) as progress:
+        _fit(config, manifest, folder, on_epoch=lambda row: progress.update(0, row))
+
+
 def test_progress_is_one_line_an_epoch_when_nobody_watches(
     manifest: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fit(tiny_config(), manifest, work_dir=tmp_path / "run")
+    _shown(manifest, tmp_path / "run")
     out, err = capfd.readouterr()
-    assert not out
-    assert [line[:40] for line in err.splitlines()] == [f"plain_conv_small seed 0 epoch {e}/2: train" for e in (1, 2)]
-    assert "val.miou" in err
-    assert "s to go" in err
+    assert not err
+    lines = out.splitlines()
+    assert [line[:33] for line in lines] == [f"net seed 0 epoch {e}/2: train.loss " for e in (1, 2)]
+    assert all("val.miou" in line for line in lines)
 
 
 def test_progress_bar_on_a_terminal(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("COLUMNS", "120")
-    fit(tiny_config(), manifest, work_dir=tmp_path / "run")
-    err = capfd.readouterr().err
-    assert "6/6" in err
-    assert re.search(r"loss \d\.\d+ mIoU \d+\.\d %.*0:00:00", err)
+    monkeypatch.setenv("COLUMNS", "160")
+    _shown(manifest, tmp_path / "run")
+    assert re.search(r"net seed 0 .*val\.miou \d\.\d+.*0:00:00", capfd.readouterr().out)
 
 
 def test_compiled_training_gives_the_same(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,9 +566,7 @@ def test_absent_gpu(manifest: Manifest) -> None:
 # Starting from a checkpoint.
 
 
-def test_fine_tuning_takes_the_backbone(
-    manifest: Manifest, pictures: Manifest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_fine_tuning_takes_the_backbone(manifest: Manifest, pictures: Manifest, tmp_path: Path) -> None:
     classifier = _fit(tiny_config(**SUNET, data__name="synthetic_shapes"), pictures, tmp_path / "classifier")
     config = tiny_config(**SUNET, train__init_from=str(classifier.weights_path))
     more = dataclasses.replace(manifest, classes=("a", "b", "c", "d"), palette=((0, 0, 0),) * 4)
@@ -570,8 +575,8 @@ def test_fine_tuning_takes_the_backbone(
         if not name.startswith("head."):
             assert torch.equal(value, classifier.model.state_dict()[name])
     assert "2 tensors of the head kept as initialised" in str(note)
-    fit(config, manifest, work_dir=tmp_path / "run")
-    assert "backbone tensors loaded" in capfd.readouterr().err
+    assert "backbone tensors loaded" in str(check(config, manifest))
+    assert "backbone tensors loaded" in str(_fit(config, manifest, tmp_path / "run").init_summary)
 
     segmenter = _fit(tiny_config(**SUNET), manifest, tmp_path / "segmenter")
     model, note = sunets.training.checkpoint.build_network(

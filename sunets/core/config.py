@@ -118,11 +118,26 @@ class Suite(Section):
     watch: dict[Literal["files"], Literal[True]] = Field({})
     """{files: true} makes `dvc repro` look for changed files of `data.root` each time; the embedded sets have none."""
     _options: tuple[str, ...] = PrivateAttr(())
+    _read_from: tuple[Path, tuple[str, ...]] | None = PrivateAttr(None)
 
     @property
     def options(self) -> tuple[str, ...]:
         """What a command line needs to read these parameters again: --params and --set, where `load` was given them."""
         return self._options
+
+    def changes(self, names: Sequence[str]) -> list[str]:
+        """Which of these parameters the parameter file has other values of than when it was read.
+
+        Args:
+            names: dotted paths, such as train or models.sunet64.
+
+        Raises:
+            ConfigError: the file cannot be read any more, or is not valid.
+        """
+        if self._read_from is None:  # not from a file
+            return []
+        now = load(*self._read_from)
+        return [name for name in names if _part(self, name) != _part(now, name)]
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -308,8 +323,17 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
     if suite.data.root is not None and (fault := overlap(suite.data.root)):
         raise ConfigError(f"{path}: data.root: {fault}")
     named = [] if Path(path) == Path("params.yaml") else ["--params", str(path)]
+    suite._read_from = Path(path).absolute(), tuple(settings)
     suite._options = (*named, *(part for item in settings for part in ("--set", item)))
     return suite
+
+
+def _part(suite: Suite, path: str) -> Any:
+    """The plain value at a dotted path; None where there is none."""
+    node: Any = suite.model_dump(mode="json")
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _validate(kind: type[S], tree: Any, source: str) -> S:

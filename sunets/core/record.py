@@ -22,6 +22,8 @@ from sunets.core.config import Section, fingerprint, flatten
 Kind = Literal["train", "evaluate", "profile", "speed", "trial"]
 Status = Literal["finished", "failed", "pruned"]
 Record = dict[str, Any]
+REASON_LENGTH = 500
+"""Most characters of the reason of a failed run."""
 
 
 def make_record(
@@ -49,7 +51,7 @@ def make_record(
         model: key of the model in `params.yaml`.
         label: its name in tables; the key where None.
         status: `failed` and `pruned` need a reason.
-        reason: why the run has no result, in one line.
+        reason: why the run has no result, in one line; cut to `REASON_LENGTH`.
         seed: training seed, where the run has one.
         variant: test-time variant of an evaluation.
         config: all that decides the run, kept flat under `params`; or flat dotted values already.
@@ -62,6 +64,8 @@ def make_record(
     Raises:
         ValueError: a failed or pruned run without a reason, or a reason where there was no failure.
     """
+    if reason and len(reason) > REASON_LENGTH:  # it stands in tables, pages and MLflow's tags
+        reason = f"{reason[: REASON_LENGTH - 3]}..."
     if (status == "finished") == bool(reason):
         raise ValueError(f"record of {model}, seed {seed}: status {status!r} does not go with reason {reason!r}")
     record = {

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from sunets.core.config import Config, ConfigError, TestTimeConfig
@@ -45,7 +41,6 @@ def evaluate(
     split: str,
     variant: TestTimeConfig,
     device: torch.device | None = None,
-    progress: bool = True,
 ) -> Evaluation:
     """Score a network on a split, in float32.
 
@@ -60,7 +55,6 @@ def evaluate(
         split: a split with labels.
         variant: scales, mirroring, window.
         device: None chooses as the training did.
-        progress: a bar on standard error, on a terminal.
 
     Raises:
         ConfigError: no such split, or a sliding window for classification.
@@ -85,24 +79,22 @@ def evaluate(
     dataset = scoring_dataset(manifest, split, config)
     order = sorted(range(len(items)), key=dataset.output_size)  # images of one size share a batch
     left = iter(order)
-    with _bar(f"{config.model.name} {split}", len(items), progress) as advance:
-        for ids, images, targets in eval_batches(dataset, batch_size, config.data.workers, order):
-            numbers = list(islice(left, len(ids)))
-            images = images.to(device, memory_format=layout)
-            probabilities = multi_scale_probabilities(model, images, variant, batch_size)
-            targets = targets.to(device)
-            labels = probabilities.argmax(1)
-            if segmentation:
-                confusions[numbers] = confusion_matrix(labels, targets, classes).cpu().numpy()
-                for number, found, true in zip(numbers, labels.cpu().numpy(), targets.cpu().numpy(), strict=True):
-                    boundaries[number] = boundary_f_score(found, true, config.evaluate.boundary_tolerance)
-                    if number < config.evaluate.num_qualitative:
-                        predictions[items[number].id] = found.astype(np.uint8)
-            else:
-                np.add.at(confusions[0], (targets.cpu().numpy(), labels.cpu().numpy()), 1)
-                for k in wrong:
-                    wrong[k] += top_k_errors(probabilities, targets, k)
-            advance(len(numbers))
+    for ids, images, targets in eval_batches(dataset, batch_size, config.data.workers, order):
+        numbers = list(islice(left, len(ids)))
+        images = images.to(device, memory_format=layout)
+        probabilities = multi_scale_probabilities(model, images, variant, batch_size)
+        targets = targets.to(device)
+        labels = probabilities.argmax(1)
+        if segmentation:
+            confusions[numbers] = confusion_matrix(labels, targets, classes).cpu().numpy()
+            for number, found, true in zip(numbers, labels.cpu().numpy(), targets.cpu().numpy(), strict=True):
+                boundaries[number] = boundary_f_score(found, true, config.evaluate.boundary_tolerance)
+                if number < config.evaluate.num_qualitative:
+                    predictions[items[number].id] = found.astype(np.uint8)
+        else:
+            np.add.at(confusions[0], (targets.cpu().numpy(), labels.cpu().numpy()), 1)
+            for k in wrong:
+                wrong[k] += top_k_errors(probabilities, targets, k)
 
     if not segmentation:
         percent = {f"score.top{k}_error_percent": 100 * count / len(items) for k, count in wrong.items()}
@@ -112,13 +104,3 @@ def evaluate(
     scores["score.boundary_f"] = float(np.mean(counted)) if counted else None
     kept = {item.id: predictions[item.id] for item in items[: config.evaluate.num_qualitative]}
     return Evaluation(confusions, tuple(item.id for item in items), scores, kept)
-
-
-@contextlib.contextmanager
-def _bar(name: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar over images on a terminal; yields what advances it."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda count: bar.advance(task, count)

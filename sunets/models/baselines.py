@@ -7,7 +7,7 @@ segmentation; there are no auxiliary heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -28,10 +28,18 @@ class Baseline(nn.Module):
         in_channels: channels of the input.
         output_stride: input size over the size of the coarsest features, global pooling aside.
         head_prefixes: beginnings of the names of the head's parameters; the rest is the backbone.
+        structure: its other parameters by their names in `ModelConfig`.
     """
 
     def __init__(
-        self, *, task: str, num_classes: int, in_channels: int, output_stride: int, head_prefixes: tuple[str, ...]
+        self,
+        *,
+        task: str,
+        num_classes: int,
+        in_channels: int,
+        output_stride: int,
+        head_prefixes: tuple[str, ...],
+        structure: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.task = task
@@ -39,6 +47,7 @@ class Baseline(nn.Module):
         self.in_channels = in_channels
         self.output_stride = output_stride
         self.head_prefixes = head_prefixes
+        self.structure = {**(structure or {}), "in_channels": in_channels, "output_stride": output_stride}
 
 
 class FullyConvolutional(Baseline):
@@ -62,7 +71,13 @@ class SmallUNet(Baseline):
     """
 
     def __init__(self, *, width: int, unet_depth: int, **shared: Any) -> None:
-        super().__init__(task="segmentation", output_stride=2**unet_depth, head_prefixes=("head.",), **shared)
+        super().__init__(
+            task="segmentation",
+            output_stride=2**unet_depth,
+            head_prefixes=("head.",),
+            structure={"width": width, "unet_depth": unet_depth},
+            **shared,
+        )
         channels = [width * 2 ** min(level, 3) for level in range(unet_depth + 1)]
         inputs = [self.in_channels, *channels[:-1]]
         self.downs = nn.ModuleList(
@@ -180,6 +195,7 @@ def dilated_resnet_small(
         num_classes=num_classes,
         in_channels=in_channels,
         output_stride=stride,
+        structure={"width": width, "num_blocks": counts},
     )
     initialise(model)
     return model
@@ -214,6 +230,7 @@ def plain_conv_small(
         num_classes=num_classes,
         in_channels=in_channels,
         output_stride=stride,
+        structure={"width": width, "num_blocks": num_blocks},
     )
     initialise(model)
     return model

@@ -6,7 +6,9 @@ The libraries are torchvision and segmentation-models-pytorch. Nothing is downlo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
@@ -81,17 +83,31 @@ def dilated_resnet(
 
 
 def _torchvision_weights(weights: str | None, name: str, field: str, or_from: Iterable[str] = ()) -> Any:
-    """The weights entry of that name in torchvision, or None.
+    """The weights entry of that name in torchvision, downloaded, or None.
 
     Raises:
-        ValueError: torchvision publishes no such weights for the network `name`; lists those it does.
+        ValueError: torchvision publishes no such weights for the network `name` (lists those it does), or they cannot
+            be downloaded or read (says from where, and where the file can be put).
     """
     if weights is None:
         return None
     entries = torchvision.models.get_model_weights(name).__members__
     if weights not in entries:
-        raise ValueError(f"{field}: one of {', '.join([*entries, *or_from])} for {name}, not {weights!r}")
-    return entries[weights]
+        raise ValueError(
+            f"{field}: one of {', '.join(dict.fromkeys([*entries, *or_from]))} for {name}, not {weights!r}"
+        )
+    entry: Any = entries[weights]
+    try:
+        entry.get_state_dict(check_hash=True)
+    except Exception as error:  # of the network, the disk or a damaged file
+        cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(entry.url).path).name)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        what = "cannot be read" if cached.exists() else "cannot be downloaded"
+        raise ValueError(
+            f"{field}: {weights} of {name} {what} ({reason}); fetch {entry.url} on a machine with a network and put it "
+            f"at {cached}, or set TORCH_HOME to a directory that has it under hub/checkpoints"
+        ) from None
+    return entry
 
 
 def _set_in_channels(net: nn.Module, in_channels: int, weights: str | None) -> None:
@@ -164,15 +180,16 @@ def torchvision_segmentation(
     stride = choose_stride(name, output_stride, (fixed_stride,))
     of_backbone = torchvision.models.get_model_weights(backbone).__members__
     if weights in torchvision.models.get_model_weights(name).__members__:
-        net: Any = torchvision.models.get_model(name, weights=weights, weights_backbone=None)
+        entry = _torchvision_weights(weights, name, "weights")
+        net: Any = torchvision.models.get_model(name, weights=entry, weights_backbone=None)
         if num_classes != 21:
             _set_num_classes(net, net.classifier, num_classes, published=21)
         net.aux_classifier = None
     else:
-        if weights not in of_backbone:
-            _torchvision_weights(weights, name, "weights", or_from=of_backbone)
+        own = weights is not None and weights not in of_backbone  # no weights at all: the error lists both kinds
+        entry = _torchvision_weights(weights, name if own else backbone, "weights", or_from=of_backbone if own else ())
         net = torchvision.models.get_model(
-            name, weights=None, weights_backbone=weights, num_classes=num_classes, aux_loss=False
+            name, weights=None, weights_backbone=entry, num_classes=num_classes, aux_loss=False
         )
     _set_in_channels(net, in_channels, weights)
     return LibraryModel(
@@ -249,10 +266,20 @@ def smp_segmentation(
     if weights is not None and weights not in published:
         raise ValueError(f"weights: one of {', '.join(published)} for {name}, not {weights!r}")
     options = {"encoder_output_stride": stride} if len(strides) > 1 else {}
-    with torch.device("cpu"):  # its SegFormer reads values of tensors, which the meta device has not
-        net = getattr(smp, kind)(
-            encoder, encoder_weights=weights, in_channels=in_channels, classes=num_classes, **options
-        )
+    try:
+        with torch.device("cpu"):  # its SegFormer reads values of tensors, which the meta device has not
+            net = getattr(smp, kind)(
+                encoder, encoder_weights=weights, in_channels=in_channels, classes=num_classes, **options
+            )
+    except OSError as error:  # its hub's errors are
+        if weights is None:
+            raise
+        source = published[weights]
+        raise ValueError(
+            f"weights: {weights} of {encoder} cannot be downloaded ({' '.join(str(error).split())[:200]}); fetch "
+            f"{source['repo_id']}, revision {source['revision']}, from the Hugging Face hub on a machine with a "
+            "network, copy its cache, and set HF_HOME to it"
+        ) from None
     net.to(torch.get_default_device())
     return LibraryModel(
         net,

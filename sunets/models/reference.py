@@ -7,12 +7,10 @@ is run.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from sunets.models.structure import VARIANTS
 from sunets.models.sunet import SUNet, sunet
+from sunets.models.tensor_file import CheckpointError, first_not_finite, read_file
 
 _FEATURES = (
     (r"stem\.conv\.", r"conv1."),
@@ -47,8 +46,8 @@ _UNET = (
 _DEGRIDDING = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3"}
 
 
-class WeightsError(ValueError):
-    """A checkpoint that cannot be used: says which file, which key and why."""
+class WeightsError(CheckpointError):
+    """A checkpoint of the authors that cannot be used: says which file, which key and why."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,14 @@ def load_reference_weights(model: nn.Module, source: str | PathLike[str] | Mappi
             prefixed `module.`.
 
     Raises:
-        WeightsError: not readable as weights alone, damaged, or the first key that does not fit, is unknown or missing.
+        WeightsError: not readable as weights alone, damaged, not finite, or the first key that does not fit, is
+            unknown or missing.
         FileNotFoundError: no such file.
     """
     if not isinstance(model, SUNet):
         raise WeightsError(f"model: the authors' checkpoints are for SUNets, not for {type(model).__name__}")
     where = "state dict" if isinstance(source, Mapping) else str(source)
-    content = source if isinstance(source, Mapping) else _read(source)
+    content = source if isinstance(source, Mapping) else _read(where)
     epoch = content.get("epoch")
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping) or not state:
@@ -151,6 +151,9 @@ def load_reference_weights(model: nn.Module, source: str | PathLike[str] | Mappi
         if key not in state and not key.endswith("num_batches_tracked"):  # PyTorch before 0.4.1 did not save it
             raise WeightsError(f"{where}: {key} is missing{_advice(model, state)}")
 
+    if name := first_not_finite({key: value for key, value in state.items() if key in wanted}):
+        raise WeightsError(f"{where}: {name} holds NaN or infinity; fetch it again, or take another checkpoint")
+
     loaded = {wanted[key]: value for key, value in state.items() if key in wanted}
     model.load_state_dict(loaded, strict=False)
     return LoadReport(
@@ -161,22 +164,8 @@ def load_reference_weights(model: nn.Module, source: str | PathLike[str] | Mappi
     )
 
 
-def _read(path: str | PathLike[str]) -> Mapping[str, Any]:
-    try:
-        with Path(path).open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (
-            f"it holds {found[1]} besides weights; take one that holds weights and plain values alone"
-            if found
-            else "it is no file of weights, or a damaged one; fetch it again"
-        )
-        raise WeightsError(f"{path}: refused, and nothing in it was run: {reason}") from error
-    except Exception as error:  # torch reports a damaged file by whatever its reader stumbles on
-        raise WeightsError(f"{path}: damaged or cut short ({type(error).__name__}); fetch it again") from error
+def _read(path: str) -> Mapping[str, Any]:
+    content = read_file(path, "fetch it again, and take one that holds weights and plain values alone", WeightsError)
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: a dict with state_dict is expected, not {type(content).__name__}")
     return content

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, cast
 
 import torch
@@ -184,6 +184,7 @@ class SUNet(nn.Module):
         self.task = config.task
         self.num_classes = config.num_classes
         self.output_stride = cast(int, config.output_stride)
+        self.structure = {name: value for name, value in asdict(config).items() if name != "num_classes"}
         self.stem = Stem(config.in_channels, config.stem_channels)
         self.stages = nn.ModuleList()
         channels = 2 * config.stem_channels

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
+from sunets.core.config import Config, ModelConfig
 from sunets.models import baselines, libraries
 from sunets.models.structure import HEADS, VARIANTS, SUNetConfig
 from sunets.models.sunet import sunet
+
+M = TypeVar("M", bound=ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def create_model(
 
     Returns:
         A module that maps (B, in_channels, H, W), H and W of at least 16 pixels, to logits: (B, num_classes, H, W), or
-        (B, num_classes) for classification. It has the attributes task, num_classes and output_stride.
+        (B, num_classes) for classification. It has the attributes task, num_classes, output_stride and structure.
 
     Raises:
         ValueError: what cannot be built; names the field and what is allowed.
@@ -121,3 +127,33 @@ def head_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters of the head of a network of this zoo; the others belong to the backbone."""
     prefixes: Any = model.head_prefixes
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+
+
+def resolve(model: M, task: str) -> M:
+    """A copy with every parameter of the network as it is built, those that the name decides among them.
+
+    Args:
+        model: the network as configured; None stands for the named network's own value.
+        task: segmentation or classification.
+
+    Returns:
+        The same network with all values; None where it has no such parameter (and no published weights).
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    arguments = {key: value for key, value in model.arguments().items() if key != "weights"}
+    structure = _structure(json.dumps(arguments), task)
+    return model.model_copy(update={k: v for k, v in structure.items() if k in ModelConfig.model_fields})
+
+
+def resolve_config(config: Config) -> Config:
+    """The configuration of a training as its record states it: see `resolve`."""
+    return config.model_copy(update={"model": resolve(config.model, config.data.task)})
+
+
+@functools.cache
+def _structure(arguments: str, task: str) -> dict[str, Any]:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        structure: Any = create_model(**json.loads(arguments), task=task, num_classes=2).structure
+    return dict(structure)

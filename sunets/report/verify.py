@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sunets.core.config import ConfigError, Suite
+from sunets.core.config import Suite
 from sunets.core.provenance import code_hash
 from sunets.core.record import Record, parameters, parameters_hash, read_json
+from sunets.models.zoo import resolve_config
 
 _MODULES = {
     "train": "sunets.stages.train", "evaluate": "sunets.stages.evaluate", "profile": "sunets.stages.cost",
@@ -99,8 +100,6 @@ def _name(record: Record) -> str:
 
 def _fault(suite: Suite, record: Record) -> str | None:
     """How a record contradicts itself or today's parameters; None where it does not."""
-    if record["kind"] == "trial":  # its hash is that of its study
-        return None
     there = record["params"]
     if record["provenance"]["config_hash"] != parameters_hash(there):
         return "its config_hash is not that of its params: edited by hand; run its stage again"
@@ -109,8 +108,8 @@ def _fault(suite: Suite, record: Record) -> str | None:
     if record["seed"] not in suite.seeds:
         return "this seed is not one of `seeds` in params.yaml; run its stage again"
     try:
-        now = parameters(suite.run(record["model"], record["seed"]))
-    except ConfigError as error:
+        now = parameters(resolve_config(suite.run(record["model"], record["seed"])))
+    except ValueError as error:
         return str(error)
     for key in sorted((now.keys() | there.keys()) - _MACHINE):
         if now.get(key) != there.get(key):

@@ -10,6 +10,7 @@ from sunets.core.paths import Layout
 from sunets.core.stage import stage
 from sunets.data import load_manifest, prepare
 from sunets.predict import write_server_archive
+from sunets.training.fit import check_weights
 
 
 def archive_stage(
@@ -57,7 +58,9 @@ def archive_stage(
     weights = layout.weights(key, seed)
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; train {key} first")
-    with stage(f"archive@{key}", layout, __name__):
+    params = ("benchmark", "seeds", "data", "train", "evaluate", f"models.{key}")
+    with stage(f"archive@{key}", layout, __name__, suite=suite, params=params):
+        check_weights(weights, config, load_manifest(layout.data, suite.data), f"train {key} again")
         if split in (suite.data.train_split, suite.data.val_split, suite.data.test_split):
             manifest = load_manifest(layout.data, suite.data)
         else:  # checked apart, so that the benchmark's own data stay as they are

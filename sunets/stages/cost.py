@@ -15,15 +15,16 @@ from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.record import make_record, replacing, write_json
 from sunets.core.stage import stage
 from sunets.data import load_manifest
-from sunets.models.zoo import create_model
+from sunets.models.zoo import create_model, resolve
 from sunets.profiling.cost import profile_model
 from sunets.profiling.speed import measure_speed
 
 
-def _arguments(suite: Suite, key: str, layout: Layout) -> dict[str, Any]:
-    """Keyword arguments of `create_model` for a model of the benchmark."""
+def _arguments(suite: Suite, key: str, layout: Layout) -> tuple[dict[str, Any], str]:
+    """Keyword arguments of `create_model` for a model of the benchmark, and the digest of the data they come from."""
     manifest = load_manifest(layout.data, suite.data)
-    return suite.models[key].arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
+    arguments = suite.models[key].arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
+    return arguments, manifest.digest
 
 
 def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
@@ -36,10 +37,12 @@ def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
     layout = Layout(suite.benchmark, root)
     suite.run(key, suite.seeds[0])
     profile = suite.profile
-    with stage(f"cost@{key}", layout, __name__) as code:
+    arguments, digest = _arguments(suite, key, layout)
+    params = ("benchmark", "data", "profile", f"models.{key}")
+    with stage(f"cost@{key}", layout, __name__, suite=suite, params=params, data_digest=digest) as code:
         record_of = _recorder("profile", suite, key, code, stage_command(suite, "cost", key))
         figures, field = profile_model(
-            _arguments(suite, key, layout),
+            arguments,
             size=profile.size,
             batch_size=profile.batch_size,
             field_seeds=profile.field_seeds,
@@ -56,11 +59,14 @@ def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
     """Time all models of the benchmark in one run at `profile.size`; the records."""
     layout = Layout(suite.benchmark, root)
     profile = suite.profile
-    with stage("speed", layout, __name__) as code:
+    arguments = {key: _arguments(suite, key, layout) for key in suite.models}
+    digest = next(digest for _, digest in arguments.values())
+    params = ("benchmark", "data", "profile", "models")
+    with stage("speed", layout, __name__, suite=suite, params=params, data_digest=digest) as code:
         command = stage_command(suite, "speed")
         recorders = {key: _recorder("speed", suite, key, code, command) for key in suite.models}
         measured = measure_speed(
-            {key: create_model(**_arguments(suite, key, layout)) for key in suite.models},
+            {key: create_model(**options) for key, (options, _) in arguments.items()},
             size=profile.size,
             batch_size=profile.batch_size,
             repeats=profile.repeats,
@@ -77,7 +83,7 @@ def _recorder(
     kind: Literal["profile", "speed"], suite: Suite, key: str, code: str, command: str
 ) -> Callable[..., dict[str, Any]]:
     """What makes a model's record of its `cost` and `environment`; the provenance is that of now, before measuring."""
-    sections: dict[str, Section] = {"profile": suite.profile, "model": suite.models[key]}
+    sections: dict[str, Section] = {"profile": suite.profile, "model": resolve(suite.models[key], suite.data.task)}
     params = {f"{name}.{path}": v for name, section in sections.items() for path, v in flatten(section).items()}
     return partial(
         make_record,

@@ -16,12 +16,15 @@ from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.paths import Layout
 from sunets.core.provenance import environment, provenance, stage_command
-from sunets.core.record import make_record, read_json, write_json
+from sunets.core.record import make_record, parameters, read_json, write_json
 from sunets.core.stage import stage
-from sunets.data import load_manifest
+from sunets.data import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate as score
-from sunets.training.checkpoint import load_trained
+from sunets.models.zoo import resolve_config
+from sunets.training.checkpoint import difference, load_trained
 from sunets.training.device import select_device
+from sunets.training.fit import NOT_IN_IDENTITY, check_weights
+from sunets.training.recipe import check_scoring
 
 
 def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
@@ -54,7 +57,6 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
             split=config.data.test_split,
             variant=variant,
             device=device,
-            progress=False,
         )
         result["scores"][name] = scored.scores
         result["image_ids"][name] = list(scored.image_ids)
@@ -70,15 +72,26 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
 
     Returns:
         The records, one a seed and variant; a training that failed gives a failed record with its reason.
+
+    Raises:
+        ConfigError: the test split cannot be scored so.
+        FileNotFoundError, CheckpointError: weights that are not there, damaged, or of another training.
+        ValueError: a failed training of other parameters.
+        JobError, StageError: as of `train_stage`.
     """
     layout = Layout(suite.benchmark, root)
     manifest = load_manifest(layout.data, suite.data)
     trained = read_json(layout.records / "train" / f"{key}.json")
-    failures = {r["seed"]: r["reason"] for r in trained if r["status"] == "failed"}
     configs = {seed: suite.run(key, seed) for seed in suite.seeds}
-    with stage(f"evaluate@{key}", layout, __name__) as code:
+    failed = [r for r in trained if r["status"] == "failed" and r["seed"] in configs]
+    failures = {r["seed"]: r["reason"] for r in failed}
+    for record in failed:
+        _check_failure(record, configs[record["seed"]], manifest)
+    check_scoring(configs[suite.seeds[0]], manifest)
+    params = ("benchmark", "seeds", "data", "train", "evaluate", f"models.{key}")
+    with stage(f"evaluate@{key}", layout, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
         trained_seeds = [seed for seed in configs if seed not in failures]
-        jobs = [_job(key, configs[seed], layout) for seed in trained_seeds]
+        jobs = [_job(key, configs[seed], layout, manifest) for seed in trained_seeds]
         first = configs[suite.seeds[0]].train
         with open_pool(
             [__name__], layout.data, manifest.digest, device=first.device, threads=first.threads, jobs=len(jobs),
@@ -90,7 +103,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
         by_seed = dict(zip(trained_seeds, results, strict=True))
         host = next(iter(results), {}).get("environment") or environment(first.device, first.threads)
         records, arrays = [], {}
-        for seed, config in configs.items():
+        for seed, config in ((seed, resolve_config(config)) for seed, config in configs.items()):
             for variant in suite.evaluate.variants:
                 result = by_seed.get(seed)
                 records.append(
@@ -134,10 +147,31 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
     return records
 
 
-def _job(key: str, config: Config, layout: Layout) -> Job:
+def _check_failure(record: Mapping[str, Any], config: Config, manifest: Manifest) -> None:
+    """Refuse to report the failure of a training with other parameters or data.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    made_by, wanted = (
+        {k: v for k, v in (params | {"digest of the data": digest}).items() if not k.startswith(NOT_IN_IDENTITY)}
+        for params, digest in (
+            (record["params"], record["provenance"]["data_digest"]),
+            (parameters(resolve_config(config)), manifest.digest),
+        )
+    )
+    if text := difference(made_by, wanted):
+        raise ValueError(
+            f"records of train: {record['model']}, seed {record['seed']}: another training failed: {text}; "
+            f"train {record['model']} again"
+        )
+
+
+def _job(key: str, config: Config, layout: Layout, manifest: Manifest) -> Job:
     path = layout.weights(key, config.seed)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; train {key} first")
+    check_weights(path, config, manifest, f"train {key} again, or put its own file back")
     weights = base64.b64encode(path.read_bytes()).decode()
     arguments = {"config": config.model_dump(mode="json"), "weights": weights}
     name = f"{key} seed {config.seed}"

@@ -23,7 +23,7 @@ def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
     layout = Layout(suite.benchmark, root)
     if suite.data.root is not None and (fault := overlap(suite.data.root, root)):
         raise DataError(f"data.root: {fault}")
-    with stage("prepare", layout, __name__):
+    with stage("prepare", layout, __name__, suite=suite, params=("benchmark", "data")):
         # DVC wants the inputs of `ablation_report` to exist, in a benchmark without studies too.
         (layout.records / "ablations").mkdir(parents=True, exist_ok=True)
         manifest = prepare(suite.data, layout.data, min_side=_min_side(suite))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sunets.core.provenance import environment, provenance, stage_command, utc_n
 from sunets.core.record import make_record, replacing, write_json, write_rows
 from sunets.core.stage import stage
 from sunets.data import load_manifest
+from sunets.models.zoo import resolve_config
 from sunets.training.checkpoint import waiting_for
 from sunets.training.device import select_device
 from sunets.training.fit import check, fit, run_fingerprint
@@ -51,7 +53,7 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     work_dir = Path(arguments["work"], run_fingerprint(config, manifest))
     try:
         with waiting_for(work_dir):
-            result = fit(config, manifest, work_dir=work_dir, on_epoch=on_epoch, progress=False)
+            result = fit(config, manifest, work_dir=work_dir, on_epoch=on_epoch)
     except TrainingError as error:  # a diverged training is a result; a defect or a kill is not
         return outcome | {"status": "failed", "reason": str(error)}
     return outcome | {
@@ -66,18 +68,26 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
 def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
     """Train `models.<key>` on every seed of the suite; finished trainings are reused, interrupted ones go on.
 
+    A training that diverges is a result: its record says so, the terminal too, and the pipeline goes on.
+
     Returns:
         The records, one a seed.
 
     Raises:
         ConfigError, ValueError: the model cannot be built or trained as configured; raised before any training.
-        JobError, StageError: a training ended without a result, or the source changed meanwhile; run again to go on.
+        JobError, StageError: a training ended without a result, or source, parameters or data changed meanwhile; run
+            again to go on.
     """
     layout = Layout(suite.benchmark, root)
     configs = [suite.run(key, seed) for seed in suite.seeds]
     manifest = load_manifest(layout.data, suite.data)
-    check(configs[0], manifest)
-    with stage(f"train@{key}", layout, __name__) as code:
+    started_from = {config.train.init_from: config for config in reversed(configs)}  # may differ from seed to seed
+    summaries = [check(config, manifest) for config in reversed(started_from.values())]
+    speaks = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes one
+    for summary in filter(None, summaries if speaks else []):
+        print(f"{key}: {summary}", flush=True)
+    params = ("benchmark", "seeds", "data", "train", f"models.{key}")
+    with stage(f"train@{key}", layout, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
         from sunets.tracking.live import Tracker
 
         paths = {"data": str(layout.data), "work": str(layout.work)}
@@ -88,8 +98,9 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
             for c in configs
         ]
         numbers = {job.name: number for number, job in enumerate(jobs)}
-        sources = [provenance(manifest.digest, code, c, stage_command(suite, "train", key)) for c in configs]
-        tracker = Tracker("train", suite, key, list(zip(configs, sources, strict=True)))
+        stated = [resolve_config(c) for c in configs]
+        sources = [provenance(manifest.digest, code, c, stage_command(suite, "train", key)) for c in stated]
+        tracker = Tracker("train", suite, key, list(zip(stated, sources, strict=True)))
         with _EpochProgress(key, configs) as progress:
 
             def on_epoch(name: str, row: dict[str, Any]) -> None:
@@ -101,10 +112,10 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 threads=configs[0].train.threads, jobs=len(jobs), results=layout.job_results, workers=workers,
             ) as pool:  # fmt: skip
                 (outcomes,) = pool.drive([at_once(jobs)], on_epoch)
-        if int(os.environ.get("RANK", 0)) != 0:
+        if not speaks:
             return []
         records, rows, timing = [], [], []
-        for config, source, outcome in zip(configs, sources, outcomes, strict=True):
+        for config, source, outcome in zip(stated, sources, outcomes, strict=True):
             history = outcome["rows"]
             record = make_record(
                 "train",
@@ -126,9 +137,12 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 | {k: outcome.get(k) for k in ("started", "seconds", "images_per_second", "resumed")}
                 | {"device": outcome["environment"]["device"], "threads": config.train.threads}
             )
+            weights = layout.weights(key, config.seed)
             if outcome["status"] == "finished":
-                with replacing(layout.weights(key, config.seed)) as target:
+                with replacing(weights) as target:
                     outcome["weights"].tofile(target)
+            else:  # those of an earlier run are not this training's
+                weights.unlink(missing_ok=True)
             tracker.finish(config.seed, record, history)
         # A seed that failed has no weights, and DVC wants the directory even when all did.
         layout.weights(key, 0).parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +150,19 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         write_json(layout.records / "timing" / f"{key}.json", timing)
         write_json(layout.records / "train" / f"{key}.json", records)
         tracker.close()
+        _tell(key, records)
     return records
+
+
+def _tell(key: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Say on the terminal which trainings failed, and why."""
+    failed = [record for record in records if record["status"] == "failed"]
+    for record in failed:
+        print(f"{key} seed {record['seed']}: training failed: {record['reason']}", file=sys.stderr)
+    if failed:
+        count = f"{len(failed)} of {len(records)}"
+        rest = "there is nothing to score" if len(failed) == len(records) else "the others are scored"
+        print(f"{key}: trainings failed on {count} seeds; the tables will say so, and {rest}", file=sys.stderr)
 
 
 class _EpochProgress:
@@ -159,13 +185,12 @@ class _EpochProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._tasks:  # elsewhere it would end an empty line
+            self._bars.stop()
 
     def update(self, index: int, row: dict[str, Any]) -> None:
         """Show the row of an epoch of the training at this index."""
-        shown = ", ".join(
-            f"{k} {row[k]:.4f}" for k in ("train.loss", "train.miou", "val.miou") if row.get(k) is not None
-        )
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in row.items() if "." in k and v is not None)
         if self._tasks:
             self._bars.update(self._tasks[index], completed=row["epoch"], scores=shown)
         else:

@@ -123,9 +123,11 @@ class Tracker:
         return model_run(list(self._planned.values()), ended=False)
 
     def _plan_study(self) -> Run:
+        from sunets.models.zoo import resolve_config  # torch, which `sync` does without
+
         study = self._suite.ablations[self._item]
-        trials = [self._trial(self._suite.run(study.model, seed, study.overrides)) for seed in study.seeds]
-        return study_run(trials, ended=False)
+        configs = [resolve_config(self._suite.run(study.model, seed, study.overrides)) for seed in study.seeds]
+        return study_run([self._trial(config) for config in configs], ended=False)
 
     @_harmless
     def _begin(self, parent: Run) -> None:

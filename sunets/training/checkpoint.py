@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +17,61 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sunets.core.config import Config, ModelConfig, derive_seed
 from sunets.data import Manifest
 from sunets.models.reference import load_reference_weights
+from sunets.models.tensor_file import CheckpointError, check_seal, first_not_finite, read_file
 from sunets.models.zoo import create_model, head_parameters
 
 LOCK_SECONDS = 10.0
 """How long a training waits for another to leave its directory; a killed one may take a moment to go."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint or weights file that cannot be used: names the file, what is wrong and the remedy."""
+_REMEDY = "train again, or name a weights file, such as outputs/BENCHMARK/weights/MODEL/seed0.pt"
+_KEYS = {"state_dict", "config", "classes", "identity"}
 
 
 def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network of a weights file that `fit` wrote.
 
     Returns:
-        The network on the CPU in evaluation mode, and task, config (plain), classes, palette, mean, std, data_digest.
+        The network on the CPU in evaluation mode, and task, config (plain), classes, palette, mean, std, data_digest,
+        and identity (what decided the training, see `run_fingerprint`).
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged, or is no weights file of this package.
+        CheckpointError: the file is damaged, holds NaN, or is no weights file of this package.
     """
-    content = read_file(
-        Path(path), "train again, or name a weights file, such as outputs/BENCHMARK/weights/MODEL/seed0.pt"
-    )
-    if not isinstance(content, dict) or not {"state_dict", "config", "classes"} <= content.keys():
-        raise CheckpointError(f"{path}: no weights file of this package (those have state_dict, config and classes)")
+    content = read_weights(path)
     arguments = ModelConfig.model_validate(content["config"]["model"]).arguments()
     arguments.pop("weights", None)  # what training started from is not needed any more
     model = create_model(**arguments, task=content["task"], num_classes=len(content["classes"]))
-    model.load_state_dict(content.pop("state_dict"))
+    try:
+        model.load_state_dict(content.pop("state_dict"))
+    except RuntimeError as error:
+        fault = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not of the network that this code builds ({fault}); {_REMEDY}") from None
     return model.eval(), content
 
 
-def atomic_save(content: Any, path: Path) -> None:
-    """Write with `torch.save` such that a reader, or a kill at any moment, sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:  # given a file name, torch would write it into the archive
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """Read a weights file that `fit` wrote, without building its network; see `load_trained`."""
+    content = read_file(path, _REMEDY)
+    if not isinstance(content, dict) or not content.keys() >= _KEYS - {"identity"}:
+        raise CheckpointError(f"{path}: no weights file of this package (those have state_dict, config and classes)")
+    check_seal(content, Path(path), _REMEDY)
+    if missing := _KEYS - content.keys():
+        raise CheckpointError(f"{path}: written by an earlier version: it lacks {', '.join(missing)}; train again")
+    if name := first_not_finite(content["state_dict"]):
+        raise CheckpointError(f"{path}: {name} holds NaN or infinity; train again")
+    return content
+
+
+def difference(made_by: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Say in which key two identities of a training differ; None where they are equal."""
+    wanted = json.loads(json.dumps(wanted))
+    keys = [key for key in sorted(made_by.keys() | wanted.keys()) if made_by.get(key) != wanted.get(key)]
+    if not keys:
+        return None
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"{keys[0]} is {made_by.get(keys[0])!r} there, {wanted.get(keys[0])!r} here{more}"
 
 
 @contextlib.contextmanager
@@ -88,17 +103,6 @@ def training_lock(work_dir: Path) -> Iterator[None]:
         yield
 
 
-def read_file(path: Path, remedy: str) -> Any:
-    """Load a file of plain values and tensors."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; {remedy}") from None
-    except Exception as error:  # a damaged file fails in the archive, the pickle or a tensor, each in its own way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not readable ({reason}); {remedy}") from None
-
-
 def starting_file(config: Config) -> Path:
     """The file that a training starts from."""
     path = Path(str(config.train.init_from))
@@ -111,18 +115,22 @@ def starting_file(config: Config) -> Path:
 
 
 def build_network(config: Config, manifest: Manifest) -> tuple[nn.Module, str | None]:
-    """The network as training starts with it, on the CPU, and a line about what it was initialised from."""
+    """Build the network as training starts with it, on the CPU.
+
+    Returns:
+        The network, and a line that says what `train.init_from` gave it; None without that.
+    """
     train = config.train
     torch.manual_seed(derive_seed(config.seed, "init"))
     model = create_model(**config.model.arguments(), task=manifest.task, num_classes=manifest.num_classes)
-    note = _initialise(model, config, manifest) if train.init_from else None
+    init_summary = _initialise(model, config, manifest) if train.init_from else None
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             if train.bn_momentum is not None:
                 module.momentum = train.bn_momentum
             if train.frozen_bn:
                 module.requires_grad_(False)
-    return model, note
+    return model, init_summary
 
 
 def _initialise(model: nn.Module, config: Config, manifest: Manifest) -> str:

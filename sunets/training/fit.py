@@ -25,14 +25,16 @@ from torch import nn
 from sunets.core.config import Config, ConfigError, fingerprint, flatten
 from sunets.core.provenance import code_hash
 from sunets.data import Manifest
-from sunets.training.checkpoint import atomic_save, build_network, starting_file, training_lock
+from sunets.models.tensor_file import CheckpointError, atomic_save
+from sunets.training.checkpoint import build_network, difference, read_weights, starting_file, training_lock
 from sunets.training.device import prepare_torch, select_device
 from sunets.training.distributed import join_processes, world_size
-from sunets.training.loop import Trainer
-from sunets.training.progress import Display, Row
+from sunets.training.loop import EpochRow, Trainer
+from sunets.training.recipe import check_batch_norm, check_scoring
 
 NOT_IN_IDENTITY = ("benchmark", "evaluate.", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds")
 """Configuration that a training's result does not depend on (of the data, the digest speaks)."""
+_START = "digest of train.init_from"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class FitResult:
 
     model: nn.Module
     """The trained network, on the training's device, in evaluation mode."""
-    history: list[Row]
+    history: list[EpochRow]
     """One row an epoch."""
     resumed: bool
     """Whether a checkpoint was found."""
@@ -53,6 +55,8 @@ class FitResult:
     """Training throughput of this process over all processes, without validation; None if nothing was trained."""
     weights_path: Path
     """The weights file."""
+    init_summary: str | None
+    """What `train.init_from` gave the network, in one line."""
 
 
 def fit(
@@ -60,9 +64,8 @@ def fit(
     manifest: Manifest,
     *,
     work_dir: Path,
-    on_epoch: Callable[[Row], None] | None = None,
-    stop_early: Callable[[Row], bool] | None = None,
-    progress: bool = True,
+    on_epoch: Callable[[EpochRow], None] | None = None,
+    stop_early: Callable[[EpochRow], bool] | None = None,
 ) -> FitResult:
     """Train one network, or go on with its training, or return it if it is trained.
 
@@ -76,24 +79,21 @@ def fit(
         work_dir: directory of this training alone; name it by `run_fingerprint`.
         on_epoch: called with the row of each epoch, in the first process; again for rows of a checkpoint.
         stop_early: called after `on_epoch` in the same way; True ends the training.
-        progress: report on standard error: a bar on a terminal, else a line per epoch.
 
     Raises:
         ConfigError: the configuration does not fit the data, the machine or the number of processes.
         CheckpointError: the directory is in use, or holds the checkpoint of another training.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss or a weight is not finite.
     """
     started = time.perf_counter()
     device = prepare_torch(config.train)
-    _check_config(config, manifest)
+    check_config(config, manifest)
     identity = _identity(config, manifest)
     with training_lock(work_dir), join_processes(device) as world:
         trainer = Trainer(config, manifest, identity, device, world, work_dir)
-        display = Display(config, trainer.iterations, progress and world.rank == 0)
         resumed = trainer.restore()
-        with display:
-            display.say(f"going on after iteration {trainer.iteration}" if resumed else trainer.note)
-            pruned = trainer.run(on_epoch, stop_early, display)
+        pruned = trainer.run(on_epoch, stop_early)
+        trainer.check_finite()
         if world.rank == 0:
             atomic_save(trainer.weights(), work_dir / "weights.pt")
         world.sum(torch.zeros(1, device=device))  # nobody returns before the file is there
@@ -105,17 +105,46 @@ def fit(
         seconds=time.perf_counter() - started,
         images_per_second=trainer.images / trainer.seconds if trainer.images else None,
         weights_path=work_dir / "weights.pt",
+        init_summary=trainer.init_summary,
     )
 
 
-def check(config: Config, manifest: Manifest) -> None:
-    """Find out before long work whether this training can start: data, machine, processes, network, `init_from`.
+def check(config: Config, manifest: Manifest) -> str | None:
+    """Find out before long work whether this training can start, and its network be scored.
+
+    Looks at data, machine, processes, network, `init_from`, the size of forward passes and the test-time variants.
+
+    Returns:
+        What `train.init_from` gives the network, in one line; None without it.
 
     Raises:
         ConfigError, CheckpointError, ValueError, FileNotFoundError: names the key or file and the remedy.
     """
-    _check_config(config, manifest)
-    build_network(config, manifest)
+    check_config(config, manifest)
+    check_scoring(config, manifest)
+    model, init_summary = build_network(config, manifest)
+    check_batch_norm(model.to("meta"), config, manifest)
+    return init_summary
+
+
+def check_weights(path: Path, config: Config, manifest: Manifest, remedy: str) -> None:
+    """Refuse a weights file that another training made: of another network, seed, recipe or data set.
+
+    Code, torch version and device may differ: what was trained elsewhere can be scored here.
+
+    Raises:
+        FileNotFoundError, CheckpointError: there is none, it is damaged, or of another training; names what differs.
+    """
+    found = read_weights(path)["identity"]
+    wanted = _decisions(config, manifest)
+    if config.train.init_from and Path(config.train.init_from).is_file():
+        wanted[_START] = _start_digest(config)
+    else:
+        wanted[_START] = found.get(_START)
+    ignored = {"train.device", *(found.keys() & {"hash of the code", "torch", "device"})}
+    made_by = {key: value for key, value in found.items() if key not in ignored}
+    if text := difference(made_by, {key: value for key, value in wanted.items() if key not in ignored}):
+        raise CheckpointError(f"{path}: weights of another training: {text}; {remedy}")
 
 
 def run_fingerprint(config: Config, manifest: Manifest) -> str:
@@ -123,7 +152,12 @@ def run_fingerprint(config: Config, manifest: Manifest) -> str:
     return fingerprint(_identity(config, manifest))
 
 
-def _check_config(config: Config, manifest: Manifest) -> None:
+def check_config(config: Config, manifest: Manifest) -> None:
+    """Compare the configuration with the data, the machine and the number of processes.
+
+    Raises:
+        ConfigError: names the key and what is allowed.
+    """
     train, size = config.train, world_size()
     select_device(train.device)
     for key in ("train_split", "val_split"):
@@ -132,6 +166,8 @@ def _check_config(config: Config, manifest: Manifest) -> None:
             raise ConfigError(f"data.{key}: the data set has no split {split!r}; it has {', '.join(manifest.splits)}")
         if any(item.target is None for item in manifest.splits[split]):
             raise ConfigError(f"data.{key}: the split {split!r} has no labels; choose another")
+    if config.model.in_channels not in (None, 3):
+        raise ConfigError(f"model.in_channels: 3, as the images have, not {config.model.in_channels}")
     if train.batch_size % size:
         raise ConfigError(f"train.batch_size: a multiple of the {size} processes, not {train.batch_size}")
     share = train.batch_size // size
@@ -145,17 +181,24 @@ def _check_config(config: Config, manifest: Manifest) -> None:
         )
 
 
+def _decisions(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """Dotted name -> value of what a user decides a training by, and the digest of the data."""
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith(NOT_IN_IDENTITY)}
+    return flat | {"digest of the data": manifest.digest}
+
+
 def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Dotted name -> value of all that decides a training's result."""
-    flat = {k: v for k, v in flatten(config).items() if not k.startswith(NOT_IN_IDENTITY)}
-    start = config.train.init_from
-    return flat | {
-        "digest of the data": manifest.digest,
-        "digest of train.init_from": hashlib.sha256(starting_file(config).read_bytes()).hexdigest() if start else None,
+    return _decisions(config, manifest) | {
+        _START: _start_digest(config) if config.train.init_from else None,
         "hash of the code": _code(),
         "torch": str(torch.__version__),
         "device": select_device(config.train.device).type,
     }
+
+
+def _start_digest(config: Config) -> str:
+    return hashlib.sha256(starting_file(config).read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -21,12 +21,19 @@ from torch.utils.data import DataLoader
 from sunets.core.config import IGNORE_INDEX, Config, derive_seed, fingerprint
 from sunets.core.metrics import confusion_matrix, scores_from_confusion, top_k_errors
 from sunets.data import Manifest, eval_batches, iterations_per_epoch, make_dataset, train_batches
-from sunets.training.checkpoint import CheckpointError, atomic_save, build_network, read_file
+from sunets.models.tensor_file import CheckpointError, atomic_save, check_seal, first_not_finite, read_file
+from sunets.training.checkpoint import build_network, difference
 from sunets.training.distributed import World, synchronise_batch_norm
-from sunets.training.progress import Display, Row
 from sunets.training.recipe import class_weights, lr_factor, parameter_groups, scoring_dataset
 
-_CALM = "lower train.lr, lengthen train.warmup_epochs or set train.clip_grad_norm"
+EpochRow = dict[str, Any]
+"""One epoch: epoch, iteration, lr, train.loss, train.miou, val.loss, ...; what was not scored is absent."""
+NAMED_IMAGES, NAME_LENGTH = 4, 60
+"""How many images of a batch the error of a diverged training names, and how many characters of each name."""
+DIVERGENCE_HINT = "lower train.lr, lengthen train.warmup_epochs or set train.clip_grad_norm"
+
+
+_ANEW = "delete it to start this training anew"
 
 
 class TrainingError(RuntimeError):
@@ -54,7 +61,7 @@ class Trainer:
         self.per_epoch = iterations_per_epoch(len(manifest.splits[config.data.train_split]), train.batch_size)
         self.iterations = train.epochs * self.per_epoch
 
-        self.model, self.note = build_network(config, manifest)
+        self.model, self.init_summary = build_network(config, manifest)
         if train.sync_bn and world.size > 1:
             self.model = synchronise_batch_norm(self.model, device)
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -80,7 +87,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
 
         self.iteration = 0
-        self.history: list[Row] = []
+        self.history: list[EpochRow] = []
         self.images, self.seconds, self.saved_at = 0, 0.0, time.monotonic()
         self._start_epoch()
 
@@ -117,7 +124,8 @@ class Trainer:
         content: Any = None
         if self.world.rank == 0 and self.path.exists():
             try:
-                content = read_file(self.path, "delete it to start this training anew")
+                content = read_file(self.path, _ANEW)
+                check_seal(content, self.path, _ANEW)
                 self._check_identity(content["identity"])
             except CheckpointError as error:
                 content = error
@@ -136,16 +144,21 @@ class Trainer:
         return True
 
     def _check_identity(self, found: dict[str, Any]) -> None:
-        wanted = json.loads(json.dumps(self.identity))
-        differing = [k for k in sorted(found.keys() | wanted.keys()) if found.get(k) != wanted.get(k)]
-        if differing:
-            key = differing[0]
-            more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        if text := difference(found, self.identity):
             raise CheckpointError(
-                f"{self.path}: of another training ({fingerprint(found)}, not {fingerprint(wanted)}): "
-                f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here{more}; "
+                f"{self.path}: of another training ({fingerprint(found)}, not {fingerprint(self.identity)}): {text}; "
                 "use another directory, or delete the file to start anew"
             )
+
+    def check_finite(self) -> None:
+        """Refuse to call a network trained that holds NaN: no loss tells it where no pixel was labelled or scored.
+
+        Raises:
+            TrainingError: a weight or statistic is not finite.
+        """
+        name = self.world.share(first_not_finite(self.model.state_dict()))
+        if name is not None:
+            raise TrainingError(f"after iteration {self.iteration}, {name} holds NaN or infinity; {DIVERGENCE_HINT}")
 
     def weights(self) -> dict[str, Any]:
         """What the weights file holds: plain values and tensors, the same bytes for the same training."""
@@ -157,6 +170,7 @@ class Trainer:
             "mean": [float(v) for v in self.manifest.mean],
             "std": [float(v) for v in self.manifest.std],
             "data_digest": self.manifest.digest,
+            "identity": self.identity,
         }
         state = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -169,13 +183,12 @@ class Trainer:
 
     def run(
         self,
-        on_epoch: Callable[[Row], None] | None,
-        stop_early: Callable[[Row], bool] | None,
-        display: Display,
+        on_epoch: Callable[[EpochRow], None] | None,
+        stop_early: Callable[[EpochRow], bool] | None,
     ) -> bool:
         """Train to the end; returns whether `stop_early` ended it."""
 
-        def report(row: Row) -> bool:
+        def report(row: EpochRow) -> bool:
             stop = False
             if self.world.rank == 0:
                 if on_epoch:
@@ -184,21 +197,19 @@ class Trainer:
             return bool(self.world.share(stop))
 
         for row in self.history:
-            display.epoch(row, restored=True)
             if report(row):
                 return True
         while self.iteration < self.iterations:
-            self._train_epoch(display)
+            self._train_epoch()
             row = self._row()
             self.history.append(row)
             self._start_epoch()
             self.save()
-            display.epoch(row)
             if report(row):
                 return True
         return False
 
-    def _train_epoch(self, display: Display) -> None:
+    def _train_epoch(self) -> None:
         """Train to the end of the running epoch."""
         config, (epoch, done) = self.config, divmod(self.iteration, self.per_epoch)
         self.model.train()
@@ -212,7 +223,6 @@ class Trainer:
             due = self._step(images, targets)
             self.iteration += 1
             self.images += config.train.batch_size
-            display.step(self.iteration, self.loss_sum, self.weight_sum, self._live_score)
             if due and self.iteration % self.per_epoch:
                 self.seconds += time.monotonic() - clock
                 self.save()
@@ -232,9 +242,11 @@ class Trainer:
         )
 
     def _batch_ids(self, epoch: int, step: int) -> str:
-        """The images of a global batch."""
+        """The first images of a global batch, and how many more it has."""
         keys: list[tuple[int, int]] = next(iter(self._batches(epoch, step, World()).batch_sampler))  # type: ignore
-        return ", ".join(self.augmented.items[index].id for _, index in keys)
+        names = [self.augmented.items[index].id for _, index in keys[:NAMED_IMAGES]]
+        shown = ", ".join(n if len(n) <= NAME_LENGTH else f"{n[: NAME_LENGTH - 3]}..." for n in names)
+        return shown + (f" and {len(keys) - len(names)} more" if len(keys) > len(names) else "")
 
     def _step(self, images: Tensor, targets: Tensor) -> bool:
         """One step of the optimiser on this process's share of the batch; returns whether a checkpoint is due.
@@ -271,7 +283,8 @@ class Trainer:
             epoch, step = divmod(self.iteration, self.per_epoch)
             raise TrainingError(
                 f"the loss became {loss_sum} in epoch {epoch + 1}, step {step + 1} of {self.per_epoch} (iteration "
-                f"{self.iteration}), at learning rate {lr:.3g}, on the images {self._batch_ids(epoch, step)}; {_CALM}"
+                f"{self.iteration}), at learning rate {lr:.3g}, on the images {self._batch_ids(epoch, step)}; "
+                f"{DIVERGENCE_HINT}"
             )
         self.loss_sum += loss_sum
         self.weight_sum += weight_sum
@@ -332,18 +345,11 @@ class Trainer:
         images, top1, top5 = tally.tolist()
         return {"top1_error_percent": 100 * top1 / images, "top5_error_percent": 100 * top5 / images}
 
-    def _live_score(self) -> str:
-        """This process's score of the epoch so far, in words."""
-        value = next(iter(self._scores(self.tally).values()))
-        if self.manifest.task == "classification":
-            return f"top-1 error {value:.1f} %"
-        return "" if value is None else f"mIoU {100 * value:.1f} %"
-
-    def _row(self) -> Row:
+    def _row(self) -> EpochRow:
         """The finished epoch's row; scores the validation split where its turn has come."""
         train, epoch = self.config.train, self.iteration // self.per_epoch
         name, score = next(iter(self._scores(self.world.sum(self.tally)).items()))
-        row: Row = {
+        row: EpochRow = {
             "epoch": epoch,
             "iteration": self.iteration,
             "lr": train.lr * lr_factor(self.iteration - 1, train, self.per_epoch),
@@ -355,12 +361,12 @@ class Trainer:
             if not math.isfinite(row["val.loss"]):
                 raise TrainingError(
                     f"the validation loss became {row['val.loss']} in epoch {epoch}, after step {self.per_epoch} "
-                    f"(iteration {self.iteration - 1}) at learning rate {row['lr']:.3g}; {_CALM}"
+                    f"(iteration {self.iteration - 1}) at learning rate {row['lr']:.3g}; {DIVERGENCE_HINT}"
                 )
         return row
 
     @torch.inference_mode()
-    def _validate(self) -> Row:
+    def _validate(self) -> EpochRow:
         """Score the validation split, each process a share of it."""
         config, world = self.config, self.world
         if world.size > 1:
@@ -378,5 +384,5 @@ class Trainer:
             sums += torch.stack([self._loss(logits, targets), self._weight(targets)]).double()
             tally += self._count(logits, targets)
         loss, weight = world.sum(sums).tolist()
-        row: Row = {"val.loss": loss / weight if weight else 0.0}
+        row: EpochRow = {"val.loss": loss / weight if weight else 0.0}
         return row | {f"val.{name}": value for name, value in self._scores(world.sum(tally)).items()}

@@ -6,13 +6,16 @@ import math
 import statistics
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from sunets.core.config import Config, TrainConfig
+from sunets.core.config import Config, ConfigError, TrainConfig
 from sunets.data import Manifest, make_dataset
 from sunets.data.loading import ImageDataset
+from sunets.data.picture import MIN_SIDE
 from sunets.models.zoo import head_parameters
+from sunets.training.distributed import world_size
 
 
 def lr_factor(iteration: int, train: TrainConfig, iterations_per_epoch: int) -> float:
@@ -85,3 +88,81 @@ def scoring_dataset(manifest: Manifest, split: str, config: Config) -> ImageData
     """A split as it is scored: no random change; classifiers that train on random crops see the centre crop."""
     crop = config.train.augment.resized_crop if manifest.task == "classification" else None
     return make_dataset(manifest, split, config.data, None, 0, center_crop=crop)
+
+
+def input_size(config: Config, manifest: Manifest) -> tuple[int, int]:
+    """(height, width) of the smallest image that a training of this configuration sees."""
+    if config.train.augment.resized_crop is not None:
+        return (config.train.augment.resized_crop, config.train.augment.resized_crop)
+    if (given := config.train.augment.crop or config.data.size) is not None:
+        return given
+    items = manifest.splits[config.data.train_split]
+    return (min(item.height for item in items), min(item.width for item in items))
+
+
+def check_batch_norm(model: nn.Module, config: Config, manifest: Manifest) -> None:
+    """Refuse forward passes so small that a BatchNorm gets one value per channel: it has no variance.
+
+    Args:
+        model: on the meta device; nothing is computed.
+        config: the whole configuration.
+        manifest: the prepared data set.
+
+    Raises:
+        ConfigError: names the key that has to change.
+    """
+    train, processes = config.train, world_size()
+    share = train.batch_size // processes
+    images = min(train.micro_batch_size or share, share)
+    if images > 1 or train.frozen_bn or (train.sync_bn and processes > 1):
+        return
+    height, width = input_size(config, manifest)
+    key = "train.micro_batch_size" if train.micro_batch_size else "train.batch_size"
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            raise ConfigError(
+                f"{key}: with one image per forward pass, a BatchNorm of {config.model.name} gets a single value per "
+                f"channel at {height} x {width} pixels, which has no variance; use at least 2 images per pass (and "
+                "process), or set train.frozen_bn"
+            )
+
+    hooks = [m.register_forward_pre_hook(check) for m in model.modules() if isinstance(m, _BatchNorm)]
+    model.train()
+    try:
+        with torch.no_grad():
+            model(torch.empty(1, config.model.in_channels or 3, height, width, device="meta"))
+    finally:
+        model.eval()
+        for hook in hooks:
+            hook.remove()
+
+
+def check_scoring(config: Config, manifest: Manifest) -> None:
+    """Refuse test-time variants that the test split cannot be scored with.
+
+    Raises:
+        ConfigError: no such split, no labels, a window for classification, or a scale that makes an image too small.
+    """
+    split = config.data.test_split
+    items = manifest.splits.get(split)
+    if not items:
+        raise ConfigError(f"data.test_split: no split {split!r} in the data set; it has {', '.join(manifest.splits)}")
+    if any(item.target is None for item in items):
+        raise ConfigError(f"data.test_split: the split {split!r} has no labels to score; choose another")
+    uncached = config.model_copy(update={"data": config.data.model_copy(update={"cache": False})})
+    dataset = scoring_dataset(manifest, split, uncached)
+    height, width = min((dataset.output_size(index) for index in range(len(items))), key=min)
+    for name, variant in config.evaluate.variants.items():
+        key = f"evaluate.variants.{name}"
+        if variant.window is not None:
+            if manifest.task != "segmentation":
+                raise ConfigError(f"{key}.window: for segmentation; leave it out for classification")
+            continue  # what is smaller than a window is padded
+        for scale in variant.scales:
+            if round(min(height, width) * scale) < MIN_SIDE:
+                raise ConfigError(
+                    f"{key}.scales: {scale} makes {round(height * scale)} x {round(width * scale)} pixels of the "
+                    f"smallest test image ({height} x {width}); networks need {MIN_SIDE} a side: leave the scale out, "
+                    "or give the variant a window"
+                )

@@ -1,0 +1,112 @@
+"""Files of tensors and plain values: written whole, read without running what is in them, sealed by a SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SEAL = "sha256"
+"""Key of the digest of everything else in a file that `atomic_save` wrote."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or weights file that cannot be used: names the file, what is wrong and the remedy."""
+
+
+def atomic_save(content: Mapping[str, Any], path: Path) -> None:
+    """Write with `torch.save` such that a reader, or a kill at any moment, sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:  # given a file name, torch would write it into the archive
+        torch.save({**content, SEAL: content_digest(content)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_file(path: str | Path, remedy: str, error: type[ValueError] = CheckpointError) -> Any:
+    """Load a file of plain values and tensors onto the CPU; a file that holds code is refused, and none of it is run.
+
+    Args:
+        path: the file.
+        remedy: end of an error message.
+        error: type of the error for a file that cannot be read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError, or what `error` names: a damaged file, one that holds more than weights, or no regular file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; {remedy}")
+    if not path.is_file():  # a pipe would be waited for
+        raise error(f"{path}: no regular file; {remedy}")
+    try:
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as failure:
+        raise error(f"{path}: not readable ({failure.strerror or type(failure).__name__}); {remedy}") from None
+    except pickle.UnpicklingError as failure:
+        # torch's own words go on to advise to load the file with its code.
+        if code := re.search(r"GLOBAL (\S+)", str(failure)):
+            raise error(
+                f"{path}: refused, and nothing in it was run: it holds {code[1]} besides weights and plain values; "
+                f"{remedy}"
+            ) from None
+        raise error(f"{path}: not readable (no file of weights, or a damaged one); {remedy}") from None
+    except Exception as failure:  # torch reports a damaged file by whatever its reader stumbles on
+        reason = f"damaged or cut short, {type(failure).__name__}"
+        raise error(f"{path}: not readable ({reason}); {remedy}") from None
+
+
+def check_seal(content: Any, path: Path, remedy: str) -> None:
+    """Refuse content that is not what `atomic_save` wrote: torch checks no sum of what it reads.
+
+    Raises:
+        CheckpointError: it states no SHA-256, or another one.
+    """
+    stated = content.get(SEAL) if isinstance(content, dict) else None
+    if stated is None:
+        raise CheckpointError(f"{path}: states no SHA-256 of its content, so nothing vouches for it; {remedy}")
+    if stated != content_digest({key: value for key, value in content.items() if key != SEAL}):
+        raise CheckpointError(f"{path}: damaged or edited: its content has another SHA-256 than it states; {remedy}")
+
+
+def first_not_finite(state: Mapping[str, Any]) -> str | None:
+    """Name of the first floating-point tensor that holds NaN or infinity."""
+    tensors = ((name, value) for name, value in state.items() if isinstance(value, Tensor))
+    return next((n for n, v in tensors if v.is_floating_point() and not bool(v.isfinite().all())), None)
+
+
+def content_digest(content: Any) -> str:
+    """SHA-256 of nested dicts, lists and tuples of tensors and plain values; where a tensor lies does not matter."""
+    digest = hashlib.sha256()
+
+    def feed(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"tensor {value.dtype} {list(value.shape)}\n".encode())
+            raw: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(raw)
+        elif isinstance(value, Mapping):
+            digest.update(f"mapping {len(value)}\n".encode())
+            for key, item in value.items():
+                feed(key)
+                feed(item)
+        elif isinstance(value, list | tuple):
+            digest.update(f"{type(value).__name__} {len(value)}\n".encode())
+            for item in value:
+                feed(item)
+        else:
+            text = repr(value).encode()
+            digest.update(f"{type(value).__name__} {len(text)}\n".encode() + text)
+
+    feed(content)
+    return digest.hexdigest()
