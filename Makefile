@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PORT   ?= 5000
+ARCHIVES ?= sunet64 sunet128 sunet7128
 UV     ?= uv==0.13.9
 PY     := $(VENV)/bin/python
 
@@ -12,7 +13,7 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env lock repro repro-from-nothing test test-fast verify check zoo ui clean
+.PHONY: help env lock repro repro-from-nothing transfer paper test test-fast verify check zoo ui clean
 help:  ## list these
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
@@ -38,6 +39,17 @@ repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost
 repro-from-nothing: env  ## run every stage again, trainings included, up to date or not
 	rm -rf .work
 	$(VENV)/bin/dvc repro --force
+
+# Chains: each preset starts from the weights of the one before. Killed, a chain goes on where it stopped.
+transfer: env  ## show what pre-training gives, on embedded data: classify shapes, then segment
+	$(PY) -m sunets preset transfer_shapes && $(VENV)/bin/dvc repro
+	$(PY) -m sunets preset transfer_segmentation && $(VENV)/bin/dvc repro
+
+paper: env  ## run the authors' recipe: ImageNet, COCO, VOC, multi-scale test, an archive of each model of ARCHIVES
+	$(PY) -m sunets preset imagenet && $(VENV)/bin/dvc repro
+	$(PY) -m sunets preset coco && $(VENV)/bin/dvc repro
+	$(PY) -m sunets preset voc && $(VENV)/bin/dvc repro
+	for model in $(ARCHIVES); do $(PY) -m sunets archive $$model || exit; done
 
 test: env  ## run the tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,32 @@ def run(root: Path, *command: str, code: int = 0, env: dict[str, str] | None = N
     process = start(root, *command, env=env)
     output, _ = process.communicate(timeout=500)
     assert process.returncode == code, output
+    return output
+
+
+def start_shell(root: Path, command: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command line as the README has it, in a process group for itself; `make` takes this environment."""
+    make = f'make() {{ command make --assume-old="{sys.prefix}/.stamp" VENV="{sys.prefix}" "$@"; }}\n'
+    return subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", make + command],
+        cwd=root,
+        env={k: v for k, v in ENV.items() if not k.startswith(("PYTEST_", "SUNETS_", "MAKE", "MFLAGS"))} | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def shell(root: Path, command: str, env: dict[str, str] | None = None, timeout: float = 500) -> str:
+    """Run what `start_shell` starts to its end; returns what it printed."""
+    process = start_shell(root, command, env)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"{command}\n{output}"
     return output
 
 

@@ -15,7 +15,7 @@ from sunets.core.names import check_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = (ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8")
-PRESETS = sorted(p for p in (ROOT / "presets").rglob("*.yaml") if p.name not in ("pipeline.yaml", "dvc.yaml"))
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(

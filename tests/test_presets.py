@@ -12,7 +12,7 @@ from checkout import ROOT, clone, ran, run
 from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
 
 PRESETS = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
-FILES = [*PRESETS, ROOT / "dvc.yaml", *sorted((ROOT / "presets").glob("*/*.yaml"))]
+FILES = [*PRESETS, ROOT / "dvc.yaml"]
 
 
 def _name(path: Path) -> str:

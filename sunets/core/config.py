@@ -116,7 +116,7 @@ class Suite(Section):
     ablations: Annotated[dict[str, StudyConfig], Names] = Field({})
     """Studies by name."""
     watch: dict[Literal["files"], Literal[True]] = Field({})
-    """{files: true} makes `dvc repro` look for changed files of `data.root` each time; the embedded sets have none."""
+    """{files: true} makes `dvc repro` look each time for changed files of `data.root` and of `train.init_from`."""
     _options: tuple[str, ...] = PrivateAttr(())
     _read_from: tuple[Path, tuple[str, ...]] | None = PrivateAttr(None)
 

@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def watched(self) -> Path:
-        """What stage `watch` last saw of the data set's files."""
+        """What stage `watch` last saw of the files of the data set and of `train.init_from`."""
         return self.root / ".watch" / "files.json"
 
     @property

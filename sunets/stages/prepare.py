@@ -27,13 +27,26 @@ def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
         # DVC wants the inputs of `ablation_report` to exist, in a benchmark without studies too.
         (layout.records / "ablations").mkdir(parents=True, exist_ok=True)
         manifest = prepare(suite.data, layout.data, min_side=_min_side(suite))
-        # What DVC's stage `prepare` follows: it runs again where other files were seen.
+        # What DVC's stages `prepare`, `train` and `ablate` follow: they run again where other files were seen.
         if suite.watch:
-            digest = hashlib.sha256((layout.data / FILES).read_bytes()).hexdigest()
-            write_json(layout.watched, {"files_sha256": digest})
+            weights = {path: _digest(root / path) for path in _started_from(suite)}
+            seen = {"files_sha256": _digest(layout.data / FILES), "init_from_sha256": weights}
+            write_json(layout.watched, seen)
         else:
             layout.watched.unlink(missing_ok=True)
     return manifest
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file; None where it is not there yet."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _started_from(suite: Suite) -> list[str]:
+    """Paths of the files that trainings of the benchmark and of its studies start from."""
+    configs = [suite.run(key, seed) for key in suite.models for seed in suite.seeds]
+    configs += [suite.run(s.model, seed, s.overrides) for s in suite.ablations.values() for seed in s.seeds]
+    return sorted({config.train.init_from for config in configs if config.train.init_from})
 
 
 def _min_side(suite: Suite) -> int | None:

@@ -29,7 +29,7 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Train one configuration, in a worker process; sends each epoch's row.
 
     Args:
-        arguments: config (plain), data and work (directories).
+        arguments: config (plain), training (its `run_fingerprint`), data and work (directories).
         send: takes the rows.
 
     Returns:
@@ -50,7 +50,7 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         outcome["rows"].append(row)
         send(row)
 
-    work_dir = Path(arguments["work"], run_fingerprint(config, manifest))
+    work_dir = Path(arguments["work"], arguments["training"])
     try:
         with waiting_for(work_dir):
             result = fit(config, manifest, work_dir=work_dir, on_epoch=on_epoch)
@@ -93,7 +93,11 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         paths = {"data": str(layout.data), "work": str(layout.work)}
         jobs = [
             Job(
-                f"{key} seed {c.seed}", f"{__name__}:{train_one.__name__}", {"config": c.model_dump(mode="json")}, paths
+                f"{key} seed {c.seed}",
+                f"{__name__}:{train_one.__name__}",
+                # The fingerprint holds the content of `train.init_from`, of which `config` has the path alone.
+                {"config": c.model_dump(mode="json"), "training": run_fingerprint(c, manifest)},
+                paths,
             )
             for c in configs
         ]
