@@ -66,8 +66,9 @@ check: env  ## lint, format, types, tests
 	$(PY) -m mypy
 	$(MAKE) test
 
-zoo: env  ## count every network of the zoo: the README's cost table and architecture figure
+zoo: env  ## count every network of the zoo: the README's cost table; draw the architecture
 	$(PY) -m sunets zoo
+	$(PY) docs/architecture.py
 
 ui: env  ## open MLflow on this checkout's runs
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)"

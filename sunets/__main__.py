@@ -176,7 +176,7 @@ def profile(
 
 @app.command(rich_help_panel=TOOLS)
 def zoo() -> None:
-    """Count every segmentation network of the zoo; writes results/zoo/ and the README's cost table."""
+    """Count every network of the zoo; writes results/zoo/ and the README's cost tables."""
     from sunets.zoo_tables import zoo_stage
 
     zoo_stage()

@@ -14,7 +14,6 @@ from sunets.core.record import Record, make_record, write_json
 from sunets.models.structure import VARIANTS
 from sunets.models.zoo import list_models
 from sunets.profiling.cost import cost
-from sunets.report.architecture import architecture
 from sunets.report.tables import cost_frames
 from sunets.report.write import markdown, write_table
 
@@ -38,9 +37,8 @@ PARTS = (
 def zoo_stage(root: Path = Path()) -> list[Record]:
     """Count every network; for segmentation the authors' and those they compare with at every output stride of theirs.
 
-    Writes `results/zoo/`, the tables between the marks of the README, and the README's figure of the architecture.
+    Writes `results/zoo/` and the tables between the marks of the README.
     """
-    architecture(root / "docs" / "architecture")
     folder, shown, everything = root / "results" / "zoo", [], []
     for part in PARTS:
         records = [_record(part, name, stride) for name, stride in track(_rows(part), description=part.task)]

@@ -1,4 +1,4 @@
-"""Drawing of the architecture for the README."""
+"""Draw the architecture for the README: `python docs/architecture.py` writes `docs/architecture.png` and `.pdf`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import NDArray
 
-from sunets.report.figures import readable_ink
 from sunets.report.images import colorize
 from sunets.report.style import STYLE, save_figure
 
@@ -265,3 +264,21 @@ def _toy_labels() -> NDArray:
     labels[(x - 0.68) ** 2 + (y - 0.45) ** 2 < 0.05] = 2
     labels[(np.abs(x - 0.27) < 0.15) & (np.abs(y - 0.6) < 0.22)] = 3
     return colorize(labels, np.array([(225, 231, 238), (0, 158, 115), (213, 94, 0), (0, 114, 178)], dtype=np.uint8))
+
+
+def readable_ink(color: str) -> tuple[float, float, float]:
+    """The colour, darkened until small text in it can be read on white (contrast of at least 4.5)."""
+    rgb = np.array(to_rgb(color))
+    while _luminance(rgb) > 0.183:
+        rgb = rgb * 0.92
+    return (float(rgb[0]), float(rgb[1]), float(rgb[2]))
+
+
+def _luminance(rgb: NDArray) -> float:
+    """Relative luminance (WCAG 2)."""
+    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+if __name__ == "__main__":
+    architecture(Path(__file__).with_suffix(""))
