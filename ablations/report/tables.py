@@ -57,7 +57,6 @@ def settings_table(study: Study) -> Table:
         pd.DataFrame(rows),
         pd.DataFrame(lines),
         tuple(notes),
-        keys=tuple(study.axes),
     )
 
 
@@ -98,7 +97,6 @@ def axes_table(study: Study) -> Table | None:
         pd.DataFrame(rows),
         pd.DataFrame(lines),
         (note,),
-        keys=("axis", "value"),
     )
 
 
@@ -133,5 +131,4 @@ def sampled_table(study: Study) -> Table | None:
         data,
         view,
         (f"Scores of one seed on the {study.sampled[0]['split']} split: they choose settings and compare nothing.",),
-        keys=("number",),
     )

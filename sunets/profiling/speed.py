@@ -24,10 +24,8 @@ def measure_speed(
     warmup: int = 3,
     threads: int = 1,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = False,
 ) -> dict[str, Figures]:
-    """Time forward passes and training steps, taking the models in turn within every round.
+    """Time forward passes and training steps in float32, taking the models in turn within every round.
 
     Whatever slows a round down slows all of its models, so that ratios hold on a busy machine. Data lie on the device
     beforehand, and the device is synchronised before the clock is read.
@@ -40,8 +38,6 @@ def measure_speed(
         warmup: untimed rounds before them.
         threads: CPU threads.
         device: cpu, cuda, or auto: CUDA where there is a GPU.
-        dtype: float32, or the type of autocast.
-        channels_last: memory format of weights and images.
 
     Returns:
         By name: medians and interquartile ranges over the rounds of speed.latency_ms (one forward pass in inference
@@ -49,7 +45,6 @@ def measure_speed(
         and memory.peak_mib of the step on a GPU.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def timed(work: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -59,17 +54,13 @@ def measure_speed(
         return 1e3 * (time.perf_counter() - start)
 
     def step(model: nn.Module, x: Tensor) -> None:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = training_loss(model(x).float())
-        loss.backward()
+        training_loss(model(x)).backward()
         model.zero_grad(set_to_none=True)
 
-    copies = {name: copy.deepcopy(model).to(device).to(memory_format=memory_format) for name, model in models.items()}
+    copies = {name: copy.deepcopy(model).to(device) for name, model in models.items()}
     generator = torch.Generator().manual_seed(0)
     images = {
-        name: torch.randn(batch_size, input_channels(model), *size, generator=generator)
-        .to(device)
-        .contiguous(memory_format=memory_format)
+        name: torch.randn(batch_size, input_channels(model), *size, generator=generator).to(device)
         for name, model in models.items()
     }
     passes: dict[str, list[float]] = {name: [] for name in models}
@@ -78,8 +69,7 @@ def measure_speed(
         for _ in range(warmup + repeats):
             for name, model in copies.items():
                 x = images[name]
-                autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
-                with switched_mode(model, training=False), torch.inference_mode(), autocast:
+                with switched_mode(model, training=False), torch.inference_mode():
                     passes[name].append(timed(lambda model=model, x=x: model(x)))  # type: ignore[misc]
                 with switched_mode(model, training=True):
                     steps[name].append(timed(lambda model=model, x=x: step(model, x)))  # type: ignore[misc]
@@ -89,8 +79,8 @@ def measure_speed(
         "speed.warmup": warmup,
         "speed.threads": threads,
         "speed.device": device,
-        "speed.dtype": str(dtype).removeprefix("torch."),
-        "speed.memory_format": str(memory_format).removeprefix("torch."),
+        "speed.dtype": "float32",
+        "speed.memory_format": "contiguous_format",
     }
     found: dict[str, Figures] = {}
     for name, model in copies.items():

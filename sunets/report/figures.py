@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,10 +11,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
 
 from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
@@ -55,37 +52,38 @@ def accuracy_cost(records: Records) -> Figure | None:
         return None
     q, styles = quantity(records.headline), model_styles(records.labels)
     with plt.rc_context(STYLE):
-        height = 3.0 + 0.12 * max(0, len(scores) - 6)
+        labels = [records.labels[m] for m in scores]
+        height = 2.8 + 0.16 * math.ceil(len(labels) / _legend_columns(labels))
         fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), sharey=True, squeeze=False)
-        drawn: list[tuple[Axes, list[_Point]]] = []
         for ax, key in zip(axes[0], panels, strict=True):
-            points = []
-            for model, x in cost[key].dropna().items():
-                if model in scores and x > 0:
-                    estimate = mean_interval([q.scale * v for v in scores[model].values()])
-                    _interval_bar(ax, x, estimate.mean, estimate, styles[model], horizontal=False)
-                    points.append(_Point(x, estimate, records.labels[model], styles[model].color))
-            ax.margins(y=0.16)
-            logarithmic = _cost_axis(ax, [p.x for p in points])
+            costs = {m: x for m, x in cost[key].dropna().items() if m in scores and x > 0}
+            for model, x in costs.items():
+                estimate = mean_interval([q.scale * v for v in scores[model].values()])
+                _interval_bar(ax, x, estimate.mean, estimate, styles[model], horizontal=False)
+            ax.margins(y=0.1)
+            logarithmic = _cost_axis(ax, list(costs.values()))
             ax.set_xlabel(quantity(key).heading + (", logarithmic" if logarithmic else ""))
-            drawn.append((ax, points))
         axes[0][0].set_ylabel(q.heading)
         if not q.higher_is_better:
             axes[0][0].invert_yaxis()  # up is better in every figure
             axes[0][0].set_ylabel(f"{q.heading}, inverted")
-        fig.draw_without_rendering()
-        fig.set_layout_engine("none")  # labels are placed in the layout as it is now
-        for ax, points in drawn:
-            _place_labels(ax, points)
+        _legend(fig, [styles[m] for m in scores], labels, lines=False)
     return fig
 
 
-@dataclass(frozen=True)
-class _Point:
-    x: float
-    y: Estimate
-    text: str
-    color: str
+def _legend(fig: Figure, styles: Sequence[Style], labels: Sequence[str], *, lines: bool) -> None:
+    """Name the models below the panels, by marker and colour."""
+    handles = [
+        plt.Line2D([], [], color=s.color, marker=s.marker, linestyle=s.line if lines else "", markersize=4.5,
+                   markeredgecolor="white", markeredgewidth=0.4)
+        for s in styles
+    ]  # fmt: skip
+    fig.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels), frameon=False)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """Number of columns of the legend that fit the page: about 110 letters, of which marker and gap take 7."""
+    return max(1, min(4, len(labels), 110 // (max(map(len, labels)) + 7)))
 
 
 def _interval_bar(ax: Axes, x: float, y: float, e: Estimate, style: Style, *, horizontal: bool) -> None:
@@ -98,7 +96,7 @@ def _interval_bar(ax: Axes, x: float, y: float, e: Estimate, style: Style, *, ho
 
 
 def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
-    """Room for labels beside the points, plain numbers; logarithmic, and True, where costs differ by a factor of 3."""
+    """Room beside the points, plain numbers; logarithmic, and True, where costs differ by a factor of 3."""
     low, high = min(values), max(values)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     if high < 3 * low:
@@ -121,74 +119,6 @@ def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
     return True
 
 
-def _place_labels(ax: Axes, points: Sequence[_Point], fontsize: float = 7.5) -> None:
-    """Write each point's name beside it: of many places, the near one that covers least of labels, bars and edge."""
-    fig = ax.get_figure()
-    assert isinstance(fig, Figure)
-    renderer = fig.canvas.get_renderer()  # type: ignore[attr-defined]
-    pt = fig.dpi / 72  # pixels of a point
-    anchors = ax.transData.transform([(p.x, p.y.mean) for p in points])
-    # Boxes are rows of left, bottom, right, top in pixels.
-    bars = np.empty((len(points), 4))
-    sizes = np.empty((len(points), 2))
-    for i, p in enumerate(points):
-        ends = ax.transData.transform([(p.x, p.y.mean if v is None else v) for v in (p.y.low, p.y.high)])
-        bars[i] = [ends[0, 0] - 3.5 * pt, ends[:, 1].min() - 3 * pt, ends[0, 0] + 3.5 * pt, ends[:, 1].max() + 3 * pt]
-        probe = ax.text(p.x, p.y.mean, p.text, fontsize=fontsize)
-        sizes[i] = probe.get_window_extent(renderer).size
-        probe.remove()
-    frame = np.array(ax.get_window_extent(renderer).extents)
-
-    def overlap(boxes: NDArray, others: NDArray) -> NDArray:
-        low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-        high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-        return np.prod(np.maximum(high - low, 0), axis=-1).sum(axis=1)
-
-    def candidates(i: int) -> tuple[NDArray, NDArray]:
-        """Boxes right of, left of, above and below a point, and what each costs by its distance."""
-        (w, h), (x, y), gaps = sizes[i], anchors[i], pt * np.arange(3, 64, 6)
-        beside = np.concatenate([[0], *[[g, -g] for g in pt * np.arange(6, 73, 6)]]) - h / 2
-        spots = [(bars[i, 2] + g, y + dy) for g in gaps for dy in beside]
-        spots += [(bars[i, 0] - g - w, y + dy) for g in gaps for dy in beside]
-        spots += [
-            (x - part * w, at) for part in (0.5, 0.2, 0.8) for g in gaps for at in (bars[i, 3] + g, bars[i, 1] - g - h)
-        ]
-        low = np.array(spots)
-        boxes = np.hstack([low, low + sizes[i]])
-        away = np.maximum(np.maximum(boxes[:, :2] - [x, y], [x, y] - boxes[:, 2:]), 0)
-        return boxes, np.hypot(*away.T) / pt + np.arange(len(boxes)) * 1e-3
-
-    placed = np.zeros((len(points), 4))
-    for _ in range(4):  # later sweeps let early labels move out of the way
-        for i in range(len(points)):
-            boxes, far = candidates(i)
-            outside = np.prod(sizes[i]) - overlap(boxes, frame[None])
-            hit = overlap(boxes, bars) + 2 * overlap(boxes, np.delete(placed, i, axis=0))
-            placed[i] = boxes[np.argmin(2 * far + outside + hit)]
-    inverse = ax.transData.inverted()
-    for p, box, anchor in zip(points, placed, anchors, strict=True):
-        near = np.clip(anchor, box[:2], box[2:])
-        if math.dist(near, anchor) > 14 * pt:
-            line = inverse.transform([near, anchor])
-            ax.plot(line[:, 0], line[:, 1], color=p.color, linewidth=0.6, alpha=0.7, zorder=1)
-        x, y = inverse.transform((box[0], (box[1] + box[3]) / 2))
-        ax.text(x, y, p.text, fontsize=fontsize, color=readable_ink(p.color), va="center", ha="left", zorder=5)
-
-
-def readable_ink(color: str) -> tuple[float, float, float]:
-    """The colour, darkened until small text in it can be read on white (contrast of at least 4.5)."""
-    rgb = np.array(to_rgb(color))
-    while _luminance(rgb) > 0.183:
-        rgb = rgb * 0.92
-    return (float(rgb[0]), float(rgb[1]), float(rgb[2]))
-
-
-def _luminance(rgb: NDArray) -> float:
-    """Relative luminance (WCAG 2)."""
-    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
 # --- training --------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +133,7 @@ def training_curves(records: Records) -> Figure | None:
     styles = {records.labels[k]: s for k, s in model_styles(records.labels).items()}
     present = [label for label in records.labels.values() if (history.label == label).any()]
     with plt.rc_context(STYLE):
-        height = 2.85 + 0.16 * math.ceil(len(present) / 4)
+        height = 2.85 + 0.16 * math.ceil(len(present) / _legend_columns(present))
         fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), squeeze=False)
         for ax, (key, q) in zip(axes[0], panels, strict=True):
             data = history[history[key].notna()]
@@ -219,12 +149,7 @@ def training_curves(records: Records) -> Figure | None:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
             ax.set_xlim(left=0)
             ax.margins(y=0.06)
-        handles = [
-            plt.Line2D([], [], color=styles[k].color, marker=styles[k].marker, linestyle=styles[k].line, markersize=4.5,
-                       markeredgecolor="white", markeredgewidth=0.4)
-            for k in present
-        ]  # fmt: skip
-        fig.legend(handles, present, loc="outside lower center", ncols=min(4, len(present)), frameon=False)
+        _legend(fig, [styles[k] for k in present], present, lines=True)
     return fig
 
 

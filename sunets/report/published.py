@@ -131,7 +131,6 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
         data,
         _view(data),
         _NOTES,
-        keys=("our_model", "published_model", "metric"),
     )
 
 

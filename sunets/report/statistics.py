@@ -46,7 +46,7 @@ class Difference(Estimate):
     verdict: str
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+def mean_interval(values: Sequence[float]) -> Estimate:
     """Mean and Student t-interval of independent values; one value has no interval.
 
     Raises:
@@ -60,7 +60,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
     mean = float(x.mean())
     if x.size == 1:
         return Estimate(mean, None, None, 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
     return Estimate(mean, mean - half, mean + half, int(x.size))
 
 
@@ -69,7 +69,6 @@ def paired_difference(
     reference: Mapping[int, float],
     *,
     higher_is_better: bool = True,
-    confidence: float = CONFIDENCE,
 ) -> Difference | None:
     """Mean of value - reference over the seeds that both have, with its t-interval.
 
@@ -77,7 +76,6 @@ def paired_difference(
         values: seed -> score of a model.
         reference: seed -> score of the model it is compared with.
         higher_is_better: direction of the score; decides between "better" and "worse".
-        confidence: coverage of the interval.
 
     Returns:
         The difference. Its verdict is "within noise" where the interval contains 0, else "better" or "worse";
@@ -88,7 +86,7 @@ def paired_difference(
     if not common:
         return None
     delta = np.array([values[s] - reference[s] for s in common], dtype=np.float64)
-    estimate = mean_interval(delta.tolist(), confidence)
+    estimate = mean_interval(delta.tolist())
     if estimate.low is None or estimate.high is None:
         return Difference(estimate.mean, None, None, 1, None, "not tested (1 seed)")
     spread = float(delta.std(ddof=1)) / math.sqrt(len(delta))
@@ -162,8 +160,8 @@ def bootstrap_scores(
     return np.concatenate(parts)
 
 
-def percentile_interval(samples: NDArray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def percentile_interval(samples: NDArray) -> tuple[float, float]:
     """Percentile interval of bootstrap results."""
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(samples, [tail, 1 - tail])
     return float(low), float(high)

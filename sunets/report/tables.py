@@ -202,7 +202,6 @@ def test_time(records: Records) -> Table | None:
         pd.DataFrame(rows),
         pd.DataFrame(shown),
         notes,
-        keys=("model", "variant"),
     )
 
 
@@ -248,9 +247,7 @@ def training_time(records: Records) -> Table | None:
         "Median over the seeds of the time from start to finished weights, several trainings side by side on one "
         "machine; resumed trainings are left out of it."
     )
-    return Table(
-        "training_time", "Time to train.", data, pd.DataFrame(rows), (note,), keys=("model", "seed"), noisy=True
-    )
+    return Table("training_time", "Time to train.", data, pd.DataFrame(rows), (note,), noisy=True)
 
 
 def class_keys(records: Records) -> list[str]:

@@ -27,8 +27,6 @@ class Table:
     data: pd.DataFrame
     view: pd.DataFrame
     notes: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ("model",)
-    """Columns of `data` that name a row."""
     noisy: bool = False
 
 
@@ -44,7 +42,6 @@ def write_table(
     *,
     view: pd.DataFrame | None = None,
     notes: Sequence[str] = (),
-    label: str | None = None,
 ) -> list[Path]:
     """Write one table as Markdown, LaTeX (booktabs) and CSV, the same bytes for the same input.
 
@@ -55,7 +52,6 @@ def write_table(
         caption: one line, without markup.
         view: the same table as a reader should see it; the frame itself, numbers to four digits, by default.
         notes: sentences below the table.
-        label: LaTeX label; `tab:<stem>` by default.
 
     Returns:
         The paths written.
@@ -66,7 +62,7 @@ def write_table(
     frame = frame.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
     texts = {
         ".md": markdown(view, caption, notes),
-        ".tex": latex(view, caption, notes, label or f"tab:{path_stem.name}"),
+        ".tex": latex(view, caption, notes, f"tab:{path_stem.name}"),
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
     }
     paths = []
