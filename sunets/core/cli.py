@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from sunets.core.process import Stopped, is_ours, stop_on_signals
+from sunets.core.failure import line_for_user
+from sunets.core.process import Stopped, stop_on_signals
 
 Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
 Settings = Annotated[
@@ -22,10 +24,15 @@ PARAMS = Path("params.yaml")
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line: bad input is one line on standard error and exit code 2, a defect of ours a traceback.
+    """Run a command line.
 
-    SIGINT and SIGTERM end it with one line and exit code 130 or 143. SUNETS_DEBUG=1 shows the traceback of every error.
+    Invalid input and failures of the machine (disk, memory, permissions) print one line to standard error and exit
+    with status 2; a bug raises a traceback. SIGINT and SIGTERM print one line and exit with status 130 or 143.
+    SUNETS_DEBUG=1 shows the traceback of every error.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no letter that the locale lacks may end a command
+            stream.reconfigure(errors="backslashreplace")
     try:
         refuse_other_checkout()
         with stop_on_signals():
@@ -33,10 +40,11 @@ def run(app: typer.Typer) -> None:
     except Stopped as stop:
         typer.echo("stopped; run again to go on", err=True)
         sys.exit(stop.status)
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("SUNETS_DEBUG") or not (isinstance(error, FileNotFoundError) or is_ours(error)):
+    except Exception as error:
+        line = line_for_user(error)
+        if line is None or os.environ.get("SUNETS_DEBUG"):
             raise
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {line}", err=True)
         sys.exit(2)
 
 

@@ -33,8 +33,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sunets.core.failure import line_for_user
 from sunets.core.hardware import default_workers, device_type, visible_gpus
-from sunets.core.process import is_ours
 from sunets.core.provenance import SOURCE_ROOT, module_closure
 from sunets.core.results import ResultStore
 
@@ -96,11 +96,10 @@ def _call(name: str, function: str, arguments: dict[str, Any], needs: dict[str, 
                 arguments, functools.partial(_send, needs["topic"], name)
             )
             return result
-        except (OSError, MemoryError, RuntimeError, ValueError) as error:
-            if isinstance(error, ValueError) and not is_ours(error):
+        except Exception as error:
+            if (line := line_for_user(error)) is None:
                 raise
-            kind = "" if is_ours(error) else f"{type(error).__name__}: "
-            raise JobError(f"{name} on {socket.gethostname()}: {kind}{' '.join(str(error).split())}") from error
+            raise JobError(f"{name} on {socket.gethostname()}: {' '.join(line.split())}") from error
 
 
 def _send(topic: str | None, name: str, message: Any) -> None:

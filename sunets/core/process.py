@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import opcode
 import os
 import signal
 import sys
@@ -63,9 +64,13 @@ def die_with_pipeline() -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by a check of this package, in words made for the user."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
-    return module.split(".")[0] in ("sunets", "ablations", "__main__")
+    """Whether an error was raised by a `raise` of this package, in words made for the user."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    # `int("x")` in our code raises in our frame too, and is a bug.
+    raised = opcode.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+    return raised and module.split(".")[0] in ("sunets", "ablations", "__main__")

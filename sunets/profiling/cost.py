@@ -213,10 +213,13 @@ def run_profile(
         The exact records.
 
     Raises:
-        ValueError: an unknown name, a size that is too small, a model that cannot be built so.
+        ValueError: an unknown name, a size that is too small, a model that cannot be built so, a picture
+            that is no PNG.
         AuditError: two ways of counting differ.
     """
     _check_size(size)
+    if picture_path is not None and picture_path.suffix.lower() != ".png":
+        raise ValueError(f"--picture {picture_path}: the picture is a PNG; let its name end in .png")
     for name in models:
         if name not in list_models(task):
             raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")
