@@ -6,8 +6,6 @@ from sunets.core.process import die_with_pipeline
 
 die_with_pipeline()  # before imports that take longer than a kill
 
-import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +14,7 @@ from rich.console import Console
 
 from sunets.core.cli import PARAMS, GpuTflops, Params, Settings, run
 from sunets.core.config import Suite, flatten, load
-from sunets.core.names import overlap
+from sunets.presets import list_presets, preset_path, use_preset
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +23,6 @@ app = typer.Typer(
 )
 PIPELINE = "Stages of the pipeline"
 TOOLS = "Tools"
-PRESETS = Path("presets")
 
 Key = Annotated[str, typer.Argument(metavar="MODEL", help="Key under `models` in the parameter file.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes at a time; default: what the cores carry.")]
@@ -33,15 +30,6 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes at a time; d
 
 def _suite(params: Path, settings: list[str] | None) -> Suite:
     return load(params, settings or [])
-
-
-def _preset(name: str) -> Path:
-    path = PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"{name}: no such preset; there are {', '.join(sorted(p.stem for p in PRESETS.glob('*.yaml')))}"
-        )
-    return path
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -129,7 +117,7 @@ def plan(
     """Estimate GPU hours and memory of a preset from what its networks cost; needs neither its data nor a GPU."""
     from sunets.plan import plan_preset
 
-    path = _preset(preset) if preset else params
+    path = preset_path(preset) if preset else params
     plan_preset(_suite(path, settings), gpu_tflops=gpu_tflops)
 
 
@@ -247,21 +235,13 @@ def preset(
         Path | None, typer.Option(help="Directory that holds the data set, in place of datasets/NAME.")
     ] = None,
 ) -> None:
-    """Put presets/NAME.yaml in place of params.yaml; the default is presets/default.yaml."""
+    """Put presets/NAME.yaml in place of params.yaml, whose edits are kept; the default is presets/default.yaml."""
     if name is None:
-        for path in sorted(PRESETS.glob("*.yaml")):
-            typer.echo(f"{path.stem:24} {path.read_text().splitlines()[0].lstrip('# ')}")
+        for preset_name, title in list_presets().items():
+            typer.echo(f"{preset_name:24} {title}")
         return
-    text = _preset(name).read_text()
-    if root is not None:
-        if not root.is_dir():
-            raise FileNotFoundError(f"--root {root}: no such directory")
-        if fault := overlap(root):
-            raise ValueError(f"--root: {fault}")
-        text, count = re.subn(r"(?m)^  root: .*$", f"  root: {json.dumps(str(root.resolve()))}", text)
-        if count != 1:
-            raise ValueError(f"--root: the preset {name} has embedded data and takes no directory")
-    PARAMS.write_text(text)
+    if copy := use_preset(name, root):
+        typer.echo(f"params.yaml held changes that are in no commit: kept as {copy}", err=True)
     typer.echo(f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it")
 
 
