@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import track
 
 from sunets.core.provenance import code_hash, environment, provenance
-from sunets.core.record import Record, make_record, write_json
+from sunets.core.record import Record, make_record, write_json, write_text
 from sunets.models.structure import VARIANTS
 from sunets.models.zoo import list_models
 from sunets.profiling.cost import cost
@@ -52,9 +52,9 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
         everything += records
     write_json(folder / "records.json", everything)
     readme = root / "README.md"
-    before, rest = readme.read_text().split(MARKS[0])
+    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    readme.write_text(before + MARKS[0] + "\n" + "\n".join(shown) + MARKS[1] + after)
+    write_text(readme, before + MARKS[0] + "\n" + "\n".join(shown) + MARKS[1] + after)
     return everything
 
 

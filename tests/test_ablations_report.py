@@ -52,6 +52,8 @@ def trial(
             "data_digest": "d",
             "code_hash": "c",
             "config_hash": str(number),
+            "git_commit": "0123456789abcdef",
+            "git_dirty": False,
         },
         study="s",
         number=number,

@@ -27,6 +27,8 @@ def test_interval_of_three_values() -> None:
 def test_one_value_has_no_interval_and_none_is_an_error() -> None:
     assert mean_interval([0.4]) == mean_interval([0.4]).__class__(0.4, None, None, 1)
     assert mean_interval([0.4]).half_width is None
+    equal = mean_interval([0.1, 0.1, 0.1])  # their computed standard deviation is not 0
+    assert (equal.mean, equal.low, equal.half_width, equal.n) == (pytest.approx(0.1), None, None, 3)
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
     with pytest.raises(ValueError, match="not finite"):
@@ -61,8 +63,16 @@ def test_pairing_finds_what_unpaired_intervals_hide() -> None:
 def test_differences_without_spread_or_without_seeds() -> None:
     same = paired_difference({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})
     assert (same.verdict, same.p_value) == ("within noise", 1.0)
-    shifted = paired_difference({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
-    assert (shifted.verdict, shifted.p_value) == ("better", 0.0)
+    assert (same.mean, same.low, same.high, same.n) == (0.0, None, None, 2)
+    for ours, reference in (
+        ({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5}),
+        ({0: 0.43, 1: 0.43}, {0: 0.4, 1: 0.4}),
+        ({0: 0.1 + 0.2, 1: 0.4}, {0: 0.2, 1: 0.3}),  # rounding is no spread
+    ):
+        shifted = paired_difference(ours, reference)
+        assert (shifted.verdict, shifted.p_value) == ("not tested (the seeds do not differ)", None)
+        assert (shifted.low, shifted.high, shifted.n) == (None, None, 2)
+    assert holm([shifted.p_value, 0.03, 0.04]) == [None, pytest.approx(0.06), pytest.approx(0.06)]
     assert paired_difference({0: 0.5}, {0: 0.4}).verdict == "not tested (1 seed)"
     assert paired_difference({0: 0.5}, {1: 0.4}) is None
 
@@ -100,4 +110,6 @@ def test_bootstrap_scores_resampled_sets_of_images() -> None:
 
 
 def test_images_that_are_all_alike_have_no_spread() -> None:
-    assert np.ptp(bootstrap_scores([np.repeat(_counts(1), 5, axis=0)], resamples=50)) == 0
+    samples = bootstrap_scores([np.repeat(_counts(1), 5, axis=0)], resamples=50)
+    assert np.ptp(samples) == 0
+    assert percentile_interval(samples) is None

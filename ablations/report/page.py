@@ -5,18 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ablations.report.figures import FIGURES, RESAMPLES
 from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text, verdict_of
 from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import Suite
-from sunets.core.record import read_json
+from sunets.core.record import read_records, write_text
 from sunets.report.comparison import difference_text
+from sunets.report.page import commit_unknown
+from sunets.report.records import FAILED
 from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, Difference, holm
 from sunets.report.style import save_figure
 from sunets.report.write import Table, markdown, write
 
 IMPORTANCE = "fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees)"
+BUDGET = {
+    "train.epochs": "{} epochs", "train.batch_size": "batch {}", "train.optimizer": "{}",
+    "train.lr": "learning rate {:g}", "train.weight_decay": "weight decay {:g}",
+}  # fmt: skip
+"""What the page tells of every training, where all have the same."""
 PAGE_ROWS = 16
 """Rows beyond which a table is linked from the page instead of shown."""
 
@@ -33,13 +41,15 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
 
     Raises:
         FileNotFoundError: no study has records.
+        RecordError: a file of records is damaged.
     """
     folder = root / "results" / suite.benchmark
     studies, absent = [], []
     for name, config in suite.ablations.items():
         path = folder / "records" / "ablations" / f"{name}.json"
-        if path.exists() and (records := read_json(path)):
+        if path.exists() and (records := read_records(path, "trial")):
             studies.append(Study(name, config, records, records[0]["label"]))
+            studies[-1].check(path)
         else:
             absent.append(name)
     if suite.ablations and not studies:
@@ -66,8 +76,7 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
             written += save_figure(figure, folder / "ablations" / f"{study.name}_{name}")
         parts += _section(study, tables, {name: caption for name, (_, caption) in figures.items()})
     page = folder / "ablations.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+    write_text(page, "\n\n".join(parts) + "\n")
     return [*written, page]
 
 
@@ -87,31 +96,34 @@ def _section(study: Study, tables: Sequence[Table], figures: Mapping[str, str]) 
         stem = f"ablations/{study.name}_{name}"
         text = caption.format(score=study.shown.name, evaluator=IMPORTANCE, resamples=RESAMPLES)
         parts.append(f"![{study.name}: {name}]({stem}.png)\n\n*{text}* ([PDF]({stem}.pdf))")
-    failed = [r for r in study.records if r["status"] == "failed"]
-    if failed:
+    if failed := [r for r in study.records if r["status"] == FAILED]:
         lines = [
             f"- trial {r['number']} ({arm_text(study, r['arm'])}, seed {r['seed']}): {r['reason']}" for r in failed
         ]
-        parts.append("Failed trials:\n\n" + "\n".join(lines))
+        parts.append("Trials that diverged:\n\n" + "\n".join(lines))
     return parts
 
 
 def what_was_run(study: Study) -> str:
     """Protocol of a study in a few sentences."""
-    c, params = study.config, study.records[0]["params"]
+    c = study.config
     axes = "; ".join(
         f"{axis_name(a.path)} (`{a.path}`) "
         + (", ".join(_bracketed(map(value_text, a.values))) or f"{a.low:g} to {a.high:g}")
         for a in c.axes
     )
-    budget = [f"{params['train.epochs']} epochs", f"batch {params['train.batch_size']}", f"{params['train.optimizer']}"]
-    if c.kind != "tuned":
-        budget += [f"learning rate {params['train.lr']:g}", f"weight decay {params['train.weight_decay']:g}"]
+    varied = {a.path for a in (*c.axes, *c.nuisance)}
+    budget = [
+        text.format(value)
+        for path, text in BUDGET.items()
+        if path not in varied and (value := _shared(study, path)) is not None
+    ]
     given = [f"{path} {value_text(value)}" for path, value in c.overrides.items() if path.startswith("model.")]
     base = f"{study.label} with {', '.join(given)}" if given else study.label
     sentences = [
         f"{base}, {KINDS[c.kind]}: {axes}.",
-        f"Every training: {', '.join(budget)}; seeds {', '.join(map(str, c.seeds))}, the same for all settings; "
+        f"Every training: {', '.join(budget) or 'see the axes'}; "
+        f"seeds {', '.join(map(str, c.seeds))}, the same for all settings; "
         f"{len(study.final)} trainings scored on the {study.final[0]['split']} split."
         if study.final
         else "No trial has been trained on the seeds yet.",
@@ -130,7 +142,16 @@ def what_was_run(study: Study) -> str:
                 "others repeat a result and were not trained again."
             )
     devices = sorted({r["environment"].get("gpu") or r["environment"].get("cpu", "?") for r in study.records})
-    return " ".join([*sentences, f"Device: {', '.join(devices)}."])
+    sentences.append(f"Device: {', '.join(devices)}.")
+    if any(r["provenance"]["git_commit"] is None for r in study.records):
+        sentences.append(commit_unknown(["trial"]))
+    return " ".join(sentences)
+
+
+def _shared(study: Study, path: str) -> Any:
+    """Value of a parameter that all trials share; None where they do not, as an axis may come with it."""
+    values = [r["params"].get(path) for r in study.records]
+    return values[0] if all(value == values[0] for value in values) else None
 
 
 def findings(study: Study) -> list[str]:
@@ -180,7 +201,8 @@ def _words(study: Study, difference: Difference | None, adjusted: float | None) 
         return f"{verdict}, {text}"
     if verdict == WITHIN_NOISE:
         return f"no difference shown ({text})"
-    return f"no difference shown, one seed has no interval ({text})"
+    why = "one seed has no interval" if difference.n == 1 else "the seeds do not differ in it"
+    return f"no difference shown, {why} ({text})"
 
 
 def _unit(study: Study) -> str:

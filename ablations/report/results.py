@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from sunets.core.config import StudyConfig
-from sunets.core.record import Record
+from sunets.core.record import Record, RecordError
 from sunets.report.comparison import verdict_text
 from sunets.report.records import FINISHED, SCORES, Quantity, quantity
 from sunets.report.statistics import WITHIN_NOISE, Difference, Estimate, holm, mean_interval, paired_difference
@@ -67,6 +68,24 @@ class Study:
     records: list[Record]
     label: str
     """Of the model."""
+
+    def check(self, path: Path) -> None:
+        """Check that the records hold what the report shows.
+
+        Args:
+            path: their file.
+
+        Raises:
+            RecordError: names the file, the record and the key.
+        """
+        needed = {"arm": self.axes, "tuned": [axis.path for axis in self.config.nuisance]}
+        for number, r in enumerate(self.records):
+            lacks = [key for part, keys in needed.items() for key in keys if key not in r[part]]
+            if r["status"] == FINISHED:
+                score = self.headline if r["phase"] in ("grid", "confirmation") else self.search_key
+                lacks += [key for key in (score, "cost.gmacs") if r["scores"].get(key, r["cost"].get(key)) is None]
+            if lacks:
+                raise RecordError(f"{path}: record {number} lacks {', '.join(lacks)}; run its study again")
 
     @property
     def axes(self) -> list[str]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text
 from sunets.report.comparison import difference_columns, difference_text, estimate_columns, estimate_text, verdict_text
-from sunets.report.records import FINISHED, quantity
+from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import holm, mean_interval
 from sunets.report.write import Table
 
@@ -36,7 +36,8 @@ def settings_table(study: Study) -> Table:
         line = {axis_name(p): value_text(setting.arm[p]) for p in study.axes}
         line |= {axis_name(path): value_text(value) for path, value in tuned.items()}
         line["Seeds"] = str(len(setting.scores))
-        line[q.heading] = estimate_text(q, estimate) if estimate else f"failed: {row['reason']}"
+        total = len(setting.records)
+        line[q.heading] = estimate_text(q, estimate) if estimate else f"{DIVERGED} ({total} of {total})"
         line["Difference"] = difference_text(q, difference)
         line["Verdict"] = "reference" if setting.reference else verdict_text(difference, adjusted) if estimate else ""
         line |= {quantity(key).heading: quantity(key).text(row[key]) for key in COSTS}

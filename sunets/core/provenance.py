@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import os
 import platform
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sunets.core.config import Section, Suite
+from sunets.core.names import printable
 from sunets.core.record import Record, parameters, parameters_hash, portable
 
 if TYPE_CHECKING:
@@ -64,7 +66,11 @@ def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[st
 
 def _cpu_name() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^model name\s*:\s*(.+)$",
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"),
+            re.MULTILINE,
+        )
     except OSError:
         found = None
     return found.group(1).strip() if found else platform.processor() or platform.machine()
@@ -72,7 +78,7 @@ def _cpu_name() -> str:
 
 def _driver_version() -> str | None:
     try:
-        found = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        found = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
     except OSError:
         return None
     return found.group(1) if found else None
@@ -81,13 +87,21 @@ def _driver_version() -> str | None:
 def provenance(data_digest: str | None, code_hash: str, config: Section | Mapping[str, Any], command: str) -> Record:
     """Where a result comes from. Call it before the work begins: code that is edited meanwhile did not make it.
 
+    A commit that git does not tell is recorded as None, and standard error says once why.
+
     Args:
         data_digest: digest of the prepared data; None where a run reads none.
         code_hash: what `code_hash()` returned for the modules that do the work.
         config: all that decides the run.
         command: a command line that repeats it, such as `command_line()` or `stage_command()` gives.
     """
-    commit, dirty = _git_state(SOURCE_ROOT)
+    try:
+        commit, dirty = _git_state(SOURCE_ROOT)
+    except _UnknownCommitError as unknown:
+        commit, dirty = None, None
+        # An installed wheel has no checkout that git could know.
+        if (SOURCE_ROOT / "pyproject.toml").is_file():
+            _say_once(f"note: the commit of the code is recorded as unknown: {unknown}")
     return {
         "git_commit": commit,
         "git_dirty": dirty,
@@ -98,28 +112,52 @@ def provenance(data_digest: str | None, code_hash: str, config: Section | Mappin
     }
 
 
-def _git_state(root: Path) -> tuple[str | None, bool | None]:
+class _UnknownCommitError(Exception):
+    """Why a commit is unknown, with the remedy."""
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _git_state(root: Path) -> tuple[str, bool]:
     """Commit of the repository whose root is `root` and which tracks this package, and whether its source differs.
 
     An installed wheel may lie inside somebody's repository: that one's commit says nothing about this code.
+
+    Raises:
+        _UnknownCommitError: git is absent, refuses, or knows no such repository.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a git hook sets GIT_DIR
     clean |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "core.quotePath=true", "-C", str(root), *arguments]
-        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=30, check=True)
-        return done.stdout.strip()
+        done = subprocess.run(command, env=clean, capture_output=True, timeout=30, check=True)
+        return os.fsdecode(done.stdout).strip()
 
     try:
         if not root.samefile(git("rev-parse", "--show-toplevel")):
-            return None, None
+            raise _UnknownCommitError("the code lies inside a repository that is not its own")
         git("ls-files", "--error-unmatch", "--", "sunets/__init__.py")
         commit = git("rev-parse", "--verify", "HEAD")
         dirty = git("status", "--porcelain", "--", *(f":(glob){name}/**/*.py" for name in PACKAGES))
-    except (OSError, subprocess.SubprocessError):
-        return None, None
+    except FileNotFoundError:
+        raise _UnknownCommitError("git is not installed") from None
+    except subprocess.CalledProcessError as error:
+        raise _UnknownCommitError(_git_reason(os.fsdecode(error.stderr))) from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _UnknownCommitError(f"git: {error}") from None
     return commit, bool(dirty)
+
+
+def _git_reason(text: str) -> str:
+    """What git says on standard error, on one line: its first error, and the command that it advises."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+    reason = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[0])
+    advice = next((f"; remedy: {line}" for line in lines if line.startswith("git config")), "")
+    return printable(f"git: {reason.partition(': ')[2] or reason}{advice}")
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:

@@ -8,6 +8,8 @@ same bytes.
 from __future__ import annotations
 
 import csv
+import datetime
+import io
 import json
 import math
 import os
@@ -15,15 +17,26 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sunets.core.config import Section, fingerprint, flatten
+from sunets.core.names import printable
 
 Kind = Literal["train", "evaluate", "profile", "speed", "trial"]
 Status = Literal["finished", "failed", "pruned"]
 Record = dict[str, Any]
+T = TypeVar("T")
 REASON_LENGTH = 500
-"""Most characters of the reason of a failed run."""
+"""Most characters of the reason of a failed run: it stands in tables, pages and MLflow."""
+REMEDY = "delete it and run its stage again"
+
+
+class RecordError(ValueError):
+    """A file of results that cannot be read: names the file, what is wrong and the remedy."""
 
 
 def make_record(
@@ -51,7 +64,7 @@ def make_record(
         model: key of the model in `params.yaml`.
         label: its name in tables; the key where None.
         status: `failed` and `pruned` need a reason.
-        reason: why the run has no result, in one line; cut to `REASON_LENGTH`.
+        reason: why the run has no result; put on one line, cut to `REASON_LENGTH`.
         seed: training seed, where the run has one.
         variant: test-time variant of an evaluation.
         config: all that decides the run, kept flat under `params`; or flat dotted values already.
@@ -64,14 +77,12 @@ def make_record(
     Raises:
         ValueError: a failed or pruned run without a reason, or a reason where there was no failure.
     """
-    if reason and len(reason) > REASON_LENGTH:  # it stands in tables, pages and MLflow's tags
-        reason = f"{reason[: REASON_LENGTH - 3]}..."
     if (status == "finished") == bool(reason):
         raise ValueError(f"record of {model}, seed {seed}: status {status!r} does not go with reason {reason!r}")
     record = {
         "kind": kind,
         "status": status,
-        "reason": reason,
+        "reason": shortened(reason) if reason else None,
         "benchmark": benchmark,
         "model": model,
         "label": label or model,
@@ -86,6 +97,15 @@ def make_record(
     if clash := sorted(record.keys() & extra.keys()):
         raise ValueError(f"record of {model}: keys given twice: {', '.join(clash)}")
     return dict(_plain(record | extra))
+
+
+def shortened(text: str, length: int = REASON_LENGTH) -> str:
+    """Put a text on one line of at most `length` characters; what is left out of a long one is its middle."""
+    text = " ".join(text.split())
+    if len(text) <= length:
+        return text
+    tail = length // 3  # where a message says what to do
+    return f"{text[: length - tail - 5].rstrip()} ... {text[-tail:].lstrip()}"
 
 
 def parameters(config: Section | Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +133,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path`, of the same suffix, that takes its place if the block ends without an error.
 
     A reader, or a kill at any moment, meets the old file or the new one, never half of one.
+
+    Raises:
+        OSError: it cannot be written; names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,15 +145,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename2 is None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8, atomically, its line ends as they are."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write plain values as JSON, atomically, with sorted keys; NaN and infinity become null."""
     text = json.dumps(_plain(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -138,12 +170,165 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no JSON; names it.
+        RecordError: it is no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
+        with _opened(path) as file:
+            return json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"not valid JSON ({error})", error) from None
+
+
+class _Provenance(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    git_commit: str | None
+    git_dirty: bool | None
+    data_digest: str | None
+    code_hash: str
+    config_hash: str
+    command: str
+
+
+class _Stored(BaseModel):
+    """What every record holds; trials hold more."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    kind: Kind
+    status: Status
+    reason: str | None
+    benchmark: str
+    model: str
+    label: str
+    seed: int | None
+    variant: str | None
+    params: dict[str, Any]
+    scores: dict[str, float | None]
+    cost: dict[str, float | str | None]
+    environment: dict[str, Any]
+    provenance: _Provenance
+
+
+class _StoredTrial(_Stored):
+    study: str
+    number: int
+    phase: Literal["grid", "tuning", "search", "confirmation"]
+    split: str
+    setting: dict[str, Any]
+    arm: dict[str, Any]
+    tuned: dict[str, Any]
+    reference: bool
+    same_as: list[dict[str, Any]]
+
+
+class _StoredTiming(BaseModel):
+    """A row of records/timing: noisy figures, kept out of the records."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    seed: int
+    started: datetime.datetime | None = Field(default=None, strict=False)
+    seconds: float | None = None
+    images_per_second: float | None = None
+    resumed: bool | None = None
+    device: str | None = None
+
+
+def read_records(path: str | Path, kind: Kind | Literal["timing"] | None = None) -> list[Record]:
+    """Read a file of records.
+
+    Args:
+        path: holds one record, or a list of them.
+        kind: the kind that the records must be of; "timing" for the rows of records/timing.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: it is damaged, or a record lacks a key or holds a value of another type.
+    """
+    content = read_json(path)
+    rows = content if isinstance(content, list) else [content]
+    schema = {"timing": _StoredTiming, "trial": _StoredTrial}.get(kind or "", _Stored)
+    try:
+        TypeAdapter(list[schema]).validate_python(rows)  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise _damaged(path, _first_fault(error), error) from None
+    if kind not in (None, "timing"):
+        for number, row in enumerate(rows):
+            if row["kind"] != kind:
+                raise _damaged(path, f"record {number} is of kind {row['kind']}, not {kind}")
+    return rows
+
+
+def read_history(path: str | Path, key: Literal["seed", "number"]) -> list[dict[str, Any]]:
+    """Read the history of trainings: one row per training and epoch.
+
+    Args:
+        path: a file of `write_rows`.
+        key: the column that tells trainings apart.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: it is damaged, or holds text among its numbers.
+    """
+    rows = read_rows(path, (key, "epoch"))
+    for number, row in enumerate(rows, start=2):
+        for name, value in row.items():
+            if isinstance(value, str) and name not in ("model", "phase"):
+                raise _damaged(path, f"line {number}: {name} is no number")
+        if not isinstance(row[key], int) or not isinstance(row["epoch"], int):
+            raise _damaged(path, f"line {number} lacks {key} or epoch")
+    return rows
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first record that is no record, and what is wrong with it."""
+    faults = error.errors(include_url=False)
+    number = faults[0]["loc"][0]
+    lacks = [".".join(map(str, f["loc"][1:])) for f in faults if f["loc"][0] == number and f["type"] == "missing"]
+    if lacks:
+        return f"record {number} lacks {', '.join(lacks)}"
+    where = ".".join(map(str, faults[0]["loc"][1:]))
+    return f"record {number}: {where + ': ' if where else ''}{faults[0]['msg']}"
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Read an .npz file: name -> array.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: it is damaged.
+    """
+    with _opened(path) as file:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except Exception as error:  # a damaged archive fails in many ways
+            raise _damaged(path, f"no readable archive of arrays ({error})", error) from None
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a regular file: nobody waits for a FIFO that stands in its place.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        RecordError: it is something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{printable(path)}: no such file; run its stage first")
+    if not path.is_file():
+        raise RecordError(f"{printable(path)}: not a regular file; move it away and run its stage again")
+    with path.open("rb") as file:
+        yield file
+
+
+def _damaged(path: str | Path, fault: str, error: Exception | None = None) -> RecordError:
+    if isinstance(error, RecordError):
+        return error
+    return RecordError(f"{printable(path)}: {printable(shortened(fault))}; {REMEDY}")
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
@@ -162,10 +347,31 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
         writer.writerows(rows)
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read what `write_rows` wrote: numbers as int or float (exactly), empty cells as None, the rest as text."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return [{name: _cell(text) for name, text in row.items()} for row in csv.DictReader(file)]
+def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read what `write_rows` wrote: numbers as int or float (exactly), empty cells as None, the rest as text.
+
+    Args:
+        path: the file.
+        columns: names that it must have, unless it has no row.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RecordError: it is damaged; names the line.
+    """
+    try:
+        with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            reader = csv.reader(text, strict=True)
+            names = next(reader, [])
+            rows = []
+            for cells in reader:
+                if len(cells) != len(names):
+                    raise ValueError(f"line {reader.line_num} has {len(cells)} cells instead of {len(names)}")
+                rows.append({name: _cell(cell) for name, cell in zip(names, cells, strict=True)})
+    except (ValueError, csv.Error) as error:
+        raise _damaged(path, f"no readable table ({error})", error) from None
+    if absent := [name for name in columns if rows and name not in names]:
+        raise _damaged(path, f"no column {', '.join(absent)}")
+    return rows
 
 
 def _cell(text: str) -> int | float | str | None:

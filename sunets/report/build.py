@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sunets.core.config import IGNORE_INDEX, Suite
 from sunets.core.names import PREPARED
+from sunets.core.record import RecordError, read_rows, shortened, write_text
 from sunets.report import figures, images, tables, write
 from sunets.report.page import Content, benchmark_page, index_page
 from sunets.report.published import published
@@ -20,6 +19,7 @@ from sunets.report.style import save_figure
 from sunets.report.write import Table
 
 TABLES = ("architectures", "accuracy", "per_class", "test_time", "published", "speed", "training_time")
+_REMEDY = "run the stage prepare again for an image or mask, the stage evaluate for a prediction"
 FIGURES = (*figures.DRAWN, "qualitative")
 """What this report writes, so that it can take away its own stale files and nobody else's."""
 
@@ -39,7 +39,7 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: no record at all.
-        ReportError: a record that cannot be read.
+        RecordError: a file of records, prepared data or predictions is damaged.
     """
     root = Path(root)
     records = load_records(suite, root)
@@ -68,7 +68,7 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
     pages = {out / "README.md": lambda: benchmark_page(suite, records, content)}
     pages[out.parent / "README.md"] = lambda: index_page(out.parent)
     for path, text in pages.items():
-        path.write_text(text(), encoding="utf-8", newline="\n")
+        write_text(path, text())
         written.append(path)
     return written
 
@@ -108,9 +108,8 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.E
     listing = data / "splits" / f"{suite.data.test_split}.csv"
     if not (data / "manifest.json").exists() or not listing.exists():
         return *nothing, f"No qualitative figure: `{PREPARED}/{suite.benchmark}` has not been prepared here."
-    palette = np.array(json.loads((data / "manifest.json").read_text())["palette"], dtype=np.uint8)
-    with listing.open(newline="") as file:
-        items = {row["id"]: row for row in csv.DictReader(file)}
+    palette = np.array(records.palette, dtype=np.uint8).reshape(-1, 3)
+    items = {str(row["id"]): row for row in read_rows(listing, ("id", "image", "target"))}
     names = list(dict.fromkeys(p.stem for model in records.labels for p in sorted((outputs / model).glob("*.png"))))
     bases = {"out": data, "root": Path(suite.data.root) if suite.data.root else data}
     examples = []
@@ -121,7 +120,9 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.E
             if (path := outputs / model / f"{name}.png").exists()
         }
         size = next(iter(predictions.values())).shape
-        image, target = (_below(bases, items[name][k]) for k in ("image", "target"))
+        if odd := [label for label, labels in predictions.items() if labels.shape != size]:
+            raise RecordError(f"predictions of {name}: {odd[0]}'s has another size; run `dvc repro` until they agree")
+        image, target = (_below(bases, str(items[name][k] or "")) for k in ("image", "target"))
         if image is None or not image.exists():
             return *nothing, f"No qualitative figure: the images of `{suite.data.name}` are not here."
         truth = np.full(size, IGNORE_INDEX, dtype=np.uint8)
@@ -134,13 +135,24 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.E
 
 
 def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = False) -> NDArray[np.uint8]:
-    """Labels (H, W), or an image (H, W, 3), at the given height and width."""
-    with Image.open(path) as file:
-        picture = file.convert("RGB") if color else file
-        if size is not None:
-            how = Image.Resampling.BILINEAR if color else Image.Resampling.NEAREST
-            picture = picture.resize((size[1], size[0]), how)
-        return np.array(picture, dtype=np.uint8)
+    """Read labels (H, W), or an image (H, W, 3), at the given height and width.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)  # as a training sees it
+            picture = picture.convert("RGB") if color else picture
+            if size is not None:
+                how = Image.Resampling.BILINEAR if color else Image.Resampling.NEAREST
+                picture = picture.resize((size[1], size[0]), how)
+            pixels = np.array(picture, dtype=np.uint8)
+    except Exception as error:  # decoders fail in many ways
+        raise RecordError(f"{path}: not readable ({shortened(str(error))}); {_REMEDY}") from None
+    if pixels.ndim != (3 if color else 2):
+        raise RecordError(f"{path}: holds no labels, one channel of 8 bits; {_REMEDY}")
+    return pixels
 
 
 def _below(bases: dict[str, Path], text: str) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sunets.core.record import read_rows
 from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
 
 _SUFFIX = re.compile(
@@ -42,7 +43,8 @@ def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str
         raise ReportError(
             f"{table}: no such table in {folder}; there are {', '.join(tables) or 'none: run `dvc repro` first'}"
         )
-    frame = pd.read_csv(folder / f"{table}.csv")
+    rows = read_rows(folder / f"{table}.csv", _KEYS[table])
+    frame = pd.DataFrame(rows, columns=None if rows else _KEYS[table])
     records = find_records(results_dir, benchmark)
     found = _row(frame, _KEYS[table], table, row)
     base, columns = _column(frame, table, column)
@@ -106,7 +108,8 @@ def _runs(used: list[dict[str, Any]], key: str, path: str) -> list[str]:
     for name in ("git_commit", "data_digest", "code_hash", "config_hash", "command"):
         values: dict[str, list[str]] = {}
         for r in used:
-            if (text := r["provenance"].get(name)) is not None:
+            text = r["provenance"].get(name) or ("unknown" if name == "git_commit" else None)
+            if text is not None:
                 dirty = name == "git_commit" and r["provenance"].get("git_dirty")
                 values.setdefault(f"{text} with uncommitted changes" if dirty else str(text), []).append(str(r["seed"]))
         title = name.replace("_", " ")
@@ -139,4 +142,4 @@ def _file(kind: str, model: str) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, float):  # counts come back from a CSV as floats where a row has none
         return "none" if value != value else repr(int(value) if value.is_integer() else value)
-    return str(value)
+    return "none" if value is None else str(value)

@@ -15,11 +15,15 @@ from typing import Any
 import pandas as pd
 
 from sunets.core.config import Suite
+from sunets.core.record import Kind, read_rows
 from sunets.report.comparison import difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, Difference, mean_interval, paired_difference
 from sunets.report.write import Table, markdown
+
+KINDS: tuple[Kind, ...] = ("train", "evaluate", "profile", "speed")
+"""Records of a benchmark."""
 
 
 @dataclass(frozen=True)
@@ -172,23 +176,35 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
                 sentences.append(f"The {kind} records come from {len(found)} {what}: run `dvc repro` until they agree.")
     if any(r["provenance"].get("git_dirty") for kind in ("train", "evaluate") for r in records.all(kind)):
         sentences.append("Some records were made with uncommitted changes; their code hash tells which code it was.")
+    unknown = [kind for kind in KINDS if any(r["provenance"]["git_commit"] is None for r in records.all(kind))]
+    if unknown:
+        sentences.append(commit_unknown(unknown))
+    sentences += [f"Data: {warning}." for warning in records.data_warnings]
     return [*sentences, *content.notes]
+
+
+def commit_unknown(kinds: Sequence[str]) -> str:
+    """Sentence on records without a commit."""
+    return (
+        f"The commit of some records ({_join(kinds)}) is unknown: git was absent or refused when they were made. Their "
+        "code hash tells which code it was."
+    )
 
 
 def index_page(results: Path) -> str:
     """`results/README.md`: the benchmarks that are there, and every published number with ours beside it."""
     rows = []
     for page in sorted(results.glob("*/README.md")):
-        title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        title = page.read_text(encoding="utf-8", errors="replace").partition("\n")[0].removeprefix("# ")
         path = page.parent / "tables" / "accuracy.csv"
-        models = pd.read_csv(path) if path.exists() else pd.DataFrame({"n_seeds": []})
-        done = models[models.n_seeds > 0]
-        seeds = sorted(set(done.n_seeds))
+        models = read_rows(path, ("n_seeds",)) if path.exists() else []
+        seeds = sorted({row["n_seeds"] for row in models if row["n_seeds"]})
+        done = sum(bool(row["n_seeds"]) for row in models)
         rows.append(
             {
                 "Benchmark": f"[{title}]({page.parent.name}/README.md)",
                 "Name": f"`{page.parent.name}`",
-                "Models scored": f"{len(done)} of {len(models)}",
+                "Models scored": f"{done} of {len(models)}",
                 "Seeds": "-".join(dict.fromkeys(str(s) for s in seeds[:1] + seeds[-1:])),
             }
         )
@@ -218,7 +234,7 @@ def _what_was_run(suite: Suite, records: Records) -> str:
         ("Test-time variants", _join([v.replace("_", " ") for v in records.variants])),
         ("Device", _join(_distinct(_device(r["environment"]) for r in runs))),
         ("Versions", _join(_distinct(_versions(r["environment"]) for r in runs))),
-        ("Commit", _codes(r["provenance"].get("git_commit") for r in runs)),
+        ("Commit", _codes(r["provenance"].get("git_commit") or "unknown" for r in runs)),
     ]
     body = pd.DataFrame([(k, v) for k, v in rows if v], columns=["What", "Value"])
     return body.to_markdown(index=False, disable_numparse=True, colalign=("left", "left"))

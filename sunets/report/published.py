@@ -13,8 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from sunets.core.record import read_rows
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
+from sunets.report.tables import model_status, state_text
 from sunets.report.write import Table
 
 TOLERANCE = 0.5
@@ -110,9 +112,8 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
             values = [q.scale * v for v in records.scores(key, quote.metric).values()]
             row = _row(records.benchmark, quote) | {"our_model": key, "our_label": records.labels[key]}
             if not values:
-                e = records.evaluated
-                first = e[(e.model == key) & (e.status != FINISHED)]
-                why = f"{first.iloc[0].status}: {first.iloc[0].reason}" if len(first) else "not run: no such score"
+                status, reason, _ = model_status(records, key)
+                why = state_text(status, reason) if status != FINISHED else "not run: no such score"
                 rows.append(row | {"verdict": why})
                 continue
             ours = mean_interval(values)
@@ -136,9 +137,8 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
 
 def published_everywhere(results: Path) -> Table:
     """Every quoted number with ours from any benchmark under `results`; what has no records is "not run"."""
-    rows = [
-        row for path in sorted(results.glob("*/tables/published.csv")) for row in pd.read_csv(path).to_dict("records")
-    ]
+    named = ("data", "published_model", "metric")
+    rows = [row for path in sorted(results.glob("*/tables/published.csv")) for row in read_rows(path, named)]
     seen = {(r["data"], r["published_model"], r["metric"]) for r in rows}
     rows += [
         _row(None, q) | {"verdict": f"not run: no records on {q.data}"}

@@ -6,25 +6,26 @@ whose `reason` says why.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from sunets.core.config import Suite, Task
 from sunets.core.names import PREPARED
+from sunets.core.record import Kind, RecordError, read_arrays, read_history, read_json, read_records
 
-FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
+FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run"
 
 
 class ReportError(ValueError):
-    """Records that no report can be made of: names the file and the remedy."""
+    """A question that the results cannot answer: says what there is instead."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ class Records:
     """Path below `directory` -> its records as read."""
     classes: tuple[str, ...] = ()
     """Class names in label order; empty where no manifest is at hand."""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    """Colour of each class, 0..255."""
+    data_warnings: tuple[str, ...] = ()
+    """What `prepare` found unusual in the data."""
 
     @property
     def headline(self) -> str:
@@ -123,10 +128,10 @@ class Records:
             for seed in self.seeds:
                 for variant in self.variants:
                     row: dict[str, Any] = {"model": model, "label": label, "seed": seed, "variant": variant}
-                    if record := done.get((seed, variant)):
+                    if (record := trained.get(seed)) and record["status"] == FAILED:  # no other training is recorded
+                        row |= {"status": DIVERGED, "reason": record["reason"]}
+                    elif record := done.get((seed, variant)):
                         row |= {"status": record["status"], "reason": record["reason"], **record["scores"]}
-                    elif (record := trained.get(seed)) and record["status"] != FINISHED:
-                        row |= {"status": record["status"], "reason": record["reason"]}
                     else:
                         row |= {"status": NOT_RUN, "reason": f"no record in records/evaluate/{model}.json"}
                     rows.append(row)
@@ -176,8 +181,8 @@ class Records:
         frames = []
         for model, label in self.labels.items():
             path = self.directory / "history" / f"{model}.csv"
-            if path.exists() and path.stat().st_size > 1:
-                frame = pd.read_csv(path)
+            if path.exists() and (rows := read_history(path, "seed")):
+                frame = pd.DataFrame(rows)
                 frame.insert(1, "label", label)
                 frames.append(frame)
         columns = ["model", "label", "seed", "epoch"]
@@ -202,18 +207,26 @@ class Records:
         path = self.directory / "confusion" / f"{model}.npz"
         if not path.exists():
             return [], []
-        with np.load(path) as arrays:
-            names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.seeds]
-            found = [arrays[name] for name in names if name in arrays]
-            return found, [str(i) for i in arrays["images"]] if found else []
+        arrays = read_arrays(path)
+        names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.seeds]
+        found = [arrays[name] for name in names if name in arrays]
+        images = arrays.get("images", np.empty(0, str))
+        shapes = {a.shape for a in found}
+        if len(shapes) > 1 or any(a.ndim != 3 or a.dtype.kind not in "ui" for a in found):
+            raise RecordError(f"{path}: holds no confusion matrices of equal shape; run the stage evaluate again")
+        if any(shape != (len(images), shape[1], shape[1]) for shape in shapes):
+            raise RecordError(f"{path}: its matrices are not one per image; run the stage evaluate again")
+        return found, [str(i) for i in images] if found else []
 
     def effective_field(self, model: str) -> NDArray | None:
         """(H, W) mean absolute input gradient of a centre logit, or None."""
         path = self.directory / "profile" / f"{model}.npz"
         if not path.exists():
             return None
-        with np.load(path) as arrays:
-            return arrays.get("field")
+        field = read_arrays(path).get("field")
+        if field is not None and (field.ndim != 2 or field.dtype.kind != "f" or not np.isfinite(field).all()):
+            raise RecordError(f"{path}: field is no map of finite numbers; run the stage cost again")
+        return field
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         """Every record of a kind ("train", "evaluate", "profile", "speed"), of the models in `labels`."""
@@ -238,12 +251,13 @@ def load_records(suite: Suite, root: Path) -> Records:
 
     Raises:
         FileNotFoundError: there is no record at all.
-        ReportError: a file is not JSON, or a record lacks a field.
+        RecordError: a file is damaged, or a record lacks a field.
     """
     directory = root / "results" / suite.benchmark / "records"
     labels = {key: entry.label or key for key, entry in suite.models.items()}
     if len(set(labels.values())) < len(labels):  # tables and figures must not merge two models
         labels = {key: f"{label} [{key}]" for key, label in labels.items()}
+    manifest = _read_manifest(root / PREPARED / suite.benchmark / "manifest.json")
     return Records(
         benchmark=suite.benchmark,
         directory=directory,
@@ -252,7 +266,9 @@ def load_records(suite: Suite, root: Path) -> Records:
         variants=tuple(suite.evaluate.variants),
         task=suite.data.task,
         raw=_read_all(directory, labels),
-        classes=_classes(root / PREPARED / suite.benchmark / "manifest.json"),
+        classes=manifest.classes,
+        palette=manifest.palette,
+        data_warnings=manifest.warnings,
     )
 
 
@@ -261,7 +277,7 @@ def find_records(results: Path, benchmark: str) -> Records:
 
     Raises:
         FileNotFoundError: no such benchmark, or it has no record.
-        ReportError: a file is not JSON, or a record lacks a field.
+        RecordError: a file is damaged, or a record lacks a field.
     """
     directory = results / benchmark / "records"
     names = sorted({p.stem for kind in ("train", "evaluate", "profile") for p in (directory / kind).glob("*.json")})
@@ -280,32 +296,41 @@ def find_records(results: Path, benchmark: str) -> Records:
     )
 
 
+_KINDS: dict[str, Kind | Literal["timing"]] = {
+    "train": "train", "evaluate": "evaluate", "profile": "profile", "timing": "timing", "speed.json": "speed",
+}  # fmt: skip
+"""First part of a path below `Records.directory` -> what its files hold."""
+
+
 def _read_all(directory: Path, models: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
     wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "profile", "timing")]
-    raw = {name: _read(directory / name) for name in [*wanted, "speed.json"] if (directory / name).exists()}
+    raw = {
+        name: read_records(directory / name, _KINDS[name.partition("/")[0]])
+        for name in [*wanted, "speed.json"]
+        if (directory / name).exists()
+    }
     if not raw:
         raise FileNotFoundError(f"{directory}: no records of any model; run `dvc repro` first")
     return raw
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+class _Manifest(BaseModel):
+    """What a report shows of the prepared data."""
+
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    if not path.exists():
+        return _Manifest()
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro` again") from None
-    rows = content if isinstance(content, list) else [content]
-    required: Sequence[str] = ("model",) if path.parent.name == "timing" else (
-        "kind", "status", "reason", "model", "label", "seed", "variant", "params", "scores", "cost", "environment",
-        "provenance",
-    )  # fmt: skip
-    for number, row in enumerate(rows):
-        if missing := [key for key in required if not isinstance(row, dict) or key not in row]:
-            raise ReportError(f"{path}: record {number} lacks {', '.join(missing)}; run its stage again")
-    return rows
-
-
-def _classes(manifest: Path) -> tuple[str, ...]:
-    return tuple(json.loads(manifest.read_text())["classes"]) if manifest.exists() else ()
+        return _Manifest.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise RecordError(f"{path}: {where or 'content'}: {fault['msg']}; run the stage prepare again") from None
 
 
 def _numbers(frame: pd.DataFrame, *prefixes: str) -> pd.DataFrame:

@@ -21,6 +21,8 @@ CONFIDENCE = 0.95
 """Coverage of every interval in tables and figures."""
 
 BETTER, WORSE, WITHIN_NOISE = "better", "worse", "within noise"
+_ROUNDING = 8 * np.finfo(np.float64).eps
+"""Relative spread below which values agree to the last digit."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Difference(Estimate):
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean and Student t-interval of independent values; one value has no interval.
+    """Mean and Student t-interval of independent values; one value, or values that are all equal, have no interval.
+
+    Equal scores of several seeds are those of a network that collapsed, or of an exact figure: an interval of no width
+    would claim a certainty that they do not give.
 
     Raises:
         ValueError: no value, or one that is not finite.
@@ -58,10 +63,14 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     if not np.isfinite(x).all():
         raise ValueError(f"mean_interval: values that are not finite: {list(values)}")
     mean = float(x.mean())
-    if x.size == 1:
-        return Estimate(mean, None, None, 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
+    if x.size == 1 or np.ptp(x) <= _ROUNDING * np.abs(x).max():
+        return Estimate(mean, None, None, int(x.size))
+    half = _half_width(x)
     return Estimate(mean, mean - half, mean + half, int(x.size))
+
+
+def _half_width(x: NDArray[np.float64]) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size))
 
 
 def paired_difference(
@@ -78,27 +87,32 @@ def paired_difference(
         higher_is_better: direction of the score; decides between "better" and "worse".
 
     Returns:
-        The difference. Its verdict is "within noise" where the interval contains 0, else "better" or "worse";
-        with one common seed there is no interval and the verdict says that nothing was tested. None without a
-        common seed.
+        The difference. Its verdict is "within noise" where the interval contains 0, else "better" or "worse". With
+        one common seed, or where all seeds differ by the same amount, there is no interval, and the verdict says that
+        nothing was tested. None without a common seed.
+
+    Raises:
+        ValueError: a value is not finite.
     """
     common = sorted(values.keys() & reference.keys())
     if not common:
         return None
-    delta = np.array([values[s] - reference[s] for s in common], dtype=np.float64)
-    estimate = mean_interval(delta.tolist())
-    if estimate.low is None or estimate.high is None:
-        return Difference(estimate.mean, None, None, 1, None, "not tested (1 seed)")
-    spread = float(delta.std(ddof=1)) / math.sqrt(len(delta))
-    if spread > 0:
-        p_value = float(2 * stats.t.sf(abs(estimate.mean) / spread, len(delta) - 1))
-    else:  # every seed differs by the same amount
-        p_value = 1.0 if estimate.mean == 0 else 0.0
-    if estimate.low <= 0 <= estimate.high:
-        verdict = WITHIN_NOISE
-    else:
-        verdict = BETTER if (estimate.mean > 0) == higher_is_better else WORSE
-    return Difference(estimate.mean, estimate.low, estimate.high, estimate.n, p_value, verdict)
+    ours, theirs = (np.array([v[s] for s in common], dtype=np.float64) for v in (values, reference))
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        raise ValueError("paired_difference: values that are not finite")
+    delta = ours - theirs
+    n, mean = len(delta), float(delta.mean())
+    if n == 1:
+        return Difference(mean, None, None, 1, None, "not tested (1 seed)")
+    if np.ptp(delta) <= _ROUNDING * max(np.abs(ours).max(), np.abs(theirs).max()):
+        if not delta.any():
+            return Difference(0.0, None, None, n, 1.0, WITHIN_NOISE)
+        return Difference(mean, None, None, n, None, "not tested (the seeds do not differ)")
+    half = _half_width(delta)
+    p_value = float(2 * stats.t.sf(abs(mean) * math.sqrt(n) / delta.std(ddof=1), n - 1))
+    beyond = BETTER if (mean > 0) == higher_is_better else WORSE
+    verdict = WITHIN_NOISE if abs(mean) <= half else beyond
+    return Difference(mean, mean - half, mean + half, n, p_value, verdict)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -160,8 +174,8 @@ def bootstrap_scores(
     return np.concatenate(parts)
 
 
-def percentile_interval(samples: NDArray) -> tuple[float, float]:
-    """Percentile interval of bootstrap results."""
+def percentile_interval(samples: NDArray) -> tuple[float, float] | None:
+    """Percentile interval of bootstrap results; None where they do not differ, which tells nothing of their spread."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(samples, [tail, 1 - tail])
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > _ROUNDING * abs(high) else None

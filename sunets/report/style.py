@@ -19,6 +19,8 @@ matplotlib.use("Agg")  # before pyplot: a report is made without a screen
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from sunets.core.record import replacing
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B5A2B")
 """Okabe and Ito's colours without yellow, which white paper swallows, and with grey and brown for more models."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -80,13 +82,14 @@ def model_styles(keys: Iterable[str]) -> dict[str, Style]:
 
 def save_figure(fig: Figure, path_stem: Path) -> list[Path]:
     """Write a figure as `<stem>.png` and `<stem>.pdf`, the same bytes for the same input, and close it."""
-    path_stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = (path_stem.with_name(path_stem.name + suffix) for suffix in (".png", ".pdf"))
     if fig.get_layout_engine() is not None:  # once, for both files
         fig.draw_without_rendering()
         fig.set_layout_engine("none")
     with plt.rc_context({k: STYLE[k] for k in ("savefig.dpi", "pdf.fonttype")}):
-        fig.savefig(png, metadata={"Software": None})
-        fig.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        with replacing(png) as temporary:
+            fig.savefig(temporary, metadata={"Software": None})
+        with replacing(pdf) as temporary:
+            fig.savefig(temporary, metadata={"CreationDate": None, "Producer": None, "Creator": None})
     plt.close(fig)
     return [png, pdf]

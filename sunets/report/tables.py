@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sunets.report.comparison import (
@@ -16,7 +15,7 @@ from sunets.report.comparison import (
     estimate_text,
     verdict_text,
 )
-from sunets.report.records import FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
+from sunets.report.records import DIVERGED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
 from sunets.report.statistics import bootstrap_scores, mean_interval, percentile_interval
 from sunets.report.write import Table
 
@@ -75,13 +74,13 @@ def accuracy(records: Records, reference: str) -> Table:
     """
     headline, metrics = records.headline, SCORES[records.task]
     q = quantity(headline)
-    samples = {m: _image_samples(records, m) for m in records.labels}
+    intervals = {m: _image_interval(records, m) for m in records.labels}
     compared = compare_all(
         {m: records.scores(m) for m in records.labels if m != reference}, records.scores(reference), headline
     )
     rows, shown = [], []
     for model, label in records.labels.items():
-        status, reason, seeds = _status(records, model)
+        status, reason, seeds = model_status(records, model)
         row = _row(model, label, status, reason, seeds)
         line: dict[str, Any] = {"Model": label, "Seeds": str(len(seeds)) if seeds else ""}
         for key in metrics:
@@ -89,9 +88,8 @@ def accuracy(records: Records, reference: str) -> Table:
             estimate = mean_interval(values) if values else None
             row |= estimate_columns(key, estimate)
             line[quantity(key).heading] = estimate_text(quantity(key), estimate)
-        image = samples[model]
-        if image is not None:
-            low, high = percentile_interval(image)
+        if (interval := intervals[model]) is not None:
+            low, high = interval
             row |= {f"{headline}.image_low95": low, f"{headline}.image_high95": high}
             line[f"{q.name} over images ({q.unit})"] = f"[{q.text(low)}, {q.text(high)}]"
         difference, adjusted = compared.get(model, (None, None))
@@ -99,11 +97,11 @@ def accuracy(records: Records, reference: str) -> Table:
         line[f"Difference to {records.labels[reference]}"] = difference_text(q, difference)
         line["Verdict"] = "reference" if model == reference else verdict_text(difference, adjusted)
         if not seeds:
-            line |= {q.heading: _state(status, reason), "Verdict": ""}
+            line |= {q.heading: state_text(status, reason), "Verdict": ""}
         rows.append(row)
         shown.append(line)
     view = pd.DataFrame(shown).fillna("")
-    if not any(s is not None for s in samples.values()):
+    if not any(intervals.values()):
         notes = []
     else:
         notes = [
@@ -118,6 +116,7 @@ def accuracy(records: Records, reference: str) -> Table:
         "with its 95 % interval; within noise where that contains 0. Each interval is for one comparison"
         + (f"; Holm's adjustment is over the {tests} comparisons of this table." if tests > 1 else "."),
         *notes,
+        *_without_spread(records),
         *_run_failures(records),
     ]
     split = _split(records)
@@ -131,7 +130,7 @@ def per_class(records: Records) -> Table | None:
         return None
     rows, shown = [], []
     for model, label in records.labels.items():
-        status, reason, seeds = _status(records, model)
+        status, reason, seeds = model_status(records, model)
         row = _row(model, label, status, reason, seeds)
         line: dict[str, Any] = {"Model": label}
         for key in [*keys, "score.miou"]:
@@ -140,7 +139,7 @@ def per_class(records: Records) -> Table | None:
             row |= estimate_columns(key, estimate)
             line[quantity(key).name] = estimate_text(quantity(key), estimate)
         if not seeds:
-            line[quantity(keys[0]).name] = _state(status, reason)
+            line[quantity(keys[0]).name] = state_text(status, reason)
         rows.append(row)
         shown.append(line)
     notes = ["IoU in %, mean ± half the 95 % t-interval over the seeds."]
@@ -169,7 +168,7 @@ def test_time(records: Records) -> Table | None:
         family = {v: records.scores(model, variant=v) for v in records.variants[1:]}
         compared = compare_all(family, base, headline)
         for variant in records.variants:
-            status, reason, seeds = _status(records, model, variant)
+            status, reason, seeds = model_status(records, model, variant)
             row: dict[str, Any] = {
                 "model": model,
                 "variant": variant,
@@ -189,7 +188,7 @@ def test_time(records: Records) -> Table | None:
             line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, difference)
             line["Verdict"] = "reference" if variant == records.variants[0] else verdict_text(difference, adjusted)
             if not seeds:
-                line |= {q.heading: _state(status, reason), "Verdict": ""}
+                line |= {q.heading: state_text(status, reason), "Verdict": ""}
             rows.append(row)
             shown.append(line)
     notes = (
@@ -257,13 +256,13 @@ def class_keys(records: Records) -> list[str]:
     return sorted(keys, key=lambda k: order.get(k, len(order)))
 
 
-def _image_samples(records: Records, model: str) -> np.ndarray | None:
+def _image_interval(records: Records, model: str) -> tuple[float, float] | None:
     if records.headline != "score.miou":
         return None
-    confusions, _ = records.confusions(model)
-    if not confusions or sum(c.size for c in confusions) > BOOTSTRAP_LIMIT:
+    confusions, images = records.confusions(model)
+    if len(images) < 2 or sum(c.size for c in confusions) > BOOTSTRAP_LIMIT:
         return None
-    return bootstrap_scores(confusions)
+    return percentile_interval(bootstrap_scores(confusions))
 
 
 def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequence[int]) -> dict[str, Any]:
@@ -271,8 +270,8 @@ def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequenc
     return {"model": model, "label": label, "status": status, "reason": reason, "n_seeds": len(seeds)}
 
 
-def _status(records: Records, model: str, variant: str | None = None) -> tuple[str, str | None, list[int]]:
-    """Overall status of a model, its first reason, and the seeds that finished."""
+def model_status(records: Records, model: str, variant: str | None = None) -> tuple[str, str | None, list[int]]:
+    """Sum up the runs of a model: status, first reason, and the seeds that finished."""
     e = records.evaluated
     rows = e[(e.model == model) & (e.variant == (variant or records.variants[0]))]
     seeds = [int(s) for s in rows.seed[rows.status == FINISHED]]
@@ -281,18 +280,21 @@ def _status(records: Records, model: str, variant: str | None = None) -> tuple[s
     first = rows[rows.status != FINISHED].iloc[0]
     if seeds:
         return f"{len(seeds)} of {len(rows)} seeds", first.reason, seeds
+    if (rows.status == DIVERGED).all():
+        return f"{DIVERGED} ({len(rows)} of {len(rows)})", first.reason, seeds
     return first.status, first.reason, seeds
 
 
-def _state(status: str, reason: str | None) -> str:
-    return status if status == NOT_RUN or not reason else f"{status}: {reason}"
+def state_text(status: str, reason: str | None) -> str:
+    """Say what stands in the place of a number; the reasons of trainings that diverged stand below the table."""
+    return status if status == NOT_RUN or status.startswith(DIVERGED) or not reason else f"{status}: {reason}"
 
 
 def _state_in_place(view: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
     """Rows without numbers say why in their first number's place."""
     if view.shape[1] < 2:
         view.insert(1, "Status", "")
-    states = [_state(s, r) for s, r in zip(data.status, data.reason, strict=True)]
+    states = [state_text(s, r) for s, r in zip(data.status, data.reason, strict=True)]
     view.isetitem(1, view.iloc[:, 1].where(data.status == FINISHED, pd.Series(states, index=view.index)))
     return view
 
@@ -300,6 +302,16 @@ def _state_in_place(view: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
 def _failures(data: pd.DataFrame) -> list[str]:
     bad = data[data.status != FINISHED]
     return [f"{r.label}: {r.status} ({r.reason})." for r in bad.itertuples()]
+
+
+def _without_spread(records: Records) -> list[str]:
+    """A sentence on models without an interval although they have several seeds."""
+    labels = [
+        label
+        for model, label in records.labels.items()
+        if len(scores := records.scores(model)) > 1 and mean_interval(list(scores.values())).low is None
+    ]
+    return [f"No interval, since all seeds have the same score: {', '.join(labels)}."] if labels else []
 
 
 def _run_failures(records: Records) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sunets.core.config import Suite
 from sunets.core.provenance import code_hash
-from sunets.core.record import Record, parameters, parameters_hash, read_json
+from sunets.core.record import Record, parameters, parameters_hash, read_records
 from sunets.models.zoo import resolve_config
 
 _MODULES = {
@@ -42,7 +42,7 @@ def verify(suite: Suite, root: Path = Path()) -> Verdict:
         root: of the checkout.
 
     Raises:
-        ValueError: a file of records is damaged; names it.
+        RecordError: a file of records is damaged; names it.
     """
     verdict = Verdict()
     _ask_dvc(root, verdict)
@@ -89,8 +89,7 @@ def code_of_records(results_dir: Path) -> dict[str, dict[str, str | None]]:
 
 def _records(path: Path) -> list[Record]:
     """The records of a file; timings, which lie in files of the same form, are left out."""
-    content = read_json(path)
-    return [r for r in (content if isinstance(content, list) else [content]) if r.get("kind") in _MODULES]
+    return [] if path.parent.name == "timing" else read_records(path)
 
 
 def _name(record: Record) -> str:
@@ -121,8 +120,9 @@ def _ask_dvc(root: Path, verdict: Verdict) -> None:
     """Add what `dvc status` says; outputs that a fresh clone lacks and DVC's cache holds for others are no change."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "dvc", "status", "--json"], cwd=root, capture_output=True, text=True, check=False
-        )
+            [sys.executable, "-m", "dvc", "status", "--json"], cwd=root, capture_output=True, encoding="utf-8",
+            errors="replace", check=False,
+        )  # fmt: skip
     except OSError as error:
         verdict.faults.append(f"DVC cannot be started: {error}")
         return

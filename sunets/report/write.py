@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sunets.core.record import write_text
+
 
 @dataclass(frozen=True)
 class Table:
@@ -57,7 +59,6 @@ def write_table(
         The paths written.
     """
     view = _plain_view(frame) if view is None else view.fillna("").astype(str)
-    path_stem.parent.mkdir(parents=True, exist_ok=True)
     counts = [c for c in frame.columns if str(c).endswith("n_seeds")]
     frame = frame.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
     texts = {
@@ -68,7 +69,7 @@ def write_table(
     paths = []
     for suffix, text in texts.items():
         path = path_stem.with_name(path_stem.name + suffix)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_text(path, text)
         paths.append(path)
     return paths
 

@@ -16,7 +16,7 @@ from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.paths import Layout
 from sunets.core.provenance import environment, provenance, stage_command
-from sunets.core.record import make_record, parameters, read_json, write_json
+from sunets.core.record import make_record, parameters, read_records, replacing, write_json
 from sunets.core.stage import stage
 from sunets.data import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate as score
@@ -81,7 +81,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
     """
     layout = Layout(suite.benchmark, root)
     manifest = load_manifest(layout.data, suite.data)
-    trained = read_json(layout.records / "train" / f"{key}.json")
+    trained = read_records(layout.records / "train" / f"{key}.json", "train")
     configs = {seed: suite.run(key, seed) for seed in suite.seeds}
     failed = [r for r in trained if r["status"] == "failed" and r["seed"] in configs]
     failures = {r["seed"]: r["reason"] for r in failed}
@@ -134,8 +134,8 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                 if name.startswith("label."):
                     Image.fromarray(labels).save(folder / f"{name.removeprefix('label.')}.png")
         confusion = layout.records / "confusion" / f"{key}.npz"
-        confusion.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(confusion, **arrays)
+        with replacing(confusion) as temporary:
+            np.savez_compressed(temporary, **arrays)
         write_json(layout.records / "evaluate" / f"{key}.json", records)
         finished = [r["scores"] for r in records if r["status"] == "finished" and r["variant"] == headline]
         means = {
