@@ -30,6 +30,7 @@ from ablations.space import Arm, Point, Space, check_study, identity, rungs, stu
 from sunets.core.config import Config, ProfileConfig, StudyConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
 from sunets.core.paths import Layout
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
 from sunets.core.record import Record, make_record, parameters, parameters_hash, read_json, write_json, write_rows
@@ -50,17 +51,6 @@ Kind = Literal["grid", "tuning", "search", "confirmation"]
 FINAL = ("grid", "confirmation")
 """Kinds that are scored on the test split."""
 
-_SCORES = {
-    "segmentation": ("score.miou", "val.miou"),
-    "classification": ("score.top1_error_percent", "val.top1_error_percent"),
-}
-"""Task -> headline score of an evaluation, and what stands for it in a training's rows."""
-
-
-def headline(task: str) -> str:
-    """Key of the score that a study maximises (mIoU) or minimises (top-1 error)."""
-    return _SCORES[task][0]
-
 
 @dataclass(frozen=True)
 class _Plan:
@@ -78,11 +68,11 @@ class _Plan:
 
     @property
     def direction(self) -> Direction:
-        return "maximize" if self.manifest.task == "segmentation" else "minimize"
+        return "maximize" if higher_is_better(PRIMARY_METRIC[self.manifest.task]) else "minimize"
 
     def objectives(self, kind: Kind) -> dict[str, Direction]:
         """Names and directions of what Optuna is told."""
-        score = headline(self.manifest.task)
+        score = PRIMARY_METRIC[self.manifest.task]
         if kind in FINAL:
             return {score: self.direction}
         sampled: dict[str, Direction] = {score.replace("score.", "search."): self.direction}
@@ -127,7 +117,8 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     config = Config.model_validate(arguments["config"])
     manifest = load_manifest(Path(arguments["data"]), config.data)
     work, until = Path(arguments["work"]), arguments["until"]
-    score, row_score = _SCORES[manifest.task]
+    score = PRIMARY_METRIC[manifest.task]
+    row_score = score.replace("score.", "val.")
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {
         "status": "finished", "reason": None, "values": {}, "scores": {}, "cost": {}, "history": rows,
@@ -313,16 +304,6 @@ def _setting(setting: Setting) -> Arm:
     return {path: value for path, value in setting.items() if path != "seed"}
 
 
-def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """Places of the points that no other is better than in every coordinate, by falling first coordinate, each once."""
-    order = sorted(range(len(points)), key=lambda i: (*(-x for x in points[i]), i))
-    front: list[int] = []
-    for i in order:
-        if not any(all(a >= b for a, b in zip(points[j], points[i], strict=True)) for j in front):
-            front.append(i)
-    return front
-
-
 def spread(items: Sequence[T], count: int) -> list[T]:
     """`count` of the items at about equal distances, the first and the last among them."""
     if count >= len(items):
@@ -428,6 +409,7 @@ class _Listener:
         return make_record(
             "trial",
             benchmark=plan.suite.benchmark,
+            task=plan.manifest.task,
             model=plan.study.model,
             label=plan.suite.models[plan.study.model].label,
             status=trial.status,

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.progress import track
 
+from sunets.core.config import Task
 from sunets.core.provenance import code_hash, environment, provenance
 from sunets.core.record import Record, make_record, write_json, write_text
 from sunets.models.structure import VARIANTS
@@ -22,7 +23,7 @@ MARKS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
 
 @dataclass(frozen=True)
 class _Part:
-    task: str
+    task: Task
     size: tuple[int, int]
     num_classes: int
     title: str
@@ -75,13 +76,13 @@ def _record(part: _Part, name: str, stride: int | None) -> Record:
         "model.num_classes": part.num_classes,
         "profile.size": list(part.size),
         "profile.batch_size": 1,
-        "task": part.task,
     }
     source = provenance(None, code_hash(__name__), params, "make zoo")
     arguments = {"name": name, "task": part.task, "num_classes": part.num_classes, "output_stride": stride}
     return make_record(
         "profile",
         benchmark="zoo",
+        task=part.task,
         model="-".join(filter(None, [part.task, name, str(stride or "")])),
         label=name,
         config=params,

@@ -37,6 +37,7 @@ def trial(
     key = "score.miou" if phase in ("grid", "confirmation") else "search.miou"
     return make_record(
         "trial",
+        task="segmentation",
         benchmark="synthetic",
         model="sunet_tiny",
         label="SUNet-tiny",

@@ -19,8 +19,9 @@ from tiny import SUNET
 import sunets.tracking.live
 from ablations import __main__ as commands
 from ablations.search import Trial
-from ablations.study import confirmed, pareto_front, run_study, spread
+from ablations.study import confirmed, run_study, spread
 from sunets.core.config import Suite, load
+from sunets.core.metrics import pareto_front
 from sunets.core.record import read_json, read_rows
 from sunets.data import prepare
 

@@ -171,6 +171,7 @@ def test_record_holds_the_whole_configuration() -> None:
     origin = provenance("d" * 64, "c" * 16, config, "python -m sunets train sunet_tiny")
     made = make_record(
         "train",
+        task="segmentation",
         benchmark="b",
         model="m",
         seed=0,
@@ -191,7 +192,9 @@ def test_record_holds_the_whole_configuration() -> None:
 def test_where_a_file_lies_is_no_parameter() -> None:
     here = make_config(**{"data.name": "camvid", "data.root": "/home/a/data/camvid"})
     there = make_config(**{"data.name": "camvid", "data.root": "/mnt/b/camvid"})
-    records = [make_record("train", benchmark="b", model="m", config=config) for config in (here, there)]
+    records = [
+        make_record("train", task="segmentation", benchmark="b", model="m", config=config) for config in (here, there)
+    ]
     assert records[0] == records[1]
     assert records[0]["params"]["data.root"] == "camvid"
     assert provenance(None, "c", here, "x")["config_hash"] == provenance(None, "c", there, "x")["config_hash"]
@@ -199,10 +202,12 @@ def test_where_a_file_lies_is_no_parameter() -> None:
 
 def test_status_and_reason_belong_together() -> None:
     with pytest.raises(ValueError, match="does not go with reason None"):
-        make_record("train", benchmark="b", model="m", status="failed")
+        make_record("train", task="segmentation", benchmark="b", model="m", status="failed")
     with pytest.raises(ValueError, match="does not go with reason 'NaN'"):
-        make_record("train", benchmark="b", model="m", reason="NaN")
-    failed = make_record("trial", benchmark="b", model="m", status="failed", reason="NaN", number=3, study="s")
+        make_record("train", task="segmentation", benchmark="b", model="m", reason="NaN")
+    failed = make_record(
+        "trial", task="segmentation", benchmark="b", model="m", status="failed", reason="NaN", number=3, study="s"
+    )
     assert (failed["status"], failed["reason"], failed["number"]) == ("failed", "NaN", 3)
 
 

@@ -54,8 +54,8 @@ def write(path: Path, value: Any) -> None:
 def record(kind: str, model: str, label: str, **fields: Any) -> dict[str, Any]:
     """One record as the contract has it."""
     return {
-        "kind": kind, "status": "finished", "reason": None, "benchmark": "toy", "model": model, "label": label,
-        "seed": None, "variant": None, "scores": {}, "cost": {},
+        "kind": kind, "status": "finished", "reason": None, "benchmark": "toy", "task": "segmentation",
+        "model": model, "label": label, "seed": None, "variant": None, "scores": {}, "cost": {},
         "params": {"train.epochs": 9, "train.batch_size": 16, "train.optimizer": "adamw", "train.lr": 0.003,
                    "data.test_split": "test", "profile.size": [96, 96], "profile.batch_size": 1},
         "environment": {"python": "3.11.7", "torch": "2.14.1", "torchvision": "0.29.1", "platform": "Linux",

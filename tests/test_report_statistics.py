@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sunets.core.metrics import scores_from_confusion
+from sunets.core.metrics import mean_iou, scores_from_confusion
 from sunets.report.statistics import (
     bootstrap_scores,
     holm,
     mean_interval,
-    miou,
     paired_difference,
     percentile_interval,
 )
@@ -89,11 +88,11 @@ def _counts(images: int, k: int = 4, seed: int = 0) -> np.ndarray:
     return counts
 
 
-def test_miou_is_the_one_of_the_metrics() -> None:
+def test_miou_of_many_matrices_is_that_of_each() -> None:
     counts = _counts(6)
-    for matrix, value in zip(counts, miou(counts), strict=True):
+    for matrix, value in zip(counts, mean_iou(counts), strict=True):
         assert value == pytest.approx(scores_from_confusion(matrix)["score.miou"], abs=1e-12)
-    assert np.isnan(miou(np.zeros((2, 2))))
+    assert np.isnan(mean_iou(np.zeros((2, 2))))
 
 
 def test_bootstrap_scores_resampled_sets_of_images() -> None:
@@ -106,7 +105,7 @@ def test_bootstrap_scores_resampled_sets_of_images() -> None:
         assert value == pytest.approx(np.mean(expected), abs=1e-12)
     np.testing.assert_array_equal(found, bootstrap_scores([a, b], resamples=20, seed=3, max_bytes=1))
     low, high = percentile_interval(bootstrap_scores([a]))
-    assert low < miou(a.sum(0)) < high
+    assert low < mean_iou(a.sum(0)) < high
 
 
 def test_images_that_are_all_alike_have_no_spread() -> None:

@@ -22,6 +22,7 @@ from scipy import stats
 from tracked import SUITE, Pipeline, by_name, counts, points, row, runs, snapshot
 
 from sunets.core.config import load
+from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.provenance import provenance
 from sunets.core.record import make_record, write_json, write_rows
 from sunets.report.records import SCORES
@@ -294,18 +295,18 @@ def test_comparisons_open_on_the_headline_score(
 
 
 @pytest.mark.parametrize(
-    ("data", "phase", "headline"),
+    ("task", "phase", "headline"),
     [
-        ("synthetic", None, "score.miou"),
-        ("imagefolder", None, "score.top1_error_percent"),
-        ("camvid", "confirmation", "score.miou"),
-        ("camvid", "tuning", "search.miou"),
-        ("synthetic_shapes", "search", "search.top1_error_percent"),
+        ("segmentation", None, "score.miou"),
+        ("classification", None, "score.top1_error_percent"),
+        ("segmentation", "confirmation", "score.miou"),
+        ("segmentation", "tuning", "search.miou"),
+        ("classification", "search", "search.top1_error_percent"),
     ],
 )
-def test_headline_of_a_task_and_phase(data: str, phase: str | None, headline: str) -> None:
-    assert view._headline({"params": {"data.name": data}, "phase": phase}) == headline
-    assert {task: scores[0] for task, scores in SCORES.items()} == view.HEADLINE
+def test_headline_of_a_task_and_phase(task: str, phase: str | None, headline: str) -> None:
+    assert view._headline({"task": task, "phase": phase}) == headline
+    assert {name: scores[0] for name, scores in SCORES.items()} == PRIMARY_METRIC
 
 
 def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Path], tmp_path: Path) -> None:
@@ -323,7 +324,7 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
         tracker.plan(number, config, source, phase="grid", arm=arm)
         tracker.log_epoch(number, row(1, number))
         extra = {"seed": 0, "config": config, "provenance": source, "number": number, "phase": "grid", "arm": arm}
-        records.append(make_record("trial", **shared, **extra, tuned={}))
+        records.append(make_record("trial", task="segmentation", **shared, **extra, tuned={}))
         tracker.finish(number, records[-1])
     tracker.close()
     write_json(pipeline.records / "ablations/depth.json", records)

@@ -114,7 +114,8 @@ tracker = Tracker("trial", suite, "depth")
 tracker.plan(number, config, source, phase="grid", arm={})
 for epoch in (1, 2, 3):
     tracker.log_epoch(number, {"epoch": epoch, "train.loss": epoch + number / 8})
-tracker.finish(number, make_record("trial", benchmark="bench", model="sunet_tiny", seed=number, config=config,
+tracker.finish(number, make_record("trial", task="segmentation", benchmark="bench", model="sunet_tiny", seed=number,
+    config=config,
     provenance=source, study="depth", number=number, phase="grid", arm={}))
 tracker.close()
 """

@@ -69,6 +69,7 @@ class Pipeline:
         config, source = self.plan(model)[seed]
         return make_record(
             "train",
+            task="segmentation",
             benchmark="bench",
             model=model,
             label=self.suite.models[model].label,
@@ -111,6 +112,7 @@ class Pipeline:
                 records.append(
                     make_record(
                         "evaluate",
+                        task="segmentation",
                         benchmark="bench",
                         model=model,
                         seed=config.seed,
@@ -121,9 +123,17 @@ class Pipeline:
                     )
                 )
         write_json(self.records / f"evaluate/{model}.json", records)
-        cost = make_record("profile", benchmark="bench", model=model, cost={"cost.params_m": 0.2, "cost.gmacs": 1.5})
+        cost = make_record(
+            "profile",
+            task="segmentation",
+            benchmark="bench",
+            model=model,
+            cost={"cost.params_m": 0.2, "cost.gmacs": 1.5},
+        )
         write_json(self.records / f"profile/{model}.json", cost)
-        speed = make_record("speed", benchmark="bench", model=model, cost={"speed.latency_ms": 7.0 + shift})
+        speed = make_record(
+            "speed", task="segmentation", benchmark="bench", model=model, cost={"speed.latency_ms": 7.0 + shift}
+        )
         write_json(self.records / "speed.json", [speed])
         timing = [{"model": model, "seed": s, "started": "2026-01-02T03:04:05Z", "seconds": 60.5} for s in (0, 1, 2)]
         write_json(self.records / f"timing/{model}.json", timing)
@@ -145,6 +155,7 @@ class Pipeline:
             records.append(
                 make_record(
                     "trial",
+                    task="segmentation",
                     benchmark="bench",
                     model="sunet_tiny",
                     label="SUNet-tiny",

@@ -14,10 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ablations.report.results import Study, arm_text, axis_name, sorted_values, value_text, verdict_of
+from ablations.report.results import Study, arm_text, axis_name, sorted_values, value_text
+from sunets.core.metrics import higher_is_better, pareto_front
 from sunets.core.record import Record
+from sunets.report.comparison import NO_COMPARISON
 from sunets.report.records import FINISHED, quantity
-from sunets.report.statistics import BETTER, WORSE, holm, mean_interval
+from sunets.report.statistics import BETTER, WORSE, mean_interval
 from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH
 
 IMPORTANCE_TRIALS = 8
@@ -43,12 +45,10 @@ def axes_figure(study: Study) -> Figure | None:
         for ax in grid.flat[len(panels) :]:
             ax.set_visible(False)
         for ax, (path, values) in zip(grid.flat, panels.items(), strict=False):
-            base = value_text(study.reference.arm[path])
-            others = {v: study.difference(s, values[base]) for v, s in values.items() if v != base and base in values}
-            adjusted = dict(zip(others, holm([d.p_value if d else None for d in others.values()]), strict=True))
+            base, effects = value_text(study.reference.arm[path]), study.effects(path)
             for x, (value, scores) in enumerate(values.items()):
                 reference = value == base
-                noise = not reference and verdict_of(others.get(value), adjusted.get(value)) not in (BETTER, WORSE)
+                noise = not reference and effects.get(value, NO_COMPARISON).verdict not in (BETTER, WORSE)
                 _value(ax, x, [q.scale * s for s in scores.values()], reference=reference, hollow=noise)
             if (
                 base in values
@@ -94,12 +94,13 @@ def interaction_figure(study: Study) -> Figure | None:
         return None
     q = study.shown
     across, down = (list(sorted_values({key[i]: None for key in cells})) for i in (1, 0))
+    rising = higher_is_better(study.headline)
     matrix = np.array([[q.scale * np.mean(cells[d, a]) if (d, a) in cells else np.nan for a in across] for d in down])
     with plt.rc_context(STYLE):
         size = (1.6 + 0.75 * len(across), 1.1 + 0.5 * len(down))
         fig, ax = plt.subplots(figsize=(min(WIDTH, max(3.2, size[0])), max(2.0, size[1])))
         sns.heatmap(
-            matrix, annot=True, fmt=f".{min(1, q.digits)}f", cmap="cividis" if q.higher_is_better else "cividis_r",
+            matrix, annot=True, fmt=f".{min(1, q.digits)}f", cmap="cividis" if rising else "cividis_r",
             xticklabels=across, yticklabels=down, linewidths=1.5, ax=ax, annot_kws={"fontsize": 8},
             cbar_kws={"label": q.heading},
         )  # fmt: skip
@@ -199,9 +200,10 @@ def pareto_figure(study: Study) -> Figure | None:
     if not rows:
         return None
     q = study.shown
+    rising = higher_is_better(study.headline)
     gmacs = np.array([r["cost"]["cost.gmacs"] for r in rows])
     scores = np.array([q.scale * r["scores"][study.search_key] for r in rows])
-    front = _front(gmacs, scores if q.higher_is_better else -scores)
+    front = pareto_front(list(zip(scores if rising else -scores, -gmacs, strict=True)))[::-1]
     with plt.rc_context(STYLE):
         fig, (seen, again) = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
         seen.scatter(gmacs, scores, s=16, color="#999999", linewidths=0, label="trial")
@@ -210,7 +212,7 @@ def pareto_figure(study: Study) -> Figure | None:
             drawstyle="steps-post", label="Pareto front",
         )  # fmt: skip
         seen.set(title=f"Search ({study.sampled[0]['split']} split, one seed)", ylabel=f"Search {q.heading}")
-        seen.legend(frameon=False, loc="lower right" if q.higher_is_better else "upper right")
+        seen.legend(frameon=False, loc="lower right" if rising else "upper right")
         confirmed = [(s, s.estimate, s.cost("cost.gmacs")) for s in study.settings]
         for i, (setting, estimate, x) in enumerate([c for c in confirmed if c[1] is not None and c[2] is not None]):
             assert estimate is not None
@@ -232,15 +234,6 @@ def pareto_figure(study: Study) -> Figure | None:
     return fig
 
 
-def _front(costs: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Places of the points that no cheaper or equally dear one matches, by rising cost."""
-    front: list[int] = []
-    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
-        if not front or scores[i] > scores[front[-1]]:
-            front.append(i)
-    return front
-
-
 def history_figure(study: Study) -> Figure | None:
     """Scores of a sampler's trials in their order, and the best so far; a line an arm."""
     if not study.sampled:
@@ -250,7 +243,7 @@ def history_figure(study: Study) -> Figure | None:
     for r in study.sampled:
         name = arm_text(study, r["arm"]) if r["phase"] == "tuning" else "search"
         arms.setdefault(name, []).append(r)
-    best = np.fmax if q.higher_is_better else np.fmin
+    best = np.fmax if higher_is_better(study.headline) else np.fmin
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.7 + 0.12 * (len(arms) > 3) * len(arms)))
         for i, (name, rows) in enumerate(arms.items()):

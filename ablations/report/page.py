@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ablations.report.figures import FIGURES, RESAMPLES
-from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text, verdict_of
+from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text
 from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import Suite
 from sunets.core.record import read_records, write_text
-from sunets.report.comparison import difference_text
+from sunets.report.comparison import Comparison, difference_text
 from sunets.report.page import commit_unknown
 from sunets.report.records import FAILED
-from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, Difference, holm
+from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE
 from sunets.report.style import save_figure
 from sunets.report.write import Table, markdown, write
 
@@ -162,44 +162,38 @@ def findings(study: Study) -> list[str]:
         return [_axis_finding(study, path) for path in study.axes]
     sentences = []
     default = study.reference.cost("cost.gmacs")
-    for place, (difference, adjusted) in study.compared.items():
+    for place, comparison in study.compared.items():
         setting = study.settings[place]
         name, gmacs = arm_text(study, setting.arm, study.reference.arm), setting.cost("cost.gmacs")
         cost = f", at {gmacs / default:.2f} times its multiply-adds" if gmacs is not None and default else ""
-        sentences.append(f"{name}: {_words(study, difference, adjusted)} against the default{cost}.")
+        sentences.append(f"{name}: {_words(study, comparison)} against the default{cost}.")
     return sentences or ["No point of the search but the default was trained again: no difference shown."]
 
 
 def _axis_finding(study: Study, path: str) -> str:
-    values = study.marginal(path)
-    assert study.reference is not None
-    base = value_text(study.reference.arm[path])
+    base, effects = study.base(path), study.effects(path)
     mean = "" if len(study.axes) == 1 or study.config.kind == "one_at_a_time" else ", on average over the other axes"
     head = f"**{axis_name(path)}** (`{path}`, reference {base}{mean}): "
-    others = [value for value in values if value != base]
-    if base not in values or not others:
+    if base is None or not effects:
         return head + "no two values have scores to compare: no difference shown."
-    found = [study.difference(values[value], values[base]) for value in others]
-    adjusted = holm([d.p_value if d else None for d in found])
-    said = {v: (d, p, verdict_of(d, p)) for v, d, p in zip(others, found, adjusted, strict=True)}
-    if all(verdict == WITHIN_NOISE for _, _, verdict in said.values()):
-        largest = max((d for d in found if d is not None), key=lambda d: abs(d.mean))
+    if all(c.verdict == WITHIN_NOISE for c in effects.values()):
+        largest = max((c.difference for c in effects.values() if c.difference), key=lambda d: abs(d.mean))
         text = f"{difference_text(study.shown, largest)} {_unit(study)}"
         return head + (
-            f"no difference shown between {_join([base, *others])}; the largest, {text}, is within the noise of "
+            f"no difference shown between {_join([base, *effects])}; the largest, {text}, is within the noise of "
             f"{_seeds(largest.n)}."
         )
-    return head + "; ".join(f"{value}: {_words(study, d, p)}" for value, (d, p, _) in said.items()) + "."
+    return head + "; ".join(f"{value}: {_words(study, c)}" for value, c in effects.items()) + "."
 
 
-def _words(study: Study, difference: Difference | None, adjusted: float | None) -> str:
-    verdict = verdict_of(difference, adjusted)
+def _words(study: Study, comparison: Comparison) -> str:
+    difference = comparison.difference
     if difference is None:
         return "no common seed, no difference shown"
     text = f"{difference_text(study.shown, difference)} {_unit(study)}"
-    if verdict in (BETTER, WORSE):
-        return f"{verdict}, {text}"
-    if verdict == WITHIN_NOISE:
+    if comparison.verdict in (BETTER, WORSE):
+        return f"{comparison.verdict}, {text}"
+    if comparison.verdict == WITHIN_NOISE:
         return f"no difference shown ({text})"
     why = "one seed has no interval" if difference.n == 1 else "the seeds do not differ in it"
     return f"no difference shown, {why} ({text})"

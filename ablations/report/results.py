@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sunets.core.config import StudyConfig
+from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.record import Record, RecordError
-from sunets.report.comparison import verdict_text
-from sunets.report.records import FINISHED, SCORES, Quantity, quantity
-from sunets.report.statistics import WITHIN_NOISE, Difference, Estimate, holm, mean_interval, paired_difference
+from sunets.report.comparison import Comparison, compare_all
+from sunets.report.records import FINISHED, Quantity, quantity
+from sunets.report.statistics import Estimate, mean_interval
 
 NAMES = {
     "model.unet_depth": "U-Net depth",
@@ -92,11 +92,10 @@ class Study:
         """Paths of the axes."""
         return [axis.path for axis in self.config.axes]
 
-    @cached_property
+    @property
     def headline(self) -> str:
         """Key of the score."""
-        wrong = any("top1_error_percent" in key for r in self.records for key in r["scores"])
-        return SCORES["classification" if wrong else "segmentation"][0]
+        return PRIMARY_METRIC[self.records[0]["task"]]
 
     @property
     def shown(self) -> Quantity:
@@ -141,18 +140,23 @@ class Study:
         return next((s for s in self.settings if s.reference), None)
 
     @cached_property
-    def compared(self) -> dict[int, tuple[Difference | None, float | None]]:
-        """Place of a setting -> its paired difference to the reference, and its p-value adjusted over the table."""
+    def compared(self) -> dict[int, Comparison]:
+        """Place of a setting -> how it compares with the reference, among all settings."""
         if self.reference is None:
             return {}
-        places = [i for i, s in enumerate(self.settings) if not s.reference]
-        found = [self.difference(self.settings[i].scores, self.reference.scores) for i in places]
-        adjusted = holm([d.p_value if d else None for d in found])
-        return {i: (d, p) for i, d, p in zip(places, found, adjusted, strict=True)}
+        others = {i: s.scores for i, s in enumerate(self.settings) if not s.reference}
+        return compare_all(others, self.reference.scores, self.headline)
 
-    def difference(self, scores: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
-        """Paired difference of two settings."""
-        return paired_difference(scores, reference, higher_is_better=self.shown.higher_is_better)
+    def effects(self, path: str) -> dict[str, Comparison]:
+        """Value of an axis -> how it compares with the reference's value, among the values of this axis."""
+        values, base = self.marginal(path), self.base(path)
+        if base not in values:
+            return {}
+        return compare_all({v: s for v, s in values.items() if v != base}, values[base], self.headline)
+
+    def base(self, path: str) -> str | None:
+        """Value of an axis that the reference has; None without a reference."""
+        return value_text(self.reference.arm[path]) if self.reference else None
 
     def by_arm(self) -> dict[tuple[str, ...], Setting]:
         """Values of all axes -> setting, under every name that it has."""
@@ -221,9 +225,3 @@ def arm_text(study: Study, arm: Arm, reference: Arm | None = None) -> str:
     """A setting in words: its axes, or only those that differ from a reference."""
     paths = [p for p in study.axes if reference is None or value_text(arm[p]) != value_text(reference[p])]
     return ", ".join(f"{axis_name(p)} {value_text(arm[p])}" for p in paths) or "default"
-
-
-def verdict_of(difference: Difference | None, adjusted: float | None) -> str:
-    """Return the verdict as one of the three words, adjusted for the number of comparisons."""
-    text = verdict_text(difference, adjusted)
-    return WITHIN_NOISE if WITHIN_NOISE in text else text

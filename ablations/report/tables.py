@@ -7,9 +7,15 @@ from typing import Any
 import pandas as pd
 
 from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text
-from sunets.report.comparison import difference_columns, difference_text, estimate_columns, estimate_text, verdict_text
+from sunets.report.comparison import (
+    NO_COMPARISON,
+    difference_columns,
+    difference_text,
+    estimate_columns,
+    estimate_text,
+)
 from sunets.report.records import DIVERGED, FINISHED, quantity
-from sunets.report.statistics import holm, mean_interval
+from sunets.report.statistics import mean_interval
 from sunets.report.write import Table
 
 COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "field.effective_share")
@@ -19,7 +25,7 @@ def settings_table(study: Study) -> Table:
     """One row a setting: score, difference to the reference, cost."""
     q, rows, lines = study.shown, [], []
     for place, setting in enumerate(study.settings):
-        difference, adjusted = study.compared.get(place, (None, None))
+        comparison = study.compared.get(place, NO_COMPARISON)
         estimate = setting.estimate
         tuned = setting.records[0]["tuned"]
         failed = [r for r in setting.records if r["status"] != FINISHED]
@@ -30,7 +36,7 @@ def settings_table(study: Study) -> Table:
             "status": FINISHED if not failed else f"{len(setting.scores)} of {len(setting.records)} seeds",
             "reason": failed[0]["reason"] if failed else None,
             **estimate_columns(study.headline, estimate),
-            **difference_columns(study.headline, _reference_text(study), difference, adjusted),
+            **difference_columns(study.headline, _reference_text(study), comparison),
             **{key: setting.cost(key) for key in COSTS},
         }
         line = {axis_name(p): value_text(setting.arm[p]) for p in study.axes}
@@ -38,8 +44,8 @@ def settings_table(study: Study) -> Table:
         line["Seeds"] = str(len(setting.scores))
         total = len(setting.records)
         line[q.heading] = estimate_text(q, estimate) if estimate else f"{DIVERGED} ({total} of {total})"
-        line["Difference"] = difference_text(q, difference)
-        line["Verdict"] = "reference" if setting.reference else verdict_text(difference, adjusted) if estimate else ""
+        line["Difference"] = difference_text(q, comparison.difference)
+        line["Verdict"] = "reference" if setting.reference else comparison.verdict_text if estimate else ""
         line |= {quantity(key).heading: quantity(key).text(row[key]) for key in COSTS}
         rows.append(row)
         lines.append(line)
@@ -67,16 +73,13 @@ def axes_table(study: Study) -> Table | None:
         return None
     q, rows, lines = study.shown, [], []
     for path in study.axes:
-        values, base = study.marginal(path), value_text(study.reference.arm[path])
-        others = [value for value in values if value != base and base in values]
-        found = {value: study.difference(values[value], values[base]) for value in others}
-        adjusted = dict(zip(others, holm([d.p_value if d else None for d in found.values()]), strict=True))
-        for value, scores in values.items():
-            estimate, d = mean_interval(list(scores.values())), found.get(value)
+        base, effects = value_text(study.reference.arm[path]), study.effects(path)
+        for value, scores in study.marginal(path).items():
+            estimate, comparison = mean_interval(list(scores.values())), effects.get(value, NO_COMPARISON)
             rows.append(
                 {"study": study.name, "axis": path, "value": value, "reference": value == base, "n_seeds": estimate.n}
                 | estimate_columns(study.headline, estimate)
-                | difference_columns(study.headline, base, d, adjusted.get(value))
+                | difference_columns(study.headline, base, comparison)
             )
             lines.append(
                 {
@@ -84,8 +87,8 @@ def axes_table(study: Study) -> Table | None:
                     "Value": value,
                     "Seeds": str(estimate.n),
                     q.heading: estimate_text(q, estimate),
-                    "Difference": difference_text(q, d),
-                    "Verdict": "reference" if value == base else verdict_text(d, adjusted.get(value)),
+                    "Difference": difference_text(q, comparison.difference),
+                    "Verdict": "reference" if value == base else comparison.verdict_text,
                 }
             )
     note = (

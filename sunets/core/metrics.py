@@ -11,10 +11,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from sunets.core.config import IGNORE_INDEX
+from sunets.core.config import IGNORE_INDEX, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PRIMARY_METRIC: dict[Task, str] = {"segmentation": "score.miou", "classification": "score.top1_error_percent"}
+"""Record key of the score that models are compared by and searches optimise. Its last part also names it per epoch,
+as in `val.miou`, and in what a sampler sees, `search.miou`."""
+
+
+def higher_is_better(key: str) -> bool:
+    """Direction of a score: an error should fall, any other score rise."""
+    return not key.endswith("_error_percent")
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -34,6 +43,37 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
     return index[target != IGNORE_INDEX].bincount(minlength=batch * cells).view(batch, num_classes, num_classes)
 
 
+def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Places of the points that no other is better than in every coordinate, by falling first coordinate, each once."""
+    order = sorted(range(len(points)), key=lambda i: (*(-x for x in points[i]), i))
+    front: list[int] = []
+    for i in order:
+        if not any(all(a >= b for a, b in zip(points[j], points[i], strict=True)) for j in front):
+            front.append(i)
+    return front
+
+
+def class_iou(confusion: NDArray[np.number]) -> NDArray[np.float64]:
+    """Intersection over union of each class.
+
+    Args:
+        confusion: (..., K, K) counts, rows are the truth.
+
+    Returns:
+        (..., K); NaN where a class stands in neither truth nor prediction.
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(-1) + confusion.sum(-2) - hits
+    return np.divide(hits, union, out=np.full(hits.shape, np.nan), where=union > 0)
+
+
+def mean_iou(confusion: NDArray[np.number]) -> NDArray[np.float64]:
+    """Mean of `class_iou` over the classes that it is not NaN for (...); NaN where there is none."""
+    iou = class_iou(confusion)
+    count = np.isfinite(iou).sum(-1)
+    return np.divide(np.nansum(iou, -1), count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
 def scores_from_confusion(
     confusion: NDArray[np.integer], classes: Sequence[str] | None = None
 ) -> dict[str, float | None]:
@@ -51,13 +91,11 @@ def scores_from_confusion(
         score.miou, score.mean_accuracy, score.pixel_accuracy and score.iou.<class>; None where nothing was counted.
     """
     counts = np.asarray(confusion, dtype=np.int64)
-    hits, truth = counts.diagonal(), counts.sum(axis=1)
-    union = truth + counts.sum(axis=0) - hits
-    iou = [float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
+    hits, truth, mean = counts.diagonal(), counts.sum(axis=1), float(mean_iou(counts))
+    iou = [None if math.isnan(value) else float(value) for value in class_iou(counts)]
     accuracy = [float(h / t) for h, t in zip(hits, truth, strict=True) if t]
-    present = [value for value in iou if value is not None]
     scores: dict[str, float | None] = {
-        "score.miou": float(np.mean(present)) if present else None,
+        "score.miou": None if math.isnan(mean) else mean,
         "score.mean_accuracy": float(np.mean(accuracy)) if accuracy else None,
         "score.pixel_accuracy": float(hits.sum() / truth.sum()) if truth.sum() else None,
     }

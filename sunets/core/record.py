@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from sunets.core.config import Section, fingerprint, flatten
+from sunets.core.config import Section, Task, fingerprint, flatten
 from sunets.core.names import printable
 
 Kind = Literal["train", "evaluate", "profile", "speed", "trial"]
@@ -43,6 +43,7 @@ def make_record(
     kind: Kind,
     *,
     benchmark: str,
+    task: Task,
     model: str,
     label: str | None = None,
     status: Status = "finished",
@@ -61,6 +62,7 @@ def make_record(
     Args:
         kind: what was run.
         benchmark: name of the benchmark.
+        task: of the network, which decides what scores there are.
         model: key of the model in `params.yaml`.
         label: its name in tables; the key where None.
         status: `failed` and `pruned` need a reason.
@@ -84,6 +86,7 @@ def make_record(
         "status": status,
         "reason": shortened(reason) if reason else None,
         "benchmark": benchmark,
+        "task": task,
         "model": model,
         "label": label or model,
         "seed": seed,
@@ -199,6 +202,7 @@ class _Stored(BaseModel):
     status: Status
     reason: str | None
     benchmark: str
+    task: Task
     model: str
     label: str
     seed: int | None

@@ -228,8 +228,8 @@ def run_profile(
         console = Console()
         console = console if console.is_terminal else Console(width=120)
     params: dict[str, Any] = {f"profile.{key}": value for key, value in settings.model_dump(mode="json").items()}
-    params |= {"model.output_stride": output_stride, "model.num_classes": num_classes, "task": task}
-    shared: dict[str, Any] = {"benchmark": "none", "config": params}
+    params |= {"model.output_stride": output_stride, "model.num_classes": num_classes}
+    shared: dict[str, Any] = {"benchmark": "none", "task": task, "config": params}
     origin = provenance(None, code_hash(__name__), params, command_line())
     names = list(dict.fromkeys(models))
     arguments = {

@@ -1,11 +1,13 @@
-"""Means with their intervals and paired differences, as text and as columns, for every table."""
+"""The one comparison of tables and pages: means, paired differences and their verdicts, as text and as columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from sunets.report.records import Quantity, quantity
+from sunets.core.metrics import higher_is_better
+from sunets.report.records import Quantity
 from sunets.report.statistics import (
     BETTER,
     CONFIDENCE,
@@ -16,6 +18,8 @@ from sunets.report.statistics import (
     holm,
     paired_difference,
 )
+
+K = TypeVar("K", bound=Hashable)
 
 
 def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
@@ -36,23 +40,53 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
     return f"{text} [{q.text(difference.low, sign=True)}, {q.text(difference.high, sign=True)}]"
 
 
-def verdict_text(difference: Difference | None, adjusted_p: float | None) -> str:
-    """The verdict, and whether it survives Holm's adjustment."""
-    if difference is None:
-        return "not tested (no common seed)"
-    if difference.verdict in (BETTER, WORSE) and adjusted_p is not None and adjusted_p > 1 - CONFIDENCE:
-        return f"{difference.verdict}, but {WITHIN_NOISE} after Holm"
-    return difference.verdict
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of one row to its table's reference, judged as one of the table's several comparisons."""
+
+    difference: Difference | None
+    """Paired by seed; None without a common seed."""
+    adjusted_p: float | None
+    """Its p-value after Holm's adjustment over the table."""
+
+    @property
+    def verdict(self) -> str:
+        """Better, worse or within noise, adjusted for the number of comparisons; else why nothing was tested."""
+        return WITHIN_NOISE if self._lost else self._alone
+
+    @property
+    def verdict_text(self) -> str:
+        """The verdict as a table shows it, which says where the adjustment changed it."""
+        return f"{self._alone}, but {WITHIN_NOISE} after Holm" if self._lost else self._alone
+
+    @property
+    def _alone(self) -> str:
+        return self.difference.verdict if self.difference else "not tested (no common seed)"
+
+    @property
+    def _lost(self) -> bool:
+        """Whether a difference that is clear by itself may be one of many that chance made."""
+        return self._alone in (BETTER, WORSE) and self.adjusted_p is not None and self.adjusted_p > 1 - CONFIDENCE
+
+
+NO_COMPARISON = Comparison(None, None)
+"""That of a reference."""
 
 
 def compare_all(
-    family: Mapping[str, dict[int, float]], reference: dict[int, float], key: str
-) -> dict[str, tuple[Difference | None, float | None]]:
-    """Each member's difference to the reference, with the p-value adjusted over the family."""
-    better = quantity(key).higher_is_better
+    family: Mapping[K, Mapping[int, float]], reference: Mapping[int, float], key: str
+) -> dict[K, Comparison]:
+    """Compare each member of a family with one reference, p-values adjusted over the family.
+
+    Args:
+        family: what a row is called -> seed -> score.
+        reference: seed -> score.
+        key: record key of the score, which has the direction.
+    """
+    better = higher_is_better(key)
     differences = {k: paired_difference(v, reference, higher_is_better=better) for k, v in family.items()}
     adjusted = holm([d.p_value if d else None for d in differences.values()])
-    return {k: (d, p) for (k, d), p in zip(differences.items(), adjusted, strict=True)}
+    return {k: Comparison(d, p) for (k, d), p in zip(differences.items(), adjusted, strict=True)}
 
 
 def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
@@ -65,11 +99,9 @@ def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
     }
 
 
-def difference_columns(
-    key: str, reference: str, difference: Difference | None, adjusted: float | None
-) -> dict[str, Any]:
+def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:
     """CSV columns of a paired difference to what `reference` names; empty where there is none."""
-    d = difference
+    d = comparison.difference
     return {
         f"{key}.difference.reference": reference if d else None,
         f"{key}.difference.mean": d.mean if d else None,
@@ -77,6 +109,6 @@ def difference_columns(
         f"{key}.difference.high95": d.high if d else None,
         f"{key}.difference.n_seeds": d.n if d else None,
         f"{key}.difference.p": d.p_value if d else None,
-        f"{key}.difference.p_holm": adjusted,
+        f"{key}.difference.p_holm": comparison.adjusted_p,
         f"{key}.difference.verdict": d.verdict if d else None,
     }

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from sunets.core.metrics import higher_is_better
 from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
@@ -38,7 +39,7 @@ def accuracy(records: Records) -> Figure | None:
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
         ax.margins(x=0.08)
-        better = "higher is better" if q.higher_is_better else "lower is better"
+        better = "higher is better" if higher_is_better(records.headline) else "lower is better"
         ax.set_xlabel(f"{q.heading}, {better}")
     return fig
 
@@ -64,7 +65,7 @@ def accuracy_cost(records: Records) -> Figure | None:
             logarithmic = _cost_axis(ax, list(costs.values()))
             ax.set_xlabel(quantity(key).heading + (", logarithmic" if logarithmic else ""))
         axes[0][0].set_ylabel(q.heading)
-        if not q.higher_is_better:
+        if not higher_is_better(records.headline):
             axes[0][0].invert_yaxis()  # up is better in every figure
             axes[0][0].set_ylabel(f"{q.heading}, inverted")
         _legend(fig, [styles[m] for m in scores], labels, lines=False)
@@ -156,7 +157,7 @@ def training_curves(records: Records) -> Figure | None:
 def _prefixed(word: str, key: str) -> Quantity:
     q = quantity(key)
     name = q.name if q.name.startswith("mIoU") else q.name[0].lower() + q.name[1:]
-    return Quantity(f"{word} {name}", q.unit, q.scale, q.digits, q.higher_is_better)
+    return Quantity(f"{word} {name}", q.unit, q.scale, q.digits)
 
 
 def _band(values: pd.Series) -> tuple[float, float]:

@@ -15,11 +15,12 @@ from typing import Any
 import pandas as pd
 
 from sunets.core.config import Suite
+from sunets.core.metrics import higher_is_better
 from sunets.core.record import Kind, read_rows
-from sunets.report.comparison import difference_text, estimate_text
+from sunets.report.comparison import compare_all, difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
-from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, Difference, mean_interval, paired_difference
+from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, mean_interval
 from sunets.report.write import Table, markdown
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "profile", "speed")
@@ -99,24 +100,23 @@ def findings(suite: Suite, records: Records) -> list[str]:
         return [f"No model has been scored: {_unscored(records)}"]
     name = records.labels
     means = {m: mean_interval(list(s.values())) for m, s in scores.items()}
-    ranked = sorted(means, key=lambda m: means[m].mean, reverse=q.higher_is_better)
+    ranked = sorted(means, key=lambda m: means[m].mean, reverse=higher_is_better(key))
     best = ranked[0]
-    word = "highest" if q.higher_is_better else "lowest"
+    word = "highest" if higher_is_better(key) else "lowest"
     lead = (
         f"**{name[best]}** has the {word} {q.name}: {estimate_text(q, means[best])} {q.unit} ({_seeds(means[best].n)})"
     )
     if len(ranked) > 1:
-        second = ranked[1]
-        gap = paired_difference(scores[best], scores[second], higher_is_better=q.higher_is_better)
-        lead += f"; its difference to the next, {name[second]}, is {_verdict_words(q.name, gap, key)}"
+        gap = compare_all({m: scores[m] for m in ranked[1:]}, scores[best], key)[ranked[1]]
+        verdict = "beyond noise" if gap.verdict in (BETTER, WORSE) else gap.verdict
+        shown = f" ({difference_text(q, gap.difference)})" if gap.difference else ""
+        lead += f"; the difference of the next, {name[ranked[1]]}, is {verdict}{shown}"
     sentences = [lead + "."]
     groups: dict[str, list[str]] = {}
-    for model in scores:
-        if model == reference or reference not in scores:
-            continue
-        d = paired_difference(scores[model], scores[reference], higher_is_better=q.higher_is_better)
-        if d is not None:
-            groups.setdefault(d.verdict, []).append(f"{name[model]} ({difference_text(q, d)})")
+    others = {m: s for m, s in scores.items() if m != reference and reference in scores}
+    for model, c in compare_all(others, scores.get(reference, {}), key).items():
+        if c.difference is not None:
+            groups.setdefault(c.verdict, []).append(f"{name[model]} ({difference_text(q, c.difference)})")
     for verdict in (BETTER, WORSE, WITHIN_NOISE):
         if members := groups.pop(verdict, []):
             sentences.append(f"Against {name.get(reference, reference)}, {verdict}: {_join(members)}.")
@@ -292,12 +292,6 @@ def _seeds_named(seeds: pd.Series) -> str:
 
 def _join(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
-
-
-def _verdict_words(name: str, d: Difference | None, key: str) -> str:
-    if d is None:
-        return "not tested (no common seed)"
-    return f"{d.verdict if d.verdict not in (BETTER, WORSE) else 'beyond noise'} ({difference_text(quantity(key), d)})"
 
 
 def _unscored(records: Records) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from sunets.core.metrics import higher_is_better
 from sunets.core.record import read_rows
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
@@ -121,7 +122,9 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
             row |= {"n_seeds": ours.n, "verdict": "not quoted"}
             if quote.percent is not None:
                 row["difference_percent"] = ours.mean - quote.percent
-                row["verdict"] = verdict(ours, quote.percent, higher_is_better=q.higher_is_better, mark=quote.mark)
+                row["verdict"] = verdict(
+                    ours, quote.percent, higher_is_better=higher_is_better(quote.metric), mark=quote.mark
+                )
             rows.append(row)
     if not rows:
         return None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from sunets.core.config import Suite, Task
+from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED
 from sunets.core.record import Kind, RecordError, read_arrays, read_history, read_json, read_records
 
@@ -40,7 +41,6 @@ class Quantity:
     """Shown value over recorded value."""
     digits: int = 2
     """Digits after the point when shown."""
-    higher_is_better: bool = True
 
     @property
     def heading(self) -> str:
@@ -60,20 +60,20 @@ QUANTITIES: dict[str, Quantity] = {
     "score.pixel_accuracy": Quantity("Pixel accuracy", "%", 100),
     "score.mean_accuracy": Quantity("Mean class accuracy", "%", 100),
     "score.boundary_f": Quantity("Boundary F", "%", 100),
-    "score.top1_error_percent": Quantity("Top-1 error", "%", higher_is_better=False),
-    "score.top5_error_percent": Quantity("Top-5 error", "%", higher_is_better=False),
-    "cost.params_m": Quantity("Parameters", "M", digits=3, higher_is_better=False),
-    "cost.gmacs": Quantity("Multiply-adds", "G", digits=3, higher_is_better=False),
-    "cost.gmacs_forward_backward": Quantity("Forward and backward", "G", digits=3, higher_is_better=False),
+    "score.top1_error_percent": Quantity("Top-1 error", "%"),
+    "score.top5_error_percent": Quantity("Top-5 error", "%"),
+    "cost.params_m": Quantity("Parameters", "M", digits=3),
+    "cost.gmacs": Quantity("Multiply-adds", "G", digits=3),
+    "cost.gmacs_forward_backward": Quantity("Forward and backward", "G", digits=3),
     "cost.output_stride": Quantity("Output stride", digits=0),
-    "memory.saved_mib": Quantity("Saved for backward", "MiB", digits=1, higher_is_better=False),
-    "memory.saved_mib_memory_efficient": Quantity("Saved, recomputing", "MiB", digits=1, higher_is_better=False),
-    "memory.peak_mib": Quantity("Peak on GPU", "MiB", digits=1, higher_is_better=False),
+    "memory.saved_mib": Quantity("Saved for backward", "MiB", digits=1),
+    "memory.saved_mib_memory_efficient": Quantity("Saved, recomputing", "MiB", digits=1),
+    "memory.peak_mib": Quantity("Peak on GPU", "MiB", digits=1),
     "field.theoretical_px": Quantity("Theoretical field", "px", digits=0),
     "field.effective_share": Quantity("Effective field", "% of image", 100, digits=1),
-    "speed.latency_ms": Quantity("Latency", "ms", higher_is_better=False),
+    "speed.latency_ms": Quantity("Latency", "ms"),
     "speed.images_per_second": Quantity("Throughput", "images/s", digits=1),
-    "speed.step_ms": Quantity("Training step", "ms", higher_is_better=False),
+    "speed.step_ms": Quantity("Training step", "ms"),
 }
 """Record key -> how it is shown. Any other number of a record reaches the CSV files under its own key."""
 
@@ -81,7 +81,7 @@ SCORES: dict[Task, tuple[str, ...]] = {
     "segmentation": ("score.miou", "score.pixel_accuracy", "score.mean_accuracy", "score.boundary_f"),
     "classification": ("score.top1_error_percent", "score.top5_error_percent"),
 }
-"""Scores of the accuracy table; the first is the headline."""
+"""Scores of the accuracy table."""
 
 
 def quantity(key: str) -> Quantity:
@@ -116,7 +116,7 @@ class Records:
     @property
     def headline(self) -> str:
         """Key of the score that models are compared by."""
-        return SCORES[self.task][0]
+        return PRIMARY_METRIC[self.task]
 
     @cached_property
     def evaluated(self) -> pd.DataFrame:
@@ -284,14 +284,13 @@ def find_records(results: Path, benchmark: str) -> Records:
     raw = _read_all(directory, dict.fromkeys(names, ""))
     records = [r for name, rows in raw.items() if not name.startswith("timing/") for r in rows]
     evaluated = [r for r in records if r["kind"] == "evaluate"]
-    wrong = any("score.top1_error_percent" in r["scores"] for r in evaluated)
     return Records(
         benchmark=benchmark,
         directory=directory,
         labels={name: next((r["label"] for r in records if r["model"] == name), name) for name in names},
         seeds=tuple(dict.fromkeys(r["seed"] for r in records if r["seed"] is not None)),
         variants=tuple(dict.fromkeys(r["variant"] for r in evaluated)) or ("single_scale",),
-        task="classification" if wrong else "segmentation",
+        task=records[0]["task"],
         raw=raw,
     )
 

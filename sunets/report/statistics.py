@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sunets.core.metrics import mean_iou
+
 CONFIDENCE = 0.95
 """Coverage of every interval in tables and figures."""
 
@@ -126,24 +128,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def miou(confusion: NDArray) -> NDArray[np.float64]:
-    """Mean intersection over union of confusion matrices.
-
-    Args:
-        confusion: (..., K, K) counts, rows are the truth.
-
-    Returns:
-        (...) mean over the classes that occur in truth or prediction; NaN where none does.
-    """
-    c = np.asarray(confusion, dtype=np.float64)
-    hit = np.diagonal(c, axis1=-2, axis2=-1)
-    union = c.sum(-1) + c.sum(-2) - hit
-    present = union > 0
-    iou = np.divide(hit, union, out=np.zeros_like(hit), where=present)
-    count = present.sum(-1)
-    return np.divide(iou.sum(-1), count, out=np.full(count.shape, np.nan), where=count > 0)
-
-
 def bootstrap_scores(
     confusions: Sequence[NDArray], *, resamples: int = 1000, seed: int = 0, max_bytes: int = 1 << 28
 ) -> NDArray[np.float64]:
@@ -170,7 +154,7 @@ def bootstrap_scores(
         # How often each image is drawn; row by row, so that the chunk size does not change the draws.
         size = min(chunk, resamples - start)
         weights = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float64)
-        parts.append(np.mean([miou((weights @ c).reshape(-1, k, k)) for c in flat], axis=0))
+        parts.append(np.mean([mean_iou((weights @ c).reshape(-1, k, k)) for c in flat], axis=0))
     return np.concatenate(parts)
 
 

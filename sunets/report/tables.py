@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from sunets.report.comparison import (
+    NO_COMPARISON,
     compare_all,
     difference_columns,
     difference_text,
     estimate_columns,
     estimate_text,
-    verdict_text,
 )
 from sunets.report.records import DIVERGED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
 from sunets.report.statistics import bootstrap_scores, mean_interval, percentile_interval
@@ -92,10 +92,10 @@ def accuracy(records: Records, reference: str) -> Table:
             low, high = interval
             row |= {f"{headline}.image_low95": low, f"{headline}.image_high95": high}
             line[f"{q.name} over images ({q.unit})"] = f"[{q.text(low)}, {q.text(high)}]"
-        difference, adjusted = compared.get(model, (None, None))
-        row |= difference_columns(headline, reference, difference, adjusted)
-        line[f"Difference to {records.labels[reference]}"] = difference_text(q, difference)
-        line["Verdict"] = "reference" if model == reference else verdict_text(difference, adjusted)
+        comparison = compared.get(model, NO_COMPARISON)
+        row |= difference_columns(headline, reference, comparison)
+        line[f"Difference to {records.labels[reference]}"] = difference_text(q, comparison.difference)
+        line["Verdict"] = "reference" if model == reference else comparison.verdict_text
         if not seeds:
             line |= {q.heading: state_text(status, reason), "Verdict": ""}
         rows.append(row)
@@ -110,7 +110,7 @@ def accuracy(records: Records, reference: str) -> Table:
         ]
         last = [c for c in view if c.startswith("Difference") or c == "Verdict"]
         view = view[[c for c in view if c not in last] + last]
-    tests = len([1 for d, _ in compared.values() if d and d.p_value is not None])
+    tests = sum(c.adjusted_p is not None for c in compared.values())
     notes = [
         f"Mean ± half the 95 % t-interval over the seeds. Difference: paired by seed, in points of {q.name}, "
         "with its 95 % interval; within noise where that contains 0. Each interval is for one comparison"
@@ -183,10 +183,10 @@ def test_time(records: Records) -> Table | None:
                 estimate = mean_interval(values) if values else None
                 row |= estimate_columns(key, estimate)
                 line[quantity(key).heading] = estimate_text(quantity(key), estimate)
-            difference, adjusted = compared.get(variant, (None, None))
-            row |= difference_columns(headline, records.variants[0], difference, adjusted)
-            line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, difference)
-            line["Verdict"] = "reference" if variant == records.variants[0] else verdict_text(difference, adjusted)
+            comparison = compared.get(variant, NO_COMPARISON)
+            row |= difference_columns(headline, records.variants[0], comparison)
+            line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, comparison.difference)
+            line["Verdict"] = "reference" if variant == records.variants[0] else comparison.verdict_text
             if not seeds:
                 line |= {q.heading: state_text(status, reason), "Verdict": ""}
             rows.append(row)

@@ -89,6 +89,7 @@ def _recorder(
         make_record,
         kind,
         benchmark=suite.benchmark,
+        task=suite.data.task,
         model=key,
         label=suite.models[key].label,
         config=params,

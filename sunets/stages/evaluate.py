@@ -110,6 +110,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                     make_record(
                         "evaluate",
                         benchmark=suite.benchmark,
+                        task=manifest.task,
                         model=key,
                         label=suite.models[key].label or key,
                         seed=seed,

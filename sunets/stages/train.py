@@ -124,6 +124,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
             record = make_record(
                 "train",
                 benchmark=suite.benchmark,
+                task=manifest.task,
                 model=key,
                 label=suite.models[key].label or key,
                 seed=config.seed,

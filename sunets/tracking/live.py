@@ -112,6 +112,7 @@ class Tracker:
             config.seed: make_record(
                 "train",
                 benchmark=self._suite.benchmark,
+                task=self._suite.data.task,
                 model=self._item,
                 label=self._suite.models[self._item].label,
                 seed=config.seed,
@@ -192,6 +193,7 @@ class Tracker:
         return make_record(
             "trial",
             benchmark=self._suite.benchmark,
+            task=self._suite.data.task,
             model=study.model,
             label=self._suite.models[study.model].label,
             seed=config.seed,

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sunets.core.config import DataConfig, fingerprint
+from sunets.core.config import fingerprint
+from sunets.core.metrics import PRIMARY_METRIC
 
-HEADLINE = {"segmentation": "score.miou", "classification": "score.top1_error_percent"}
-"""Task -> the score that runs are compared by."""
 LONGEST_VALUE = 5000
 """Characters of a parameter or tag; MLflow takes 6000 of a parameter and warns above."""
 LONGEST_NAME = 220
@@ -182,9 +181,8 @@ def _varied(record: Mapping[str, Any], name: str) -> bool:
 
 def _headline(record: Mapping[str, Any]) -> str:
     """The score that the runs of a benchmark are compared by; a sampler's trials have it under another name."""
-    task = DataConfig.model_construct(name=record["params"].get("data.name", "")).task  # unchecked: the name decides
-    sampled = record.get("phase") in ("tuning", "search")
-    return HEADLINE[task].replace("score.", "search.") if sampled else HEADLINE[task]
+    key = PRIMARY_METRIC[record["task"]]
+    return key.replace("score.", "search.") if record.get("phase") in ("tuning", "search") else key
 
 
 def _common(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
