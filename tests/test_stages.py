@@ -1,4 +1,4 @@
-"""What the stages share: one at a time, and a guard against source that changes meanwhile."""
+"""Stages as processes: they are killed, stopped, and go on where they were."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from cluster import cluster, environment, until
 from tiny import SUNET
 
 from sunets.core.config import load
-from sunets.core.paths import Layout
 from sunets.core.record import read_json
-from sunets.core.stage import StageError, stage
 from sunets.data import prepare
 
 PARAMS: dict[str, Any] = {
@@ -94,24 +92,3 @@ def busy(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return any(os.readlink(path).endswith("/.lock") for path in Path(f"/proc/{pid}/fd").iterdir())
     return False
-
-
-def test_stage_runs_once_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sunets.core.stage.LOCK_SECONDS", 0.1)
-    layout = Layout("smoke", tmp_path)
-    with (
-        stage("train@x", layout, "sunets.core.config"),
-        pytest.raises(StageError, match="already running"),
-        stage("train@x", layout, "sunets.core.config"),
-    ):
-        pass
-
-
-def test_edited_source_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = iter(["before", "after"])
-    monkeypatch.setattr("sunets.core.stage.code_hash", lambda *_: next(hashes))
-    with (
-        pytest.raises(StageError, match="source changed"),
-        stage("train@x", Layout("smoke", tmp_path), "sunets.core.config"),
-    ):
-        pass

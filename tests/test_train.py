@@ -542,6 +542,17 @@ def test_a_diverged_training_names_step_rate_and_images(manifest: Manifest, tmp_
         ({"data__train_split": "more"}, "1", r"data.train_split: .* no split 'more'; it has train, val, test"),
         ({"model__name": "sunet_typo"}, "1", r"sunet_typo"),
         ({"train__init_from": "absent.pt"}, "1", r"absent.pt: no such file"),
+        ({"model__in_channels": 1}, "1", r"model.in_channels: 3, as the images have, not 1"),
+        (SUNET | {"train__micro_batch_size": 1}, "1", r"train.micro_batch_size: with one image .* 32 x 32 pixels"),
+        (SUNET | {"train__batch_size": 1}, "1", r"train.batch_size: with one image .* BatchNorm of sunet_tiny gets"),
+        (SUNET | {"train__batch_size": 2}, "2", r"train.batch_size: with one image"),
+        ({"model__name": "deeplabv3_resnet50", "model__width": None, "train__batch_size": 1}, "1", "train.batch_size"),
+        ({"data__test_split": "more"}, "1", r"data.test_split: no split 'more' in the data set; it has train, val"),
+        (
+            {"evaluate__variants": {"plain": {}, "small": {"scales": [0.4, 1.0]}}},
+            "1",
+            r"evaluate.variants.small.scales: 0.4 makes 13 x 13 pixels of the smallest test image \(32 x 32\)",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_work(
@@ -555,6 +566,22 @@ def test_bad_input_is_refused_before_work(
     monkeypatch.setenv("WORLD_SIZE", processes)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         check(tiny_config(**values), manifest)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train__batch_size": 1},
+        SUNET | {"train__micro_batch_size": 2},
+        SUNET | {"train__micro_batch_size": 1, "train__frozen_bn": True},
+        SUNET | {"train__micro_batch_size": 1, "train__augment__crop": [33, 33]},
+        {"evaluate__variants": {"windows": {"scales": [0.4], "window": [32, 32]}, "half": {"scales": [0.5]}}},
+    ],
+)
+def test_what_can_be_trained_is_not_refused(manifest: Manifest, tmp_path: Path, values: dict[str, Any]) -> None:
+    config = tiny_config(**values, train__epochs=1)
+    check(config, manifest)
+    _fit(config, manifest, tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

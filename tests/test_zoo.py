@@ -1,7 +1,9 @@
 """Every network of the zoo behaves alike: one interface, any size, logits alone, nothing downloaded."""
 
 import copy
+import re
 import socket
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from torch import nn
 
 import sunets
 from sunets import create_model, list_models
-from sunets.core.config import ModelConfig
+from sunets.core.config import ModelConfig, ModelEntry
 from sunets.models.sunet import SUNet
-from sunets.models.zoo import head_parameters
+from sunets.models.zoo import head_parameters, resolve
 
 SMALL = ("unet_small", "dilated_resnet_small", "plain_conv_small")
 # Parameters with 21 classes, or 1000 for classification. Where a library or a paper states a number, it is that one.
@@ -339,3 +341,69 @@ def test_configuration_reaches_the_network():
     assert model.config.num_blocks == (2, 2, 2)
     assert model.config.dilation == (0, 0, (2,))
     assert sunets.create_model is create_model
+
+
+def _no_network(*_, **__):
+    raise URLError(ConnectionRefusedError(111, "Connection refused"))
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "weights", "file"),
+    [
+        ("dilated_resnet18", "segmentation", "IMAGENET1K_V1", "resnet18-f37072fd.pth"),
+        ("fcn_resnet50", "segmentation", "IMAGENET1K_V2", "resnet50-11ad3fa6.pth"),
+        ("fcn_resnet50", "segmentation", "COCO_WITH_VOC_LABELS_V1", "fcn_resnet50_coco-1167a1af.pth"),
+        ("densenet161", "classification", "IMAGENET1K_V1", "densenet161-8d451a50.pth"),
+    ],
+)
+def test_published_weights_without_a_network(name, task, weights, file, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", _no_network)
+    place = re.escape(str(tmp_path / "hub" / "checkpoints" / file))
+    words = (
+        rf"^weights: {weights} of \S+: they cannot be downloaded .*fetch \S+/{file} .* at {place}, or set TORCH_HOME"
+    )
+    with pytest.raises(ValueError, match=words):
+        create_model(name, task=task, num_classes=3, weights=weights)
+    (tmp_path / "hub" / "checkpoints" / file).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=rf"^weights: {weights} of \S+: {place} cannot be read"):
+        create_model(name, task=task, num_classes=3, weights=weights)
+
+
+def test_published_weights_of_smp_without_a_network(monkeypatch):
+    import segmentation_models_pytorch as smp
+
+    def absent(*_, **__):
+        raise FileNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", absent)
+    words = (
+        r"^weights: imagenet of resnet34 cannot be downloaded .*; fetch smp-hub/resnet34.imagenet, revision .*HF_HOME"
+    )
+    with pytest.raises(ValueError, match=words):
+        create_model("unet_resnet34", num_classes=3, weights="imagenet")
+
+
+@pytest.mark.parametrize(("name", "task"), list(MILLIONS))
+def test_every_parameter_of_a_network_is_told(name, task):
+    """What was built says the same: a network of the values that were told has the same parameters."""
+    model = resolve(ModelConfig(name=name), task)
+    assert model.output_stride is not None
+    assert model.in_channels == 3
+    options = {"num_classes": 2, "task": task}
+    with torch.device("meta"):
+        plain, again = create_model(name, **options), create_model(**model.arguments(), **options)
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}
+    assert plain.output_stride == again.output_stride == model.output_stride
+    assert resolve(model, task) == model
+
+
+def test_what_a_named_network_decides_is_told():
+    tiny = resolve(ModelConfig(name="sunet_tiny", stage_channels=(8, 8), output_stride=4), "segmentation")
+    assert (tiny.unet_depth, tiny.num_blocks, tiny.width, tiny.head) == ((2, 2), (2, 4), 16, "linear")
+    assert resolve(ModelConfig(name="sunet64"), "classification").head == "classifier"
+    assert resolve(ModelConfig(name="dilated_resnet_small", num_blocks=1), "segmentation").num_blocks == (1, 1, 1)
+    unet = resolve(ModelConfig(name="unet_small"), "segmentation")
+    assert (unet.width, unet.unet_depth, unet.output_stride, unet.dilation) == (7, 4, 16, None)
+    entry = ModelEntry(name="resnet18", label="ResNet", train={"lr": 0.1}, weights="IMAGENET1K_V1")
+    assert resolve(entry, "classification") == entry.model_copy(update={"output_stride": 32, "in_channels": 3})

@@ -5,6 +5,7 @@ The libraries are torchvision and segmentation-models-pytorch. Nothing is downlo
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -64,7 +65,8 @@ def dilated_resnet(
     """
     resnet_name = name.removeprefix("dilated_")
     stride = choose_stride(name, output_stride, (16, 8, 32))
-    net: Any = torchvision.models.get_model(resnet_name, weights=_torchvision_weights(weights, resnet_name, "weights"))
+    entry = _torchvision_weights(weights, resnet_name, "weights")
+    net = _build(resnet_name, entry, weights=entry)
     _set_in_channels(net, in_channels, weights)
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
     dilate(stages, removed=(32 // stride).bit_length() - 1)
@@ -83,31 +85,43 @@ def dilated_resnet(
 
 
 def _torchvision_weights(weights: str | None, name: str, field: str, or_from: Iterable[str] = ()) -> Any:
-    """The weights entry of that name in torchvision, downloaded, or None.
+    """The weights entry of that name in torchvision, or None.
 
     Raises:
-        ValueError: torchvision publishes no such weights for the network `name` (lists those it does), or they cannot
-            be downloaded or read (says from where, and where the file can be put).
+        ValueError: torchvision publishes no such weights for the network `name`; lists those it does.
     """
     if weights is None:
         return None
     entries = torchvision.models.get_model_weights(name).__members__
     if weights not in entries:
-        raise ValueError(
-            f"{field}: one of {', '.join(dict.fromkeys([*entries, *or_from]))} for {name}, not {weights!r}"
-        )
-    entry: Any = entries[weights]
+        allowed = ", ".join(dict.fromkeys([*entries, *or_from]))
+        raise ValueError(f"{field}: one of {allowed} for {name}, not {weights!r}")
+    return entries[weights]
+
+
+def _build(name: str, entry: Any, **options: Any) -> Any:
+    """Build a network of torchvision, which reads the published weights that its options name.
+
+    Args:
+        name: of the network.
+        entry: the weights, or None.
+        options: of torchvision's builder.
+
+    Raises:
+        ValueError: the weights cannot be downloaded or read; says from where, and where the file can be put.
+    """
     try:
-        entry.get_state_dict(check_hash=True)
+        return torchvision.models.get_model(name, **options)
     except Exception as error:  # of the network, the disk or a damaged file
+        if not any(frame.f_code.co_name == "get_state_dict" for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(entry.url).path).name)
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        what = "cannot be read" if cached.exists() else "cannot be downloaded"
+        what = f"{cached} cannot be read" if cached.exists() else "they cannot be downloaded"
         raise ValueError(
-            f"{field}: {weights} of {name} {what} ({reason}); fetch {entry.url} on a machine with a network and put it "
-            f"at {cached}, or set TORCH_HOME to a directory that has it under hub/checkpoints"
+            f"weights: {entry.name} of {name}: {what} ({' '.join(str(error).split())[:200] or type(error).__name__}); "
+            f"fetch {entry.url} on a machine with a network and put it at {cached}, or set TORCH_HOME to a directory "
+            "that has it under hub/checkpoints"
         ) from None
-    return entry
 
 
 def _set_in_channels(net: nn.Module, in_channels: int, weights: str | None) -> None:
@@ -181,16 +195,14 @@ def torchvision_segmentation(
     of_backbone = torchvision.models.get_model_weights(backbone).__members__
     if weights in torchvision.models.get_model_weights(name).__members__:
         entry = _torchvision_weights(weights, name, "weights")
-        net: Any = torchvision.models.get_model(name, weights=entry, weights_backbone=None)
+        net = _build(name, entry, weights=entry, weights_backbone=None)
         if num_classes != 21:
             _set_num_classes(net, net.classifier, num_classes, published=21)
         net.aux_classifier = None
     else:
         own = weights is not None and weights not in of_backbone  # no weights at all: the error lists both kinds
         entry = _torchvision_weights(weights, name if own else backbone, "weights", or_from=of_backbone if own else ())
-        net = torchvision.models.get_model(
-            name, weights=None, weights_backbone=entry, num_classes=num_classes, aux_loss=False
-        )
+        net = _build(name, entry, weights=None, weights_backbone=entry, num_classes=num_classes, aux_loss=False)
     _set_in_channels(net, in_channels, weights)
     return LibraryModel(
         net,
@@ -220,7 +232,7 @@ def torchvision_classification(
     options = {"replace_stride_with_dilation": [False, stride <= 8, stride <= 16]} if dilates else {}
     entry = _torchvision_weights(weights, name, "weights")
     published = num_classes if entry is None else len(entry.meta["categories"])
-    net: Any = torchvision.models.get_model(name, weights=entry, num_classes=published, **options)
+    net = _build(name, entry, weights=entry, num_classes=published, **options)
     head = "classifier" if name.startswith("densenet") else "fc"
     if num_classes != published:
         _set_num_classes(net, getattr(net, head), num_classes, published)

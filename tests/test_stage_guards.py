@@ -1,0 +1,272 @@
+"""What the stages share: one at a time, guards against changes meanwhile, and failed trainings that are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import SUNET
+
+import ablations.study
+import sunets.stages.cost
+import sunets.stages.evaluate
+import sunets.stages.prepare
+import sunets.stages.train
+import sunets.tracking.live
+from sunets.core.config import Suite, load
+from sunets.core.paths import Layout
+from sunets.core.record import read_json, write_json
+from sunets.core.stage import StageError, stage
+from sunets.data import prepare
+from sunets.models.tensor_file import CheckpointError, atomic_save
+from sunets.stages.evaluate import evaluate_stage
+from sunets.stages.train import train_stage
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS: dict[str, Any] = {
+    "benchmark": "tiny",
+    "seeds": [0, 1],
+    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "models": {
+        "net": {k.removeprefix("model."): v for k, v in SUNET.items()},
+        "plain": {"name": "plain_conv_small", "width": 4},
+    },
+    "train": {"epochs": 1, "batch_size": 8},
+    "evaluate": {"batch_size": 4, "variants": {"whole": {}}, "num_qualitative": 1},
+    "profile": {"size": [32, 32], "repeats": 3, "field_seeds": 1, "field_images": 1},
+    "report": {"reference": "net"},
+    "ablations": {
+        "depth": {
+            "kind": "one_at_a_time", "model": "net", "seeds": [0],
+            "axes": [{"path": "model.unet_depth", "values": [1]}],
+        },
+    },
+}  # fmt: skip
+
+
+class NoTracker:
+    """Takes what a live tracker takes."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    prepare(load(root / "params.yaml").data, root / "data/prepared/tiny")
+    return root
+
+
+@pytest.fixture
+def suite(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
+    """Parameters and prepared data in the working directory, which keep their content."""
+    monkeypatch.chdir(made)
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", NoTracker)
+    kept = {path: path.read_bytes() for path in (made / "params.yaml", made / "data/prepared/tiny/manifest.json")}
+    yield load("params.yaml")
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def test_stage_runs_once_at_a_time(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sunets.core.stage.LOCK_SECONDS", 0.1)
+    layout = Layout("smoke", tmp_path)
+    with (
+        stage("train@x", layout, "sunets.core.config", suite=suite, params=()),
+        pytest.raises(StageError, match="already running"),
+        stage("train@x", layout, "sunets.core.config", suite=suite, params=()),
+    ):
+        pass
+
+
+def test_edited_source_is_noticed(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = iter(["before", "after"])
+    monkeypatch.setattr("sunets.core.stage.code_hash", lambda *_: next(hashes))
+    with (
+        pytest.raises(StageError, match="source changed"),
+        stage("train@x", Layout("smoke", tmp_path), "sunets.core.config", suite=suite, params=()),
+    ):
+        pass
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("params.yaml", "epochs: 1", "epochs: 2", r"train@net: train in the parameter file changed while it ran"),
+        ("params.yaml", "width: 4", "width: 5", r"models\.net in the parameter file changed"),
+        ("params.yaml", "seeds:", "seeds: [", r"the parameter file changed while it ran.*params.yaml"),
+        ("data/prepared/tiny/manifest.json", '"digest": "', '"digest": "0', r"the prepared data \(\S+\) changed"),
+    ],
+)
+def test_what_changes_while_a_stage_runs_is_not_credited_to_it(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, message: str
+) -> None:
+    fit = sunets.stages.train.fit
+
+    def edited(*arguments: Any, **options: Any) -> Any:
+        if new not in Path(file).read_text():
+            _edit(Path(file), old, new)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(sunets.stages.train, "fit", edited)
+    monkeypatch.setattr("sunets.core.executor.ResultStore.get", lambda *_: None)
+    one = load("params.yaml", ["seeds=[0]"])
+    with pytest.raises(StageError, match=message):
+        train_stage(one, "net", workers=1)
+
+
+def test_what_a_stage_does_not_depend_on_may_change(suite: Suite, tmp_path: Path) -> None:
+    with stage("train@net", Layout("tiny", tmp_path), "sunets.core.config", suite=suite, params=("models.net",)):
+        _edit(Path("params.yaml"), "plain_conv_small", "unet_small")
+        _edit(Path("params.yaml"), "epochs: 1", "epochs: 2")
+
+
+class _Seen(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "call"),
+    [
+        ("prepare", "sunets.stages.prepare", lambda s: sunets.stages.prepare.prepare_stage(s)),
+        ("train", "sunets.stages.train", lambda s: train_stage(s, "net")),
+        ("evaluate", "sunets.stages.evaluate", lambda s: evaluate_stage(s, "net")),
+        ("cost", "sunets.stages.cost", lambda s: sunets.stages.cost.cost_stage(s, "net")),
+        ("speed", "sunets.stages.cost", lambda s: sunets.stages.cost.speed_stage(s)),
+        ("ablate", "ablations.study", lambda s: ablations.study.run_study(s, "depth")),
+    ],
+)
+def test_a_stage_guards_what_dvc_follows(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, name: str, module: str, call: Any
+) -> None:
+    guarded: list[str] = []
+
+    @contextmanager
+    def seen(*_: Any, suite: Suite, params: Any, data_digest: str | None = None) -> Iterator[str]:
+        guarded.extend(params)
+        assert (data_digest is None) == (name == "prepare")
+        raise _Seen
+        yield ""
+
+    monkeypatch.setattr(f"{module}.stage", seen)
+    write_json("results/tiny/records/train/net.json", [])
+    with pytest.raises(_Seen):
+        call(suite)
+    body = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][name]
+    key = "depth" if name == "ablate" else "net"
+    listed = [p.replace("${key}", key).replace("${item.model}", "net") for p in body.get("do", body)["params"]]
+    assert sorted(guarded) == sorted(listed)
+
+
+@pytest.mark.slow
+def test_when_every_seed_diverges_the_terminal_says_so_and_the_pipeline_goes_on(
+    suite: Suite, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_stage(suite, "plain", workers=1)
+    weights = Layout("tiny").weights("plain", 0)
+    assert weights.exists()
+    wild = load("params.yaml", ["train.lr=1e30"])
+    capfd.readouterr()
+    records = train_stage(wild, "plain", workers=1)
+    assert [r["status"] for r in records] == ["failed", "failed"]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["plain seed 0", "plain seed 1", "plain"]
+    assert "training failed: the loss became" in lines[0]
+    assert lines[2] == "plain: trainings failed on 2 of 2 seeds; the tables will say so, and there is nothing to score"
+    assert not weights.exists()  # those of the training before
+    scored = evaluate_stage(wild, "plain", workers=1)
+    assert [(r["seed"], r["status"]) for r in scored] == [(0, "failed"), (1, "failed")]
+    assert all("its training failed: the loss became" in r["reason"] for r in scored)
+    assert read_json("results/tiny/metrics/plain.json") == {}
+    with pytest.raises(ValueError, match=r"plain, seed 0: another training failed: train.lr is 1e\+30 there, 0.003"):
+        evaluate_stage(suite, "plain", workers=1)
+
+
+def _scored(suite: Suite) -> list[str]:
+    return [r["status"] for r in evaluate_stage(suite, "net", workers=1)]
+
+
+@pytest.mark.slow
+def test_only_the_weights_of_this_training_are_scored(suite: Suite) -> None:
+    train_stage(suite, "net", workers=1)
+    train_stage(suite, "plain", workers=1)
+    layout = Layout("tiny")
+    path = layout.weights("net", 0)
+    own = path.read_bytes()
+    assert _scored(load("params.yaml", ["data.workers=1", "evaluate.batch_size=2", "train.device=cpu"])) == [
+        "finished",
+        "finished",
+    ]
+    foreign = {
+        "network": (
+            layout.weights("plain", 0).read_bytes(),
+            r"model\.\w+ is .* there, .* here and \d+ more; train net",
+        ),
+        "seed": (layout.weights("net", 1).read_bytes(), r"seed is 1 there, 0 here; train net again"),
+        "bit": (bytes([*own[: len(own) // 2], own[len(own) // 2] ^ 1, *own[len(own) // 2 + 1 :]]), "damaged|readable"),
+    }
+    for content, message in foreign.values():
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"seed0.pt: .*({message})"):
+            _scored(suite)
+    content = torch.load(layout.weights("net", 1), weights_only=True)
+    content.pop("sha256")
+    next(iter(content["state_dict"].values()))[...] = float("nan")
+    atomic_save(content, path)
+    with pytest.raises(CheckpointError, match=r"seed0.pt: \S+ holds NaN or infinity; train again"):
+        _scored(suite)
+    path.write_bytes(own)
+    with pytest.raises(CheckpointError, match=r"train\.lr is 0\.003 there, 0\.5 here"):
+        _scored(load("params.yaml", ["train.lr=0.5"]))
+    prepare(load("params.yaml", ["data.synthetic.seed=1"]).data, Path("data/other"))
+    Path("data/prepared/tiny").rename("data/kept")
+    Path("data/other").rename("data/prepared/tiny")
+    try:
+        with pytest.raises(CheckpointError, match=r"data\.synthetic\.seed is 0 there, 1 here and 1 more"):
+            _scored(load("params.yaml", ["data.synthetic.seed=1"]))
+    finally:
+        Path("data/prepared/tiny").rename("data/other")
+        Path("data/kept").rename("data/prepared/tiny")
+    assert _scored(suite) == ["finished", "finished"]
+
+
+@pytest.mark.slow
+def test_records_state_the_network_as_built(suite: Suite) -> None:
+    train_stage(suite, "net", workers=1)
+    evaluate_stage(suite, "net", workers=1)
+    sunets.stages.cost.cost_stage(suite, "net")
+    for path in ("train/net.json", "evaluate/net.json", "profile/net.json"):
+        content = json.loads(Path("results/tiny/records", path).read_text())
+        for record in content if isinstance(content, list) else [content]:
+            params = record["params"]
+            assert params["model.unet_depth"] == params["model.num_blocks"] == [1, 1, 1], path
+            assert (params["model.output_stride"], params["model.dilation"]) == (16, "multi_grid"), path
+            unknown = {key for key, value in params.items() if key.startswith("model.") and value is None}
+            assert unknown <= {"model.weights", "model.label"}, path
+
+
+@pytest.mark.slow
+def test_what_a_training_starts_from_is_said(suite: Suite, capfd: pytest.CaptureFixture[str]) -> None:
+    train_stage(suite, "net", workers=1)
+    again = load("params.yaml", ["train.init_from=outputs/tiny/weights/net/seed{seed}.pt", "train.epochs=2"])
+    capfd.readouterr()
+    train_stage(again, "net", workers=1)
+    lines = [line for line in capfd.readouterr().out.splitlines() if "init_from" in line]
+    assert [line.split(":")[2].strip() for line in lines] == [f"outputs/tiny/weights/net/seed{s}.pt" for s in (0, 1)]
+    assert all("backbone tensors loaded; the head too" in line for line in lines)
