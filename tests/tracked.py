@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from sunets.core.config import Suite, load
 from sunets.core.provenance import provenance
 from sunets.core.record import Record, make_record, write_json, write_rows
+from sunets.models.zoo import resolve_config
 from sunets.tracking.live import Tracker
 from sunets.tracking.store import CURRENT, KEY, PARENT
 
@@ -62,7 +63,7 @@ class Pipeline:
         self.records = self.results / "bench/records"
 
     def plan(self, model: str) -> list[tuple[Any, Record]]:
-        configs = [self.suite.run(model, seed) for seed in self.suite.seeds]
+        configs = [resolve_config(self.suite.run(model, seed)) for seed in self.suite.seeds]
         return [(c, provenance("d" * 64, self.code, c, f"python -m sunets train {model}")) for c in configs]
 
     def record(self, model: str, seed: int, rows: list[dict[str, Any]], **extra: Any) -> Record:
@@ -145,7 +146,7 @@ class Pipeline:
         outcomes = [("finished", None), ("pruned", "below the median"), ("failed", "out of memory"), ("finished", None)]
         for number, (status, reason) in enumerate(outcomes):
             arm = {"model.unet_depth": 1 + number // 2}
-            config = self.suite.run("sunet_tiny", number % 2, arm)
+            config = resolve_config(self.suite.run("sunet_tiny", number % 2, arm))
             source = provenance("d" * 64, self.code, config, "python -m ablations run depth")
             rows = [row(epoch, number) for epoch in range(1, 1 if status == "failed" else EPOCHS + 1)]
             if tracker:
