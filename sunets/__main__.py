@@ -221,11 +221,15 @@ def verify(
 @app.command(name="mlflow-sync", rich_help_panel=TOOLS)
 def mlflow_sync(
     benchmark: Annotated[str | None, typer.Option(help="One benchmark; default: all under results/.")] = None,
+    pages: Annotated[str | None, typer.Option(help="Address of MLflow's pages: print a link per experiment.")] = None,
 ) -> None:
     """Bring MLflow in line with results/: rebuilds a deleted database, adds nothing twice."""
     from sunets.tracking.sync import sync
 
-    typer.echo(sync(Path("results"), benchmark))
+    done = sync(Path("results"), benchmark, pages or "")
+    typer.echo(done)
+    for link in done.links if pages else ():
+        typer.echo(link)
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -62,7 +63,9 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
         "trials.finished": 2.0,
         "trials.pruned": 1.0,
         "trials.failed": 1.0,
+        "best/score.miou.mean": pytest.approx(0.3),  # of depth 2: one of its seeds failed
     }
+    assert parent.data.tags["best.setting"] == '{"model.unet_depth":2}'
     assert {run.data.tags["number"]: (run.info.status, run.data.tags["status"]) for run in found.values()} == {
         "0": ("FINISHED", "finished"),
         "1": ("KILLED", "pruned"),
@@ -394,3 +397,70 @@ def test_a_server_on_postgresql_shows_the_same(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{db}")
     sync(pipeline.results)
     assert snapshot() == state
+
+
+def test_studies_have_their_own_figures_and_tables(db: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.ablate(live=False)
+    folder = pipeline.results / "bench/ablations"
+    folder.mkdir()
+    base = pipeline.records / "ablations"
+    for suffix in (".json", ".history.csv"):  # another study, whose name goes on
+        (base / f"depth_wide{suffix}").write_text(
+            (base / f"depth{suffix}").read_text().replace('"depth"', '"depth_wide"')
+        )
+    names = ["depth.md", "depth.tex", "depth_axes.png", "depth_axes.pdf", "depth_axes.csv", "depth_wide_axes.png"]
+    for name in [*names, "depthless.png"]:
+        (folder / name).write_text(name)
+    sync(pipeline.results)
+    found, client = by_name("bench/ablations"), MlflowClient()
+
+    def files(study: str) -> list[str]:
+        run = found[study].info.run_id
+        return [file.path for place in ("figures", "tables") for file in client.list_artifacts(run, place)]
+
+    assert files("depth") == ["figures/depth_axes.png", "tables/depth.md", "tables/depth_axes.csv"]
+    assert files("depth_wide") == ["figures/depth_wide_axes.png"]
+
+
+@pytest.mark.parametrize("metric", ["score.miou", "score.top1_error_percent"])
+def test_best_setting_of_a_study(metric: str) -> None:
+    data = {"score.miou": "camvid", "score.top1_error_percent": "imagefolder"}[metric]
+    records = [
+        {"params": {"data.name": data}, "status": status, "arm": {"train.lr": lr}, "scores": {metric: score}}
+        for lr, score, status in (
+            (0.1, 0.4, "finished"), (0.1, 0.6, "finished"), (0.2, 0.55, "finished"), (0.3, 0.45, "finished"),
+            (0.4, 0.99, "pruned"), (0.5, math.nan, "finished"), (0.6, None, "finished"),
+        )
+    ]  # fmt: skip
+    best, setting = (0.55, '{"train.lr":0.2}') if metric == "score.miou" else (0.45, '{"train.lr":0.3}')
+    assert view._best(records) == ({f"best/{metric}.mean": best}, {"best.setting": setting})
+    search = {**records[0], "phase": "search", "scores": {metric.replace("score.", "search."): 0.7}}
+    assert view._best([search, *records]) == view._best(records)
+    assert view._best([search])[0] == {f"best/{metric.replace('score.', 'search.')}.mean": 0.7}
+    assert view._best(records[4:]) == ({}, {})
+
+
+def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.train("sunet_tiny", live=False)
+    pipeline.evaluate("sunet_tiny")
+    pipeline.ablate(live=False)
+    done = sync(pipeline.results, pages="http://host:7000/")
+    client = MlflowClient()
+    for line, name in zip(done.links, ("bench", "bench/ablations"), strict=True):
+        experiment = client.get_experiment_by_name(name)
+        query = "?workflowType=machine_learning&viewStateShareKey=sunets"
+        assert line == f"{name}: http://host:7000/#/experiments/{experiment.experiment_id}/runs{query}"
+        columns = json.loads(experiment.tags["mlflow.sharedViewState.sunets"])["selectedColumns"]
+        own = {
+            f"{kind}.`{key}`"
+            for run in runs(name)
+            for kind, values in (("metrics", run.data.metrics), ("params", run.data.params), ("tags", run.data.tags))
+            for key in values
+        }
+        assert set(columns) <= own
+        first = {"bench": "score.miou.mean", "bench/ablations": "best/score.miou.mean"}[name]
+        assert columns[0] == f"metrics.`{first}`"
+    for run in [*runs(), *runs("bench/ablations")]:
+        assert len([m for m in run.data.metrics if ".iou." not in m]) < 20

@@ -165,7 +165,7 @@ class Pipeline:
                     status=status,  # type: ignore[arg-type]
                     reason=reason,
                     scores={"score.miou": 0.1 * number} if status == "finished" else {},
-                    cost={"cost.gmacs": 1.0 + number},
+                    cost={"cost.gmacs": 1.0 + number, "cost.params_m": 0.2},
                     provenance=source,
                     study="depth",
                     number=number,

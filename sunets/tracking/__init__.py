@@ -17,5 +17,6 @@ and of what made it (configuration, data, code). A run that is opened again unde
 configuration makes a new run in the same slot, and the older one stays with the tag `sunets.current` = false. Points of
 a curve have time stamps made from their epoch, since MLflow keeps a point twice only where its time stamp differs.
 
-Nothing here may cost a training: without mlflow, or without its server, `Tracker` says so once and does nothing.
+Nothing here may cost a training: without mlflow, or without its server, `Tracker` says so once and does nothing. Every
+call of MLflow is given up after ten seconds (`address`), and a run that a living process writes is left to it.
 """

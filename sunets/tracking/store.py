@@ -21,6 +21,8 @@ from sunets.tracking.view import Run
 
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
 PARENT, PROCESS = "mlflow.parentRunId", "sunets.process"
+VIEW = "sunets"
+"""Key of the table of runs in MLflow's links, as "share" in its pages makes them."""
 
 NOTE = """\
 One parent run per {item}; filter with ``tags.`sunets.current` = 'true'`` to hide runs of earlier configurations.
@@ -48,6 +50,7 @@ class Store:
             os.environ.setdefault(name, value)
         self.uri = address.tracking_uri()
         self._experiments: dict[str, str] = {}
+        self._views: dict[str, list[str]] = {}
         with address.explained():
             mlflow = _import_mlflow()
             self.entities: Any = mlflow.entities
@@ -115,6 +118,7 @@ class Store:
         tags = _all_tags(run, parent)
         chosen, created = self._choose(run, tags, compatible)
         self._write(chosen, run, tags)
+        self._show(run)
         return chosen, created
 
     def _choose(self, run: Run, tags: Mapping[str, str], compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
@@ -131,6 +135,25 @@ class Store:
                 if other.info.run_id != chosen.info.run_id and other.data.tags.get(CURRENT) == "true":
                     self.retire(other)
         return chosen, created
+
+    def _show(self, run: Run) -> None:
+        """Keep the columns of an experiment's table, which `link` opens; MLflow's own show no score."""
+        known = self._views.setdefault(run.experiment, [])
+        new = [column for column in run.columns if column not in known]
+        if new:
+            known += new
+            state = json.dumps({"selectedColumns": known[:40]})  # MLflow keeps 5000 characters
+            self.client.set_experiment_tag(self.experiment(run.experiment), f"mlflow.sharedViewState.{VIEW}", state)
+
+    def link(self, experiment: str, base: str) -> str:
+        """Return the address of an experiment's table of runs; without a type MLflow opens on traces of agents.
+
+        Args:
+            experiment: its name.
+            base: address of MLflow's pages.
+        """
+        query = f"?workflowType=machine_learning&viewStateShareKey={VIEW}"
+        return f"{base.rstrip('/')}/#/experiments/{self.experiment(experiment)}/runs{query}"
 
     def retire(self, run: Any) -> None:
         """Mark a run as one of an earlier configuration; if it looks running but its process is gone, as killed."""
@@ -196,6 +219,7 @@ class Store:
         if not created and _written_elsewhere(found):
             return run_id, "unchanged"
         self._write(found, run, wanted_tags)
+        self._show(run)
         if not created and tags.get(DIGEST) == digest and found.info.status == run.status:
             return run_id, "unchanged" if tags.get(CURRENT) == "true" and tags.get(PARENT) == parent else "updated"
         first = run.first if created else {}

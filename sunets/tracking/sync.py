@@ -5,17 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED
 from sunets.core.record import Record, read_json, read_rows
 from sunets.tracking.address import TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.store import CURRENT, Store, is_alive
-from sunets.tracking.view import Run, child_run, finite_numbers, make_slot, model_run, plain_text, study_run
+from sunets.tracking.view import (
+    Run,
+    child_run,
+    costs,
+    finite_numbers,
+    make_slot,
+    model_run,
+    plain_text,
+    study_run,
+)
 
 
 @dataclass(frozen=True)
@@ -25,17 +35,20 @@ class Synced:
     created: int
     updated: int
     unchanged: int
+    links: tuple[str, ...] = field(default=(), compare=False)
+    """An address per experiment, where MLflow's pages show its runs."""
 
     def __str__(self) -> str:
         return f"MLflow: {self.created} runs created, {self.updated} updated, {self.unchanged} unchanged"
 
 
-def sync(results: Path, benchmark: str | None = None) -> Synced:
+def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced:
     """Make MLflow show what the records say; a second call changes nothing.
 
     Args:
         results: the directory `results/`.
         benchmark: one benchmark; None takes all.
+        pages: address of MLflow's pages, for the links.
 
     Raises:
         FileNotFoundError: there are no records.
@@ -46,6 +59,7 @@ def sync(results: Path, benchmark: str | None = None) -> Synced:
         raise FileNotFoundError(f"{results / (benchmark or '*') / 'records'}: no records; run `dvc repro` first")
     wanted = {folder.name: [*_models(folder), *_studies(folder), *_report(folder)] for folder in found}
     counts: Counter[str] = Counter()
+    links = []
     try:
         store = Store()
         for name, families in wanted.items():
@@ -61,12 +75,13 @@ def sync(results: Path, benchmark: str | None = None) -> Synced:
             for experiment in (name, f"{name}/ablations"):
                 if store.experiment(experiment, create=False) is None:
                     continue
+                links.append(f"{experiment}: {store.link(experiment, pages)}")
                 for run in store.search(experiment, CURRENT, "true"):
                     if run.info.run_id not in kept and not is_alive(run):
                         store.retire(run)
     except (TrackingError, OSError) as error:
         raise TrackingError(f"MLflow: {failure(error)}; see MLFLOW_TRACKING_URI, then: {REMEDY}") from error
-    return Synced(counts["created"], counts["updated"], counts["unchanged"])
+    return Synced(counts["created"], counts["updated"], counts["unchanged"], tuple(links))
 
 
 def sync_or_warn(results: Path, benchmark: str) -> None:
@@ -110,7 +125,7 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
             timing = next((t for t in timed if t["seed"] == seed), {})
             noisy = {k: v for k, v in timing.items() if k in ("seconds", "images_per_second")}
             scores = [r for r in tested if r["seed"] == seed]
-            metrics = {k: v for r in scores for k, v in finite_numbers(r["scores"], _prefix(r, tested)).items()}
+            metrics = {k: v for r in scores for k, v in _scores(r, tested).items()}
             children.append(
                 replace(
                     child,
@@ -124,7 +139,7 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
         periods = [child.seconds for child in children if child.seconds]
         parent = replace(
             parent,
-            metrics=_summary(tested) | {k: v for r in exact for k, v in finite_numbers(r["cost"]).items()},
+            metrics=_summary(tested) | {k: v for r in exact for k, v in costs(r).items()},
             tags={**parent.tags, **_test_settings(tested)},
             seconds=(min(p[0] for p in periods), max(p[1] for p in periods)) if periods else None,
             files=_figures(folder, model),
@@ -133,9 +148,12 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
     return families
 
 
-def _prefix(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    """Scores of the first test-time variant have their plain names, the others' stand under the variant's name."""
-    return "" if record["variant"] == records[0]["variant"] else f"{record['variant']}/"
+def _scores(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The scores of the first test-time variant; of another the headline score, below the variant's name."""
+    if record["variant"] == records[0]["variant"]:
+        return finite_numbers(record["scores"])
+    headlines = {k: v for k, v in record["scores"].items() if k in PRIMARY_METRIC.values()}
+    return finite_numbers(headlines, f"{record['variant']}/")
 
 
 def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -144,19 +162,21 @@ def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _summary(tested: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean and interval of each score over the seeds."""
+    """Mean of each score over the seeds, and the interval of those that runs are compared by."""
     from sunets.report.statistics import mean_interval  # its package needs pandas, which live tracking does without
 
     values: dict[str, list[float]] = {}
     for record in tested:
-        for name, value in finite_numbers(record["scores"], _prefix(record, tested)).items():
+        for name, value in _scores(record, tested).items():
             values.setdefault(name, []).append(value)
     found: dict[str, float | None] = {}
     for name, seeds in values.items():
         estimate = mean_interval(seeds)
-        found |= {f"{name}.mean": estimate.mean, f"{name}.seeds": estimate.n}
-        if ".iou." not in name:  # a hundred classes would drown the rest
-            found |= {f"{name}.ci95_low": estimate.low, f"{name}.ci95_high": estimate.high}
+        found[f"{name}.mean"] = estimate.mean
+        if name.rpartition("/")[2] in PRIMARY_METRIC.values():
+            found |= {f"{name}.{k}": v for k, v in (("ci95_low", estimate.low), ("ci95_high", estimate.high))}
+        if name in PRIMARY_METRIC.values():
+            found[f"{name}.seeds"] = estimate.n
     return finite_numbers(found)
 
 
@@ -171,20 +191,31 @@ def _studies(folder: Path) -> list[tuple[Run, list[Run]]]:
     """Parent and children of every study of a benchmark."""
     base = folder / "records" / "ablations"
     families = []
-    for study in _items(base, ".json"):
+    studies = _items(base, ".json")
+    for study in studies:
         records = _records(base / f"{study}.json")
         if not records:
             continue
         path = base / f"{study}.history.csv"
         rows = read_rows(path) if path.exists() else []
-        parent = study_run(records)
         children = [child_run(r, [row for row in rows if row["number"] == r["number"]]) for r in records]
-        families.append((replace(parent, files=_figures(folder, study)), children))
+        families.append((replace(study_run(records), files=_study_files(folder, study, studies)), children))
     return families
 
 
+def _study_files(folder: Path, study: str, studies: Sequence[str]) -> tuple[tuple[Path, str | None], ...]:
+    """Figures and tables of a study: STUDY.md, STUDY_axes.png; not those of a study whose name goes on."""
+
+    def owner(path: Path) -> str:
+        return max((s for s in studies if f"{path.stem}_".startswith(f"{s}_")), key=len, default="")
+
+    places = {".png": "figures", ".md": "tables", ".csv": "tables"}
+    found = sorted(path for path in (folder / "ablations").glob("*") if path.suffix in places)
+    return tuple((path, places[path.suffix]) for path in found if owner(path) == study)
+
+
 def _figures(folder: Path, item: str) -> tuple[tuple[Path, str | None], ...]:
-    """Figures whose file name names the model or study."""
+    """Figures whose file name names the model."""
     word = re.compile(rf"(?<![a-z0-9]){re.escape(item)}(?![a-z0-9])")
     return tuple((path, "figures") for path in sorted((folder / "figures").glob("*.png")) if word.search(path.stem))
 

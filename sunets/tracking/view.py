@@ -18,6 +18,11 @@ from urllib.parse import quote
 from sunets.core.config import fingerprint
 from sunets.core.metrics import PRIMARY_METRIC
 
+COSTS = (
+    "cost.params_m", "cost.gmacs", "cost.gmacs_forward_backward", "field.effective_share", "memory.saved_mib",
+    "memory.peak_mib", "speed.latency_ms", "speed.step_ms", "speed.images_per_second",
+)  # fmt: skip
+"""Costs in MLflow, whose pages are of use with less than about twenty metrics per run, classes aside."""
 LONGEST_VALUE = 5000
 """Characters of a parameter or tag; MLflow takes 6000 of a parameter and warns above."""
 LONGEST_NAME = 220
@@ -43,6 +48,8 @@ class Run:
     """Single values; a later one takes the place of an earlier one."""
     headline: str = ""
     """The metric that runs are compared by."""
+    columns: tuple[str, ...] = ()
+    """Columns of the table of runs, in MLflow's words, where the run decides on them."""
     status: str = "RUNNING"
     seconds: tuple[float, float] | None = None
     """Start and end in seconds since 1970, where known."""
@@ -138,15 +145,22 @@ def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], flo
     }
 
 
-def _ends(points: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """`final/` and `best/` of each curve: MLflow's tables and charts show a curve's last value only."""
-    found = {}
-    for name in dict.fromkeys(name for name, _ in points if name.startswith(("train.", "val."))):
-        values = [value for (_, _), value in sorted((p, v) for p, v in points.items() if p[0] == name)]
-        found[f"final/{name}"] = values[-1]
-        if name.startswith("val."):
-            found[f"best/{name}"] = min(values) if re.search("loss|error", name) else max(values)
-    return found
+def lower_is_better(metric: str) -> bool:
+    """Return whether a metric is a loss or an error."""
+    return bool(re.search("loss|error", metric))
+
+
+def _ends(points: Mapping[tuple[str, int], float], headline: str) -> dict[str, float]:
+    """`final/` and `best/` of the validated headline score: MLflow's tables show a curve's last value only."""
+    name = headline.replace("score.", "val.").replace("search.", "val.")
+    values = [value for (_, _), value in sorted((p, v) for p, v in points.items() if p[0] == name)]
+    best = min if lower_is_better(name) else max
+    return {f"final/{name}": values[-1], f"best/{name}": best(values)} if values else {}
+
+
+def costs(record: Mapping[str, Any]) -> dict[str, float]:
+    """The costs that runs are compared by; the record has all."""
+    return finite_numbers({name: value for name, value in record["cost"].items() if name in COSTS})
 
 
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
@@ -210,7 +224,7 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
     """
     points = curve_points(rows)
     curves = {name for name, _ in points}
-    single = finite_numbers(record["scores"]) | finite_numbers(record["cost"])
+    single = finite_numbers(record["scores"]) | costs(record)
     tags, params = _tags(record), _params(record)
     if record["kind"] == "trial":
         experiment = f"{record['benchmark']}/ablations"
@@ -236,7 +250,8 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
         params=legal(params),
         tags=legal(tags),
         points=points,
-        metrics={k: v for k, v in single.items() if k not in curves} | (_ends(points) if ended else {}),
+        metrics={k: v for k, v in single.items() if k not in curves}
+        | (_ends(points, _headline(record)) if ended else {}),
         headline=_headline(record),
         status=STATUS[record["status"]] if ended else "RUNNING",
         dataset=_dataset(record),
@@ -257,6 +272,11 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         params=common,
         tags=tags,
         headline=f"{_headline(first)}.mean",
+        columns=(
+            *(f"metrics.`{_headline(first)}.{k}`" for k in ("mean", "ci95_low", "ci95_high")),
+            *(f"metrics.`{k}`" for k in ("cost.params_m", "cost.gmacs", _headline(first))),
+            *(f"params.`train.{k}`" for k in ("lr", "optimizer", "weight_decay", "batch_size", "epochs")),
+        ),
         status=_outcome(records) if ended else "RUNNING",
         dataset=_dataset(first),
     )
@@ -270,17 +290,44 @@ def study_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         f"trials.{status}": float(sum(record["status"] == status for record in records))
         for status in ("finished", "pruned", "failed")
     }
+    best, arm = _best(records) if ended else ({}, {})
     return Run(
         experiment=f"{first['benchmark']}/ablations",
         slot=make_slot("study", first["benchmark"], first["study"]),
         identity=fingerprint(fixed),
         name=first["study"],
         params=fixed,
-        tags={"kind": "study", **{name: first[name] for name in ("benchmark", "study", "model")}},
-        metrics=counts if ended else {},
+        tags={"kind": "study", **{name: first[name] for name in ("benchmark", "study", "model")}} | arm,
+        metrics=counts | best if ended else {},
         headline="trials.finished",
+        columns=(
+            *(f"metrics.`{k}`" for k in (f"best/{_headline(records[-1])}.mean", _headline(records[-1]))),
+            "tags.`best.setting`",
+            *(f"params.`{path}`" for path in {**(first.get("arm") or {}), **(first.get("tuned") or {})}),
+            *(f"metrics.`{k}`" for k in ("cost.params_m", "cost.gmacs")),
+        ),
         status=_outcome(records) if ended else "RUNNING",
     )
+
+
+def _best(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the best mean score over the seeds of a setting as a metric, and the setting as a tag.
+
+    Scores of a sampler's trials count where a study has no others: on the validation split they are optimistic.
+    """
+    name = min(_headline(record) for record in records)  # score. before search.
+    settings: dict[str, list[float]] = {}
+    for record in records:
+        value = record["scores"].get(name)
+        if record["status"] == "finished" and value is not None and math.isfinite(value):
+            chosen = {**(record.get("arm") or {}), **(record.get("tuned") or {})}
+            settings.setdefault(plain_text(dict(sorted(chosen.items()))), []).append(value)
+    if not settings:
+        return {}, {}
+    choose = min if lower_is_better(name) else max
+    means = {setting: sum(values) / len(values) for setting, values in settings.items()}
+    best = choose(means, key=means.__getitem__)
+    return {f"best/{name}.mean": means[best]}, {"best.setting": best}
 
 
 def _outcome(records: Sequence[Mapping[str, Any]]) -> str:
