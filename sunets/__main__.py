@@ -204,7 +204,7 @@ def verify(
     ] = False,
 ) -> None:
     """Check that the results of params.yaml belong to this code and these parameters; exit status 1 where not."""
-    from sunets.report.verify import verify as find
+    from sunets.verify import verify as find
 
     verdict = find(_suite(PARAMS, None))
     for line in verdict.notes:

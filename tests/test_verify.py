@@ -11,7 +11,7 @@ from checkout import run
 
 from sunets.core.provenance import code_hash
 from sunets.core.record import read_json, write_json
-from sunets.report.verify import code_of_records
+from sunets.verify import code_of_records
 
 
 def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from sunets.core.config import Suite
 from sunets.core.provenance import code_hash
-from sunets.core.record import Record, parameters, parameters_hash, read_records
+from sunets.core.record import Record, parameters, parameters_hash, read_json, read_records
 from sunets.models.zoo import resolve_config
 
 _MODULES = {
@@ -60,7 +61,7 @@ def verify(suite: Suite, root: Path = Path()) -> Verdict:
     wrong = [
         f"{path}: {_name(record)}: {fault}"
         for path in sorted((root / "results").glob("*/records/**/*.json"))
-        for record in _records(path)
+        for record in _records_of_this_code(path)
         if (fault := _fault(suite, record))
     ]
     if wrong:
@@ -74,22 +75,34 @@ def code_of_records(results_dir: Path) -> dict[str, dict[str, str | None]]:
     Returns:
         Benchmark -> kind of record -> None where it is, else the commits that did make them.
     """
-    now = {kind: code_hash(module) for kind, module in _MODULES.items()}
     found: dict[str, dict[str, str | None]] = {}
     for folder in sorted(results_dir.glob("*/records")):
         others: dict[str, dict[str, None]] = {}  # kind -> commits of other code, each once
         for path in sorted(folder.glob("**/*.json")):
-            for record in _records(path):
+            for record in _made_records(path):
                 commits = others.setdefault(record["kind"], {})
-                if record["provenance"]["code_hash"] != now[record["kind"]]:
-                    commits[record["provenance"]["git_commit"] or "unknown"] = None
+                if record["provenance"].get("code_hash") != _code_now(record["kind"]):
+                    commits[record["provenance"].get("git_commit") or "unknown"] = None
         found[folder.parent.name] = {kind: ", ".join(commits) or None for kind, commits in others.items()}
     return found
 
 
-def _records(path: Path) -> list[Record]:
-    """The records of a file; timings, which lie in files of the same form, are left out."""
-    return [] if path.parent.name == "timing" else read_records(path)
+@functools.cache
+def _code_now(kind: str) -> str:
+    return code_hash(_MODULES[kind])
+
+
+def _made_records(path: Path) -> list[Record]:
+    """The records of a file, in the form of whatever code made them; rows of timings are none."""
+    content = read_json(path)
+    rows = [row for row in (content if isinstance(content, list) else [content]) if isinstance(row, dict)]
+    return [row for row in rows if row.get("kind") in _MODULES and isinstance(row.get("provenance"), dict)]
+
+
+def _records_of_this_code(path: Path) -> list[Record]:
+    """The records of a file, checked whole, if this code made one of them."""
+    made = [row["provenance"].get("code_hash") == _code_now(row["kind"]) for row in _made_records(path)]
+    return read_records(path) if any(made) else []
 
 
 def _name(record: Record) -> str:
