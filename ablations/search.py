@@ -338,7 +338,7 @@ class _JournalLock(JournalFileOpenLock):
     """
 
     def __init__(self, journal: str) -> None:
-        self._journal, self._lock = Path(journal), FileLock(f"{journal}.lock")
+        self._journal, self._lock = Path(journal), FileLock(f"{journal}.writer.lock")
 
     def acquire(self) -> bool:
         self._lock.acquire()

@@ -16,11 +16,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+NO_SERVER = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""Tracking steps aside: it takes seconds, and is not what a test is about."""
+
+
 def environment(**extra: str) -> dict[str, str]:
     """What a process needs to import this checkout and its tests, and no cluster or storage of the user's."""
     own = ("DASK_SCHEDULER_ADDRESS", "OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")
     clean = {key: value for key, value in os.environ.items() if key not in own}
-    return clean | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | extra
+    made = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return clean | made | extra
 
 
 def until(condition: Callable[[], object], seconds: float = 90) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import cluster, environment, until
+from cluster import NO_SERVER, cluster, environment, until
 from tiny import SUNET
 
 import sunets.tracking.live
@@ -272,8 +272,8 @@ def test_a_cluster_that_loses_a_worker_in_mid_trial_leaves_the_same_bytes(
     with cluster(folders[0], 1) as made:
         for folder in folders[1:]:
             made.add_worker(folder)
-        with command(driver, "run", "tuned", DASK_SCHEDULER_ADDRESS=made.address) as process:
-            until(lambda: sum(len(list(folder.glob(".work/*/checkpoint.pt"))) for folder in {*folders}) >= 2)
+        with command(driver, "run", "tuned", DASK_SCHEDULER_ADDRESS=made.address, **NO_SERVER) as process:
+            until(lambda: sum(len(list(folder.glob(".work/*/checkpoint.pt"))) for folder in {*folders}) >= 2, 300)
             made.workers[0].kill()
             _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()

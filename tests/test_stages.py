@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import cluster, environment, until
+from cluster import NO_SERVER, cluster, environment, until
 from tiny import SUNET
 
 from sunets.core.config import load
@@ -55,7 +55,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the stages write on one worker of this machine."""
     folder = copy_of(tmp_path_factory.mktemp("alone"))
     for stage_name in ("train", "evaluate"):
-        with command(folder, stage_name, "net", "--workers", "1") as process:
+        with command(folder, stage_name, "net", "--workers", "1", **NO_SERVER) as process:
             _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     return written(folder)
@@ -68,18 +68,18 @@ def test_a_cluster_that_loses_a_worker_trains_and_scores_the_same(
 ) -> None:
     """With a shared directory the lost training goes on, with none it starts anew on another worker."""
     driver = copy_of(tmp_path / "driver")
-    folders = [driver if shared else copy_of(tmp_path / f"worker{number}") for number in range(3)]
+    folders = [driver if shared else copy_of(tmp_path / f"worker{number}") for number in range(2)]
     with cluster(folders[0], 1) as made:
         for folder in folders[1:]:
             made.add_worker(folder)
-        with command(driver, "train", "net", DASK_SCHEDULER_ADDRESS=made.address) as process:
+        with command(driver, "train", "net", DASK_SCHEDULER_ADDRESS=made.address, **NO_SERVER) as process:
             held = [f"{folder}/.work/*/checkpoint.pt" for folder in folders]
-            until(lambda: sum(map(len, map(glob.glob, {*held}))) >= 2)
+            until(lambda: sum(map(len, map(glob.glob, {*held}))) >= 2, 300)
             victims = [w for w in made.workers if busy(w.pid)]
             victims[0].kill()
             _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-        with command(driver, "evaluate", "net", DASK_SCHEDULER_ADDRESS=made.address) as process:
+        with command(driver, "evaluate", "net", DASK_SCHEDULER_ADDRESS=made.address, **NO_SERVER) as process:
             _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     assert written(driver) == alone
