@@ -146,6 +146,11 @@ def test_the_smallest_image_counts(manifest: Manifest) -> None:
         ),
         ({"axes": [DEPTHS], "overrides": {"train.augment": {"crop": [15, 64]}}}, r"ablations\.study: .*or equal to 16"),
         ({"axes": [DEPTHS], "overrides": {"train.class_weights": [1, 2]}}, r"train\.class_weights: 3 values"),
+        ({"axes": [{"path": "train.class_weights", "values": [[1, 2]]}]}, r"train\.class_weights=.*: 3 values, one"),
+        (
+            {"axes": [{"path": "train.micro_batch_size", "values": [1, 2]}]},
+            r"ablations\.study: train\.micro_batch_size=1: train\.micro_batch_size: with one image per forward pass",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_by_name(study: dict[str, Any], message: str, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ import pytest
 from checkout import run
 
 from sunets.core.provenance import code_hash
-from sunets.core.record import read_json, write_json
+from sunets.core.record import parameters_hash, read_json, write_json
 from sunets.verify import code_of_records
 
 
@@ -82,6 +82,27 @@ def test_each_fault_is_refused(root: Path, file: str, old: str, new: str, code: 
     assert "Traceback" not in output
     assert [word for word in words if word not in output] == []
     assert sum(line.startswith("error: ") for line in output.splitlines()) in (1, 2)
+
+
+@pytest.mark.slow
+def test_another_structure_is_refused(root: Path) -> None:
+    """Records state what the name decides, and so does the comparison; earlier code's nulls stand for the same."""
+    records = read_json(root / RECORD)
+    assert records[0]["params"]["model.unet_depth"] == [2, 2, 1]
+    for value, fault in ((None, False), ([2, 2, 2], True)):
+        params = records[0]["params"] | {"model.unet_depth": value}
+        records[0] |= {"params": params}
+        records[0]["provenance"]["config_hash"] = parameters_hash(params)
+        write_json(root / RECORD, records)
+        output = run(root, "sunets", "verify", "--allow-earlier-code", code=int(fault))
+        assert ("model.unet_depth is [2, 2, 2] in the record and [2, 2, 1] in params.yaml" in output) == fault
+
+
+@pytest.mark.slow
+def test_an_edited_trial_is_refused(root: Path) -> None:
+    path = "results/smoke/records/ablations/unet_depth.json"
+    _edit(root / path, '"train.lr": 0.003', '"train.lr": 0.005')
+    assert f"{path}: model sunet_tiny" in run(root, "sunets", "verify", "--allow-earlier-code", code=1)
 
 
 @pytest.mark.slow
