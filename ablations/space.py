@@ -216,10 +216,10 @@ class Space:
         Raises:
             ConfigError: it cannot be trained.
         """
-        config = self.config(setting)
+        config, network = self.config(setting), self.network(setting)
         with self._blamed_on(setting):
             check_config(config, self.manifest)
-            check_batch_norm(self.network(setting), config, self.manifest)
+            check_batch_norm(network, config, self.manifest)
 
     @contextlib.contextmanager
     def _blamed_on(self, setting: Arm) -> Iterator[None]:

@@ -108,7 +108,7 @@ def test_a_grid_leaves_one_record_a_training_and_nothing_new_when_run_again(suit
     assert 0 <= first["scores"]["score.miou"] <= 1
     assert records[2]["cost"]["cost.params_m"] > first["cost"]["cost.params_m"] > 0
     assert {"cost.gmacs", "memory.saved_mib", "field.effective_share"} <= first["cost"].keys()
-    assert records[2]["params"]["model.unet_depth"] == 2
+    assert records[2]["params"]["model.unet_depth"] == [2, 2, 2]  # of every stage, as built
     assert first["provenance"]["command"] == "python -m ablations run depth"
     assert len({r["provenance"]["config_hash"] for r in records}) == 4
     assert first["environment"]["threads"] == 1
