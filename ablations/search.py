@@ -288,7 +288,8 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
         name: of the study; another driver of the same name is refused (behind a proxy, one of this checkout).
 
     Raises:
-        ValueError: the address cannot be used, or another driver runs the study; without the password of the address.
+        ValueError: the address cannot be used, the journal is damaged, or another driver runs the study; without the
+            password of the address.
     """
     scheme, separator, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
@@ -301,7 +302,15 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
                 stack.enter_context(FileLock(f"{address}.{derive_seed(name)}.lock", timeout=0))
             except Timeout:
                 raise busy from None
-            storage = JournalStorage(JournalFileBackend(address, lock_obj=_JournalLock(address)))
+            try:
+                storage = JournalStorage(JournalFileBackend(address, lock_obj=_JournalLock(address)))
+            except OSError:
+                raise
+            except Exception as error:  # Optuna fails on a damaged line in as many ways as there are damages
+                raise ValueError(
+                    f"{address}: damaged ({type(error).__name__}: {printable(str(error)[:200])}); delete it and run again: "
+                    "the trials' results are kept apart from it"
+                ) from None
         elif scheme == "grpc" and host and port.isdecimal():
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 storage = optuna.storages.GrpcStorageProxy(host=host, port=int(port))

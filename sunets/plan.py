@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -20,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, TestTimeConfig
 from sunets.core.paths import Layout
+from sunets.core.record import read_rows
 from sunets.data import iterations_per_epoch
-from sunets.data.manifest import used_splits
+from sunets.data.manifest import read_tree
+from sunets.data.source import split_path, used_splits
 from sunets.evaluation.multi_scale import window_starts
 from sunets.models.sunet import SUNet
 from sunets.models.zoo import create_model
@@ -172,13 +172,10 @@ def _data(data: DataConfig, folder: Path) -> _Data:
     """Numbers of images: drawn ones from the configuration, else those that were prepared, else the published ones.
 
     Raises:
-        ConfigError: they are not known.
+        ConfigError, DataError, RecordError: they are not known, or what was prepared is damaged; names the file.
     """
     path, splits = folder / "manifest.json", used_splits(data)
-    try:
-        tree = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ConfigError(f"{path}: not readable ({error}); run python -m sunets prepare again") from None
+    tree = read_tree(folder) if path.exists() else {}
     if data.name.startswith("synthetic"):  # what was prepared may have been drawn with other settings
         drawn = data.synthetic
         counts = {"train": drawn.train, "val": drawn.val, "test": drawn.test}
@@ -186,8 +183,10 @@ def _data(data: DataConfig, folder: Path) -> _Data:
         source = "of data.synthetic"
     elif tree.get("name") == data.name and set(splits) <= set(tree["counts"]):
         counts, classes, source = tree["counts"], len(tree["classes"]), f"as prepared in {folder}"
-        with (folder / "splits" / f"{data.test_split}.csv").open(newline="") as file:
-            sides = [(int(row["height"]), int(row["width"])) for row in csv.DictReader(file)]
+        listing = split_path(folder / "splits", data.test_split, ".csv")
+        sides = [(row["height"], row["width"]) for row in read_rows(listing, ("height", "width"))]
+        if not sides or not all(isinstance(side, int) for pair in sides for side in pair):
+            raise ConfigError(f"{listing}: damaged; run python -m sunets prepare again")
         size = (round(statistics.median(h for h, _ in sides)), round(statistics.median(w for _, w in sides)))
     elif data.name in PUBLISHED:
         (counts, classes, size), source = PUBLISHED[data.name], "as published" + NOTES.get(data.name, "")

@@ -19,7 +19,7 @@ from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study
 from ablations.report.tables import sampled_table, settings_table
 from sunets.core.config import StudyConfig, Suite
-from sunets.core.record import Record, make_record, write_json
+from sunets.core.record import Record, RecordError, make_record, write_json
 
 BASE = {"model.unet_depth": [2, 2, 1], "model.num_blocks": 2, "model.output_stride": 16}
 PARAMS = {
@@ -262,6 +262,57 @@ def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
     shown = dict(zip(table.view["Trial"], table.view["Same as trial"], strict=True))
     assert {trial: same for trial, same in shown.items() if same} == {"4": "0", "14": "12"}
     assert table.data.set_index("number").duplicate_of[14] == 12
+
+
+def test_the_page_states_no_value_of_what_a_study_varies() -> None:
+    axes: dict[str, list[Any]] = {"train.lr": [0.0001, 0.01], "train.batch_size": [4, 8]}
+    grid = config("grid", axes, seeds=[0])
+    records = []
+    for arm in ({"train.lr": lr, "train.batch_size": n} for lr in axes["train.lr"] for n in axes["train.batch_size"]):
+        made = trial(len(records), arm, 0, 0.5, reference=not records)
+        records.append(made | {"params": made["params"] | arm})
+    text = report_page.what_was_run(Study("rates", grid, records, "SUNet-tiny"))
+    assert "Every training: 5 epochs, adamw, weight decay 0.01; seeds 0, the same" in text
+    moved = [r | {"params": r["params"] | {"train.epochs": 3 + n}} for n, r in enumerate(records)]
+    text = report_page.what_was_run(Study("rates", grid, moved, "SUNet-tiny"))
+    assert "Every training: adamw, weight decay 0.01;" in text  # what came with an axis is not stated either
+    nowhere = [r | {"provenance": r["provenance"] | {"git_commit": None}} for r in records]
+    text = report_page.what_was_run(Study("rates", grid, nowhere, "SUNet-tiny"))
+    assert "The commit of some records (trial) is unknown" in text
+
+
+def depth_study(scores: Sequence[float | None]) -> Study:
+    """Depth 2, the reference, and depth 1, each on two seeds."""
+    records = [
+        trial(n, {"model.unet_depth": 2 - n // 2}, n % 2, score, reference=n < 2) for n, score in enumerate(scores)
+    ]
+    return Study("d", config("grid", {"model.unet_depth": [2, 1]}, seeds=[0, 1]), records, "SUNet-tiny")
+
+
+def test_a_setting_that_diverged_on_every_seed_says_so() -> None:
+    view = settings_table(depth_study([0.5, 0.51, None, None])).view
+    assert view[view["U-Net depth"] == "1"]["mIoU (%)"].tolist() == ["diverged (2 of 2)"]
+
+
+def test_settings_that_differ_by_the_same_amount_on_every_seed_are_not_tested() -> None:
+    (sentence,) = findings(depth_study([0.43, 0.43, 0.4, 0.4]))
+    assert sentence.endswith("1: no difference shown, the seeds do not differ in it (-3.00 points).")
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        ({"arm": {}}, r"model\.unet_depth"),
+        ({"scores": {}}, r"score\.miou"),
+        ({"cost": {}}, r"cost\.gmacs"),
+    ],
+)
+def test_records_that_lack_what_the_page_shows_are_named(edit: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    whole = depth_study([0.5, 0.51, 0.4, 0.42])
+    whole.check(tmp_path / "d.json")
+    records = [*whole.records[:3], whole.records[3] | edit]
+    with pytest.raises(RecordError, match=rf"d\.json: record 3 lacks {fault}; run its study again"):
+        Study("d", whole.config, records, "SUNet-tiny").check(tmp_path / "d.json")
 
 
 def test_one_seed_shows_no_difference() -> None:

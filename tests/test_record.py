@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -156,14 +157,53 @@ def test_a_foreign_repository_is_not_ours(checkout: Path, monkeypatch: pytest.Mo
     assert source() == (None, None)
 
 
-def test_provenance_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What standard error says of commits from here on."""
+    core_provenance._say_once.cache_clear()
+    return lambda: capsys.readouterr().err
+
+
+def test_provenance_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]) -> None:
+    (checkout / "pyproject.toml").touch()
     monkeypatch.setenv("PATH", str(checkout))
     assert source() == (None, None)
+    assert source() == (None, None)  # of the next seed
+    assert said() == "note: the commit of the code is recorded as unknown: git is not installed\n"
 
 
-def test_provenance_without_a_repository(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_where_git_refuses(checkout: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]) -> None:
+    """As for a checkout of another owner, which root in a container has mounted."""
+    (checkout / "pyproject.toml").touch()
+    (checkout / "git").write_text(
+        "#!/bin/sh\nexec >&2\necho \"fatal: detected dubious ownership in repository at '/co'\"\n"
+        "echo 'To add an exception for this directory, call:'\necho\n"
+        "echo '\tgit config --global --add safe.directory /co'\nexit 128\n"
+    )
+    (checkout / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{checkout}{os.pathsep}{os.environ['PATH']}")
+    assert source() == (None, None)
+    assert said() == (
+        "note: the commit of the code is recorded as unknown: git: detected dubious ownership in repository at '/co'; "
+        "remedy: git config --global --add safe.directory /co\n"
+    )
+
+
+def test_provenance_without_a_repository(
+    packages: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
     monkeypatch.setattr(core_provenance, "SOURCE_ROOT", packages)
     assert source() == (None, None)
+    assert said() == ""  # an installed package has no commit
+    (packages / "pyproject.toml").touch()  # an exported tree
+    assert source() == (None, None)
+    assert "not a git repository" in said()
+
+
+def test_provenance_of_a_known_commit_says_nothing(checkout: Path, said: Callable[[], str]) -> None:
+    (checkout / "pyproject.toml").touch()
+    assert None not in source()
+    assert said() == ""
 
 
 def test_record_holds_the_whole_configuration() -> None:
@@ -209,6 +249,16 @@ def test_status_and_reason_belong_together() -> None:
         "trial", task="segmentation", benchmark="b", model="m", status="failed", reason="NaN", number=3, study="s"
     )
     assert (failed["status"], failed["reason"], failed["number"]) == ("failed", "NaN", 3)
+
+
+def test_a_long_reason_keeps_its_beginning_and_its_end() -> None:
+    reason = f"the loss became nan, on the images {', '.join(map(str, range(2000)))};\n  lower train.lr"
+    made = make_record("train", benchmark="b", model="m", status="failed", reason=reason)["reason"]
+    assert len(made) <= 500
+    assert made.startswith("the loss became nan, on the images 0, 1, 2")
+    assert made.endswith("1999; lower train.lr")
+    assert " ... " in made
+    assert make_record("train", benchmark="b", model="m", status="failed", reason="a\n b")["reason"] == "a b"
 
 
 def test_json_is_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:

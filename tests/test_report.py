@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -341,6 +342,83 @@ def test_failed_and_missing_runs_stay_rows_with_their_reason(broken) -> None:
     )
     assert "Cost of dilated_resnet_small: not run" in page
     assert not (root / "results/toy/tables/speed.md").exists()
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that diverged on every seed, one that did on a seed, one that collapsed; one image, no commit."""
+    root = tmp_path_factory.mktemp("odd")
+    models = {"sunet_tiny": None, "unet_small": None, "plain_conv_small": None, "dilated_resnet_small": "Collapsed"}
+    suite = make_suite(models, SEEDS)
+    fabricate(root, suite)
+    records = root / "results/toy/records"
+
+    def change(kind: str, model: str, edit: Any) -> None:
+        path = records / kind / f"{model}.json"
+        rows = json.loads(path.read_text())
+        for row in rows if isinstance(rows, list) else [rows]:
+            edit(row)
+        path.write_text(json.dumps(rows))
+
+    for model, lost in (("unet_small", {1}), ("plain_conv_small", {0, 1, 2})):
+
+        def diverge(row: dict[str, Any], lost: set[int] = lost) -> None:
+            if row["seed"] in lost:
+                row.update(status="failed", reason=f"the loss became nan on seed {row['seed']}", scores={})
+
+        change("train", model, diverge)
+        change("evaluate", model, diverge)
+    change("evaluate", "dilated_resnet_small", lambda row: row["scores"].update({"score.miou": 0.4329}))
+    for kind in ("train", "profile"):
+        change(kind, "sunet_tiny", lambda row: row["provenance"].update(git_commit=None, git_dirty=None))
+    for path in (records / "confusion").glob("*.npz"):
+        with np.load(path) as arrays:
+            first = {name: values[:1] for name, values in arrays.items()}
+        np.savez(path, **first)
+    path = root / PREPARED / "toy/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"warnings": ["class 'x': no labelled pixel"]}))
+    build_report(suite, root)
+    return root
+
+
+def _shown(root: Path, table: str = "accuracy") -> str:
+    return (root / f"results/toy/tables/{table}.md").read_text()
+
+
+def _row_of(text: str, model: str) -> str:
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {model} ")][:1]
+    return re.sub(" +", " ", row)
+
+
+def test_a_network_that_diverged_on_every_seed_says_so_in_place_of_numbers(odd: Path) -> None:
+    frame = pd.read_csv(odd / "results/toy/tables/accuracy.csv").set_index("model")
+    assert frame.loc["plain_conv_small", "status"] == "diverged (3 of 3)"
+    assert frame.loc["unet_small", "status"] == "2 of 3 seeds"
+    for table in ("accuracy", "per_class", "test_time"):
+        assert "| diverged (3 of 3) |" in _row_of(_shown(odd, table), "plain_conv_small")
+    assert "plain_conv_small, seed 2: diverged (the loss became nan on seed 2)." in _shown(odd)
+    page = (odd / "results/toy/README.md").read_text()
+    assert "- unet_small, seed 1: diverged (the loss became nan on seed 1)." in page
+
+
+def test_seeds_that_agree_and_a_single_image_have_no_interval(odd: Path) -> None:
+    frame = pd.read_csv(odd / "results/toy/tables/accuracy.csv").set_index("model")
+    assert frame.loc["dilated_resnet_small", "score.miou.mean"] == pytest.approx(0.4329)
+    assert pd.isna(frame.loc["dilated_resnet_small", "score.miou.low95"])
+    assert frame["score.miou.image_low95"].isna().all()
+    assert "over images" not in _shown(odd)
+    assert "No interval, since all seeds have the same score: Collapsed." in _shown(odd)
+    assert "43.29 ±" not in _row_of(_shown(odd), "Collapsed")
+
+
+def test_page_tells_what_is_odd_of_the_data_and_that_a_commit_is_unknown(odd: Path) -> None:
+    page = (odd / "results/toy/README.md").read_text()
+    limits = page.partition("## Limits")[2].partition("## ")[0]
+    assert "- Data: class 'x': no labelled pixel." in limits
+    assert "- The commit of some records (train and profile) is unknown: git was absent or refused" in limits
+    assert "`unknown`, `0123456789abcdef`" in page
+    text = explain(odd / "results", "toy", "architectures", "sunet_tiny", "cost.gmacs")
+    assert "git commit: unknown" in text
 
 
 def test_pixels_of_a_data_set_that_is_not_ours_stay_out_of_results(broken) -> None:

@@ -256,5 +256,39 @@ def test_core_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_is_utf8_whatever_the_locale(path: Path) -> None:
+    assert not locale_lines(path.read_text(encoding="utf-8"))
+
+
+def locale_lines(code: str) -> list[int]:
+    """Lines that read or write text in the encoding of the locale."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        of = getattr(getattr(node.func, "value", None), "id", "")
+        arguments = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
+        modes = [a for a in arguments if isinstance(a, str) and re.fullmatch("[rwaxbt+]{1,3}", a)]
+        is_file = of not in ("Image", "os", "tarfile") and (not method or bool(modes) or not node.args)
+        opened = name == "open" and is_file and not any("b" in mode for mode in modes)
+        piped = any(k.arg in ("text", "universal_newlines") for k in node.keywords) and name in ("run", "Popen")
+        if opened or piped or (method and name in ("read_text", "write_text")):
+            found.append(node.lineno)
+    return found
+
+
+def test_each_way_to_depend_on_the_locale_is_seen() -> None:
+    lines = [
+        "p.read_text()", "p.write_text(x)", "open(p)", "open(p, 'w')", "p.open()", "p.open('w', newline='')",
+        "p.open(newline='')", "subprocess.run(c, text=True)", "subprocess.Popen(c, universal_newlines=True)",
+    ]  # fmt: skip
+    assert locale_lines("\n".join(lines)) == list(range(1, len(lines) + 1))
+    fine = ["p.read_text(encoding='utf-8')", "open(p, 'rb')", "p.open('rb+')", "Image.open(p)", "os.open(p, f)"]
+    assert not locale_lines("\n".join(fine))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short_enough_to_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MOST_LINES

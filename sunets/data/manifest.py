@@ -124,7 +124,7 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
             that changed since, or a damaged list; names the file and the remedy.
     """
     out_dir = Path(out_dir)
-    tree = _read_tree(out_dir)
+    tree = read_tree(out_dir)
     if tree["name"] != config.name:
         raise DataError(f"{out_dir}: holds the data set {tree['name']!r}, not {config.name!r}; {_REMEDY} again")
     absent = [s for s in used_splits(config) if s not in tree["counts"]]
@@ -153,8 +153,12 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
     )
 
 
-def _read_tree(out_dir: Path) -> dict[str, Any]:
-    """The content of manifest.json, its keys and their types checked."""
+def read_tree(out_dir: Path) -> dict[str, Any]:
+    """Read manifest.json, its keys and their types checked.
+
+    Raises:
+        DataError: it is absent or damaged; names it.
+    """
     path = out_dir / "manifest.json"
     if not path.exists():
         raise DataError(f"{path}: no such file; {_REMEDY} first")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sunets.core.record import read_rows
+from sunets.core.record import RecordError, read_rows
 from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
 
 _SUFFIX = re.compile(
@@ -44,7 +44,9 @@ def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str
             f"{table}: no such table in {folder}; there are {', '.join(tables) or 'none: run `dvc repro` first'}"
         )
     rows = read_rows(folder / f"{table}.csv", _KEYS[table])
-    frame = pd.DataFrame(rows, columns=None if rows else _KEYS[table])
+    if not rows:
+        raise RecordError(f"{folder / table}.csv: holds no row; run `dvc repro` again")
+    frame = pd.DataFrame(rows)
     records = find_records(results_dir, benchmark)
     found = _row(frame, _KEYS[table], table, row)
     base, columns = _column(frame, table, column)

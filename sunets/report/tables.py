@@ -88,9 +88,10 @@ def accuracy(records: Records, reference: str) -> Table:
             estimate = mean_interval(values) if values else None
             row |= estimate_columns(key, estimate)
             line[quantity(key).heading] = estimate_text(quantity(key), estimate)
-        if (interval := intervals[model]) is not None:
-            low, high = interval
+        if headline == "score.miou":
+            low, high = intervals[model] or (None, None)
             row |= {f"{headline}.image_low95": low, f"{headline}.image_high95": high}
+        if intervals[model]:
             line[f"{q.name} over images ({q.unit})"] = f"[{q.text(low)}, {q.text(high)}]"
         comparison = compared.get(model, NO_COMPARISON)
         row |= difference_columns(headline, reference, comparison)

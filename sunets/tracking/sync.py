@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED
-from sunets.core.record import Record, read_json, read_rows
+from sunets.core.record import Kind, Record, read_history, read_records
 from sunets.tracking.address import TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.store import CURRENT, Store, is_alive
@@ -92,11 +92,8 @@ def sync_or_warn(results: Path, benchmark: str) -> None:
         warn_once(error.__cause__ if isinstance(error, TrackingError) and error.__cause__ else error)
 
 
-def _records(path: Path) -> list[Record]:
-    if not path.exists():
-        return []
-    content = read_json(path)
-    return content if isinstance(content, list) else [content]
+def _records(path: Path, kind: Kind | Literal["timing"]) -> list[Record]:
+    return read_records(path, kind) if path.exists() else []
 
 
 def _items(folder: Path, suffix: str) -> list[str]:
@@ -110,14 +107,13 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
         folder: results/BENCHMARK.
     """
     base = folder / "records"
-    speed = _records(base / "speed.json")
+    speed = _records(base / "speed.json", "speed")
     families = []
     for model in sorted({name for kind in ("train", "evaluate", "profile") for name in _items(base / kind, ".json")}):
-        trained, tested, profiled, timed = (
-            _records(base / kind / f"{model}.json") for kind in ("train", "evaluate", "profile", "timing")
-        )
+        kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "profile", "timing")
+        trained, tested, profiled, timed = (_records(base / kind / f"{model}.json", kind) for kind in kinds)
         path = base / "history" / f"{model}.csv"
-        rows = read_rows(path) if path.exists() else []
+        rows = read_history(path, "seed") if path.exists() else []
         children = []
         for record in trained:
             seed = record["seed"]
@@ -193,11 +189,11 @@ def _studies(folder: Path) -> list[tuple[Run, list[Run]]]:
     families = []
     studies = _items(base, ".json")
     for study in studies:
-        records = _records(base / f"{study}.json")
+        records = _records(base / f"{study}.json", "trial")
         if not records:
             continue
         path = base / f"{study}.history.csv"
-        rows = read_rows(path) if path.exists() else []
+        rows = read_history(path, "number") if path.exists() else []
         children = [child_run(r, [row for row in rows if row["number"] == r["number"]]) for r in records]
         families.append((replace(study_run(records), files=_study_files(folder, study, studies)), children))
     return families

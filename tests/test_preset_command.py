@@ -1,0 +1,153 @@
+"""`sunets preset`: what it writes, and what it keeps."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+from typer.testing import CliRunner
+
+from sunets import presets
+from sunets.__main__ import app
+from sunets.core.config import load
+from sunets.presets import list_presets, use_preset
+
+SMOKE = (ROOT / "presets/smoke.yaml").read_bytes()
+MINE = SMOKE + "# mein Versuch, 写真\n".encode()
+
+
+def git(*arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with its presets, one of them in place and committed."""
+    for key in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(key, raising=False)
+    folder = tmp_path / "my project (1)"
+    shutil.copytree(ROOT / "presets", folder / "presets")
+    monkeypatch.chdir(folder)
+    (folder / "params.yaml").write_bytes(MINE)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "mine")
+    return folder
+
+
+def kept(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("params.yaml.kept-*"))]
+
+
+def test_what_a_commit_holds_is_replaced(checkout: Path) -> None:
+    assert use_preset("smoke") is None
+    assert (checkout / "params.yaml").read_bytes() == SMOKE
+    assert use_preset("default") is None  # a preset is in place
+    assert kept(checkout) == []
+
+
+def test_what_an_earlier_commit_of_another_branch_holds_is_replaced(checkout: Path) -> None:
+    git("checkout", "-q", "-b", "other")
+    (checkout / "params.yaml").write_bytes(b"# another\n")
+    git("commit", "-q", "-am", "another")
+    (checkout / "params.yaml").write_bytes(MINE)
+    assert use_preset("smoke") is None
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_edits_in_no_commit_are_kept_and_named(checkout: Path, staged: bool) -> None:
+    edited = MINE + b"\xff not even UTF-8\n"
+    (checkout / "params.yaml").write_bytes(edited)
+    if staged:
+        git("add", ".")  # git knows the content, and may drop it
+    result = CliRunner().invoke(app, ["preset", "smoke"])
+    assert result.exit_code == 0
+    (name,) = re.findall(r"kept as (\S+)", result.stderr)
+    assert (checkout / name).read_bytes() == edited
+    assert (checkout / "params.yaml").read_bytes() == SMOKE
+    (checkout / "params.yaml").write_bytes(edited + b"# more\n")
+    use_preset("smoke")
+    assert kept(checkout) == sorted([edited, edited + b"# more\n"], key=kept(checkout).index)
+
+
+def test_without_git_everything_but_a_preset_is_kept(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(checkout))
+    use_preset("smoke")
+    assert kept(checkout) == [MINE]
+    use_preset("default")
+    assert kept(checkout) == [MINE]
+
+
+def test_a_refused_preset_touches_nothing(checkout: Path) -> None:
+    (checkout / "params.yaml").write_bytes(b"# edited\n")
+    with pytest.raises(FileNotFoundError, match="--root nowhere: no such directory"):
+        use_preset("folder", Path("nowhere"))
+    (checkout.parent / "set").mkdir()
+    with pytest.raises(ValueError, match="embedded data"):
+        use_preset("smoke", checkout.parent / "set")
+    with pytest.raises(ValueError, match=r"--root: .* of the checkout, whose content the pipeline deletes"):
+        use_preset("folder", checkout)
+    with pytest.raises(ValueError, match=r"nonsense: no such preset; there are .*smoke"):
+        use_preset("nonsense")
+    assert (checkout / "params.yaml").read_bytes() == b"# edited\n"
+    assert kept(checkout) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["données", "写真", "a\\b", r"C:\new\1", 'quote"s', "it's", "a # b", "tab\there", "line\nbreak", "\x7f", "\u2028",
+     "😀", "\\g<0>", "%s {x}", "  spaces  "],
+)  # fmt: skip
+def test_any_path_of_a_data_set_comes_back_from_the_file(checkout: Path, name: str) -> None:
+    root = checkout.parent / "sets" / name
+    root.mkdir(parents=True)
+    use_preset("folder", root)
+    text = (checkout / "params.yaml").read_text(encoding="utf-8")
+    assert load("params.yaml").data.root == str(root.resolve())
+    assert text.splitlines()[1:3] == (ROOT / "presets/folder.yaml").read_text(encoding="utf-8").splitlines()[1:3]
+
+
+def test_a_path_that_is_not_utf8_is_one_line(checkout: Path) -> None:
+    root = Path(str(checkout.parent / "caf\udce9"))
+    try:
+        root.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(ValueError, match=r"--root .*caf\\udce9: its path is not UTF-8; rename it"):
+        use_preset("folder", root)
+
+
+def test_the_list_has_the_first_line_of_each() -> None:
+    listed = list_presets()
+    assert listed.keys() == {path.stem for path in (ROOT / "presets").glob("*.yaml")}
+    assert all(listed.values())
+
+
+def test_a_kill_leaves_the_old_file(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, text: str) -> None:
+        with presets.replacing(path) as temporary:
+            temporary.write_text(text[:20], encoding="utf-8")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(presets, "write_text", fail)
+    with pytest.raises(KeyboardInterrupt):
+        use_preset("smoke")
+    assert (checkout / "params.yaml").read_bytes() == MINE
+
+
+def test_make_ui_gives_mlflow_one_address_in_a_path_with_spaces(checkout: Path) -> None:
+    shutil.copy(ROOT / "Makefile", checkout)
+    shutil.copy(ROOT / "requirements.lock", checkout)
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    program = checkout / ".venv/bin/mlflow"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\nfor a in "$@"; do echo "argument: $a"; done\n', encoding="utf-8")
+    program.chmod(0o755)
+    (checkout / ".venv/.stamp").touch()
+    done = subprocess.run(["make", "ui"], capture_output=True, encoding="utf-8", check=True)
+    assert f"argument: sqlite:///{checkout}/mlflow.db" in done.stdout.splitlines()
