@@ -198,6 +198,8 @@ def test_every_preset_can_be_planned(path: Path, tmp_path: Path, capsys: pytest.
     assert table == [*suite.models, "all"] == [*(row.model for row in rows), "all"]
     assert "…" not in printed
     assert all(row.gpu_hours_train > row.gpu_hours_test > 0 for row in rows)
-    assert all((row.memory_gib_efficient is None) == (not row.model.startswith("sunet")) for row in rows)
+    assert all(
+        (row.memory_gib_efficient is None) == (not suite.models[row.model].name.startswith("sunet")) for row in rows
+    )
     assert ("float32's, and so an upper one" in printed) == (suite.train.amp != "none")
     assert ("as published" in printed) == (not suite.data.name.startswith("synthetic"))
