@@ -40,7 +40,8 @@ repro-from-nothing: env  ## run every stage again, trainings included, up to dat
 	rm -rf .work
 	$(VENV)/bin/dvc repro --force
 
-# Chains: each preset starts from the weights of the one before. Killed, a chain goes on where it stopped.
+# Chains: each preset starts from the weights of the one before. Killed, a chain goes on where it stopped: finished
+# trainings and scores are found by what decides them.
 transfer: env  ## show what pre-training gives, on embedded data: classify shapes, then segment
 	$(PY) -m sunets preset transfer_shapes && $(VENV)/bin/dvc repro
 	$(PY) -m sunets preset transfer_segmentation && $(VENV)/bin/dvc repro
