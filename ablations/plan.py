@@ -21,22 +21,19 @@ from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, i
 from sunets.core.config import Config, StudyConfig, Suite
 from sunets.core.hardware import default_workers
 from sunets.core.paths import Layout
-from sunets.data import Manifest, iterations_per_epoch, load_manifest, make_dataset, prepare
+from sunets.data import Manifest, load_manifest, make_dataset, prepare
 from sunets.models.zoo import create_model
-from sunets.plan import LAUNCH_SECONDS, Operators, gpu_hours
-from sunets.profiling.multiply_adds import count_macs
+from sunets.plan import LAUNCH_SECONDS, DataFacts, TrainingWork, dataset_facts, training_work
 from sunets.training.device import prepare_torch
 
 STEP_GMACS = 20.0
 """Multiply-adds (10^9, forward and backward) of a timed step at most: a second or so on two cores."""
-BACKWARD = 3
-"""Multiply-adds of a training step over those of its forward pass."""
 
 ASSUMPTIONS = """\
 Time here: training steps on random images were timed just now for the base, the cheapest and the dearest network, and
 the others lie on a line over multiply-adds between them; reading one image after the other is added; an image that is
-scored takes 1/{backward} of one that is trained on. Workers are taken not to slow each other, nothing is pruned, and
-nothing is shared with earlier trainings.
+scored counts by its multiply-adds. Workers are taken not to slow each other, nothing is pruned, and nothing is shared
+with earlier trainings.
 One GPU: an estimate from the larger of two things, the operations (2 a multiply-add) at a sustained {tflops:g} TFLOP/s
 (--gpu-tflops) and {launch:g} microseconds for every operator of a step, which is what small networks take; one training
 at a time, with images read fast enough."""
@@ -50,7 +47,7 @@ class Estimate:
     trainings: int
     """Pruning not counted."""
     gmacs: tuple[float, float]
-    """Least and most of a forward pass for one image, at the size that is trained on."""
+    """Least and most (10^9) of a forward and backward pass for one image, at the size that is trained on."""
     hours_here: float
     """With `workers` processes at a time."""
     hours_gpu: float
@@ -62,17 +59,20 @@ class _Work:
     """Settings of the same cost."""
 
     config: Config
-    gmacs: float
-    operators: int
-    """Kernels of a forward pass."""
+    passes: TrainingWork
+    """Scored with the first test-time variant alone, as a trial is."""
     trainings: float
-    images: float
-    """Of one training, those that are only scored counted as a third of one that is trained on."""
+
+    @property
+    def images(self) -> float:
+        """Of one training, those that are only scored counted by their multiply-adds."""
+        parts = (self.passes.train, self.passes.validation, *self.passes.test)
+        return sum(p.times * p.images * p.macs for p in parts) / self.passes.train.macs
 
     def gpu_hours(self, tflops: float) -> float:
         """Hours of a GPU that all of the trainings take."""
-        cost = (1e9 * BACKWARD * self.gmacs, BACKWARD * self.operators)
-        return self.trainings * gpu_hours(self.images, cost, self.config.train.batch_size, tflops)
+        parts = (self.passes.train, self.passes.validation, *self.passes.test)
+        return self.trainings * sum(p.gpu_hours(tflops) for p in parts)
 
 
 def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root: Path = Path()) -> dict[str, Estimate]:
@@ -88,9 +88,18 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
         ConfigError, DataError: something is wrong with a study, or the data are neither prepared nor embedded.
     """
     with _prepared(suite, root) as manifest:
-        found = {name: estimate(suite, name, manifest, gpu_tflops) for name in names}
+        found = {name: estimate(suite, name, manifest, gpu_tflops, root) for name in names}
     table = Table(title=f"Ablations of {suite.benchmark}: an estimate", title_justify="left")
-    for heading in ("study", "kind", "points", "trainings", "GMACs an image", "time here", "workers", "one GPU"):
+    for heading in (
+        "study",
+        "kind",
+        "points",
+        "trainings",
+        "GMACs, fwd+bwd",
+        "time here",
+        "workers",
+        "one GPU",
+    ):
         table.add_column(heading, justify="left" if heading in ("study", "kind") else "right")
     for name, e in found.items():
         low, high = (f"{value:.3g}" for value in e.gmacs)
@@ -111,7 +120,7 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     if not console.is_terminal:
         console.width = 120
     console.print(table)
-    console.print(ASSUMPTIONS.format(backward=BACKWARD, tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
+    console.print(ASSUMPTIONS.format(tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
     return found
 
 
@@ -126,7 +135,7 @@ def _prepared(suite: Suite, root: Path) -> Iterator[Manifest]:
         yield prepare(suite.data, Path(temporary) / "data")
 
 
-def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float) -> Estimate:
+def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, root: Path = Path()) -> Estimate:
     """Estimate one study; times a few training steps on this machine.
 
     Raises:
@@ -135,24 +144,20 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float) -> 
     study = study_config(suite, name)
     space = Space(suite, name, manifest)
     points = check_study(suite, name, manifest, space)
-    counted: dict[int, tuple[float, int]] = {}
-    work = []
-    for setting, trainings in _trainings(study, [point.setting for point in points]):
-        config, network = space.config(setting), space.network(setting)
-        if id(network) not in counted:
-            counted[id(network)] = _operations(network, config, manifest)
-        work.append(_Work(config, *counted[id(network)], trainings, _images(config, manifest)))
+    facts = dataset_facts(suite.data, Layout(suite.benchmark, root).data)
+    work = [_work(space.config(s), facts, n) for s, n in _trainings(study, [point.setting for point in points])]
     base = work[0]
-    timed = {w.gmacs: w for w in (base, min(work, key=lambda w: w.gmacs), max(work, key=lambda w: w.gmacs))}
-    per_image = _line({gmacs: _step_seconds(w, manifest) for gmacs, w in timed.items()})
+    gmacs = [w.passes.train.macs / 1e9 for w in work]
+    timed = {g: work[gmacs.index(g)] for g in (gmacs[0], min(gmacs), max(gmacs))}
+    per_image = _line({g: _step_seconds(w, manifest) for g, w in timed.items()})
     read = _read_seconds(base.config, manifest)
     device = prepare_torch(base.config.train)
     workers = default_workers(base.config.train.threads, device.type)
-    seconds = sum(w.trainings * w.images * (per_image(w.gmacs) + read) for w in work)
+    seconds = sum(w.trainings * w.images * (per_image(g) + read) for w, g in zip(work, gmacs, strict=True))
     return Estimate(
         points=len(points) if study.kind != "search" else study.confirm + 1,
         trainings=round(sum(w.trainings for w in work)),
-        gmacs=(min(w.gmacs for w in work), max(w.gmacs for w in work)),
+        gmacs=(min(gmacs), max(gmacs)),
         hours_here=seconds / workers / 3600,
         hours_gpu=sum(w.gpu_hours(gpu_tflops) for w in work),
         workers=workers,
@@ -171,14 +176,10 @@ def _trainings(study: StudyConfig, settings: list[Arm]) -> list[tuple[Arm, float
     return [({}, seeds), *((dict(zip(paths, corner, strict=True)), share) for corner in corners)]
 
 
-def _images(config: Config, manifest: Manifest) -> float:
-    train, splits = config.train, manifest.splits
-    trained = train.epochs * train.batch_size * iterations_per_epoch(
-        len(splits[config.data.train_split]), train.batch_size
-    )  # fmt: skip
-    validations = -(-train.epochs // train.validate_every)
-    scored = validations * len(splits[config.data.val_split]) + len(splits[config.data.test_split])
-    return trained + scored / BACKWARD
+def _work(config: Config, facts: DataFacts, trainings: float) -> _Work:
+    name, variant = next(iter(config.evaluate.variants.items()))
+    alone = config.evaluate.model_copy(update={"variants": {name: variant}})
+    return _Work(config, training_work(config.model_copy(update={"evaluate": alone}), facts), trainings)
 
 
 def _network(config: Config, manifest: Manifest) -> nn.Module:
@@ -186,20 +187,11 @@ def _network(config: Config, manifest: Manifest) -> nn.Module:
     return create_model(**arguments, task=manifest.task, num_classes=manifest.num_classes)
 
 
-def _operations(network: nn.Module, config: Config, manifest: Manifest) -> tuple[float, int]:
-    """Multiply-adds (10^9) and operators of a forward pass for one image; the network has no memory."""
-    x = torch.empty(1, config.model.in_channels or 3, *input_size(config, manifest), device="meta")
-    kernels = Operators()
-    with kernels, torch.no_grad():
-        network.eval()(x)
-    return sum(count_macs(network, x)[""].values()) / 1e9, kernels.count
-
-
 def _step_seconds(work: _Work, manifest: Manifest) -> float:
     """Seconds of a training step over its images: the better of two, after one that does not count."""
     config, train = work.config, work.config.train
     device = prepare_torch(train)
-    batch = int(np.clip(STEP_GMACS / (BACKWARD * work.gmacs), 2, max(2, train.batch_size)))
+    batch = int(np.clip(1e9 * STEP_GMACS / work.passes.train.macs, 2, max(2, train.batch_size)))
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     model = _network(config, manifest).to(device, memory_format=layout).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)

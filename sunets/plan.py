@@ -97,7 +97,43 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
-class _Data:
+class Passes:
+    """Images that go through a network in one way."""
+
+    images: int
+    macs: int
+    """Multiply-adds of one image."""
+    operators: int
+    """Operators of a pass, which do not depend on the images in it."""
+    batch_size: int
+    times: int = 1
+    """How often all of the images pass."""
+
+    def gpu_hours(self, tflops: float) -> float:
+        """Hours of a GPU: its arithmetic, or the start of every operator, whichever takes longer.
+
+        Args:
+            tflops: rate that the GPU sustains, in 10^12 operations a second; a multiply-add is two.
+        """
+        launches = math.ceil(self.images / self.batch_size) * self.operators
+        return self.times * max(2 * self.images * self.macs / (tflops * 1e12), launches * LAUNCH_SECONDS) / 3600
+
+
+@dataclass(frozen=True)
+class TrainingWork:
+    """All that one training and the scoring of its network send through the network."""
+
+    size: Size
+    """Of a training image."""
+    train: Passes
+    """Forward and backward."""
+    validation: Passes
+    test: tuple[Passes, ...]
+    """Of every test-time variant and scale."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
     """What is known of a data set without its images."""
 
     counts: Mapping[str, int]
@@ -122,7 +158,7 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
     Raises:
         ConfigError: the number of images is not known, or a model cannot be built or does not take their size.
     """
-    data = _data(suite.data, Layout(suite.benchmark, root).data)
+    data = dataset_facts(suite.data, Layout(suite.benchmark, root).data)
     configs = {key: suite.run(key, suite.seeds[0]) for key in suite.models}
     rows = []
     for key, config in configs.items():
@@ -168,7 +204,7 @@ def _short(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.01 else "< 0.01"
 
 
-def _data(data: DataConfig, folder: Path) -> _Data:
+def dataset_facts(data: DataConfig, folder: Path) -> DataFacts:
     """Numbers of images: drawn ones from the configuration, else those that were prepared, else the published ones.
 
     Raises:
@@ -197,65 +233,64 @@ def _data(data: DataConfig, folder: Path) -> _Data:
         )
     if unknown := [split for split in splits if split not in counts]:
         raise ConfigError(f"split {unknown[0]!r}: {data.name} has {', '.join(counts)}; change data.*_split")
-    return _Data(counts, classes, data.size or size, source)
+    return DataFacts(counts, classes, data.size or size, source)
 
 
-def _row(key: str, config: Config, seeds: int, data: _Data, tflops: float) -> PlanRow:
-    train, augment, classification = config.train, config.train.augment, config.data.task == "classification"
-    network = _Network(config.model.model_copy(update={"weights": None}), config.data.task, data.classes)
+def training_work(config: Config, data: DataFacts) -> TrainingWork:
+    """Count what a configuration's training, validations and test send through its network.
+
+    Raises:
+        ValueError, RuntimeError: the network cannot be built, or does not take images of that size.
+    """
+    train, augment, evaluate = config.train, config.train.augment, config.evaluate
     square = (augment.resized_crop, augment.resized_crop) if augment.resized_crop is not None else None
     size: Size = square or augment.crop or data.size
-    scored: Size = (
-        square if classification else None
-    ) or data.size  # as `sunets.training.recipe.scoring_dataset` has it
-
-    hours = functools.partial(gpu_hours, tflops=tflops)
-
-    def memory(network: _Network) -> float:
-        copies = 2 + {"adamw": 2, "sgd": int(train.momentum > 0)}[train.optimizer]
-        parameters = sum(p.numel() for p in _built(network).parameters())
-        return (_saved(network, size, per_pass) + 4 * copies * parameters) / GIB
-
-    per_pass = min(train.micro_batch_size or train.batch_size, train.batch_size)
+    # As `sunets.training.recipe.scoring_dataset` has it.
+    scored: Size = (square if config.data.task == "classification" else None) or data.size
+    network = _network(config, data)
     trained, validated, tested = (
         data.counts[split] for split in (config.data.train_split, config.data.val_split, config.data.test_split)
     )
     images = train.epochs * train.batch_size * iterations_per_epoch(trained, train.batch_size)
-    step = _count(network, size, backward=True)
     validations = math.ceil(train.epochs / train.validate_every)
-    validation = hours(validated, _count(network, scored), train.batch_size)
-    test = sum(
-        hours(tested * number, _count(network, window), config.evaluate.batch_size)
-        for variant in config.evaluate.variants.values()
-        for window, number in forward_passes(variant, scored)
+    return TrainingWork(
+        size=size,
+        train=Passes(images, *_count(network, size, backward=True), images_per_pass(config)),
+        validation=Passes(validated, *_count(network, scored), train.batch_size, times=validations),
+        test=tuple(
+            Passes(tested * number, *_count(network, window), evaluate.batch_size)
+            for variant in evaluate.variants.values()
+            for window, number in forward_passes(variant, scored)
+        ),
     )
+
+
+def images_per_pass(config: Config) -> int:
+    """Images of a forward pass of training, one process."""
+    return min(config.train.micro_batch_size or config.train.batch_size, config.train.batch_size)
+
+
+def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -> PlanRow:
+    train, network, work = config.train, _network(config, data), training_work(config, data)
+
+    def memory(network: _Network) -> float:
+        copies = 2 + {"adamw": 2, "sgd": int(train.momentum > 0)}[train.optimizer]
+        parameters = sum(p.numel() for p in _built(network).parameters())
+        return (_saved(network, work.size, images_per_pass(config)) + 4 * copies * parameters) / GIB
+
     recomputing = replace(network, model=network.model.model_copy(update={"memory_efficient": True}))
     return PlanRow(
         model=key,
         trainings=seeds,
-        size=size,
-        gmacs_training_image=step[0] / 1e9,
-        images=images,
-        gpu_hours_train=seeds * (hours(images, step, per_pass) + validations * validation),
-        gpu_hours_test=seeds * test,
-        images_per_pass=per_pass,
+        size=work.size,
+        gmacs_training_image=work.train.macs / 1e9,
+        images=work.train.images,
+        gpu_hours_train=seeds * (work.train.gpu_hours(tflops) + work.validation.gpu_hours(tflops)),
+        gpu_hours_test=seeds * sum(passes.gpu_hours(tflops) for passes in work.test),
+        images_per_pass=images_per_pass(config),
         memory_gib=memory(network),
         memory_gib_efficient=memory(recomputing) if isinstance(_built(network), SUNet) else None,
     )
-
-
-def gpu_hours(images: float, cost: tuple[float, float], batch_size: int, tflops: float) -> float:
-    """Hours of a GPU: its arithmetic, or the start of every operator, whichever takes longer.
-
-    Args:
-        images: that pass.
-        cost: multiply-adds of an image, and operators of a pass.
-        batch_size: images a pass.
-        tflops: rate that the GPU sustains, in 10^12 operations a second; a multiply-add is two.
-    """
-    macs, operators = cost
-    launches = math.ceil(images / batch_size) * operators
-    return max(2 * images * macs / (tflops * 1e12), launches * LAUNCH_SECONDS) / 3600
 
 
 def forward_passes(variant: TestTimeConfig, size: Size) -> list[tuple[Size, int]]:
@@ -288,13 +323,17 @@ class _Network:
     classes: int
 
 
+def _network(config: Config, data: DataFacts) -> _Network:
+    return _Network(config.model.model_copy(update={"weights": None}), config.data.task, data.classes)
+
+
 @functools.cache
 def _built(network: _Network) -> nn.Module:
     with torch.device("meta"):  # no memory, no initial weights
         return create_model(**network.model.arguments(), task=network.task, num_classes=network.classes).eval()
 
 
-class Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):
     """Counts the operators that compute something."""
 
     count = 0
@@ -307,7 +346,7 @@ class Operators(TorchDispatchMode):
 @functools.cache
 def _count(network: _Network, size: Size, backward: bool = False) -> tuple[int, int]:
     """Multiply-adds and operators of a forward pass, or a forward and backward pass, for one image."""
-    model, operators = _built(network), Operators()
+    model, operators = _built(network), _Operators()
     x = torch.empty(1, input_channels(model), *size, device="meta")
     with operators:
         macs = sum(count_macs(model, x, backward=backward)[""].values())
