@@ -177,7 +177,7 @@ def test_attention_is_counted_apart() -> None:
     figures, _ = profile_model({"name": "resnet18", "num_classes": 5, "task": "classification"}, size=(64, 64))
     assert figures["cost.gmacs_attention"] == 0
     assert figures["memory.saved_mib_memory_efficient"] is None
-    assert (figures["memory.peak_mib"] is None) == (not torch.cuda.is_available())
+    assert "memory.peak_mib" not in figures, "noisy, hence among the timings"
 
 
 # Receptive field
@@ -318,7 +318,8 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     with (tmp_path / "exact.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["cost.params_m"]) == exact[0]["cost"]["cost.params_m"]
-    assert (rows[0]["memory.peak_mib"] == "") == (not torch.cuda.is_available())
+    assert "memory.peak_mib" not in rows[0]
+    assert (timed[0]["cost"]["memory.peak_mib"] is None) == (not torch.cuda.is_available())
     with Image.open(tmp_path / "fields.png") as picture:
         assert len(picture.getcolors(1 << 20) or []) > 50
 

@@ -151,7 +151,7 @@ def cost_of(index: int) -> dict[str, Any]:
     return {
         "cost.params_m": 0.21 + 0.013 * index, "cost.gmacs": 0.35 * 1.4**index, "memory.saved_mib": 21.5 - index,
         "cost.gmacs_forward_backward": 1.05 * 1.4**index, "cost.uncounted_operators": "relu, cat",
-        "memory.peak_mib": None, "memory.saved_mib_memory_efficient": 9.5 if index == 0 else None,
+        "memory.saved_mib_memory_efficient": 9.5 if index == 0 else None,
         "field.theoretical_px": 96 - 9 * index,
         "field.effective_share": round(0.62 / (index + 1), 4), "cost.output_stride": 16,
     }  # fmt: skip

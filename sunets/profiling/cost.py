@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ from torch import nn
 
 from sunets.core.config import ProfileConfig
 from sunets.core.provenance import code_hash, command_line, environment, provenance
-from sunets.core.record import make_record, write_json, write_rows
+from sunets.core.record import make_record, replacing, write_json, write_rows
 from sunets.models.sunet import MIN_SIZE, SUNet
 from sunets.models.zoo import create_model, list_models
-from sunets.profiling.memory import peak_bytes, saved_bytes, to_mib
+from sunets.profiling.memory import saved_bytes, to_mib
 from sunets.profiling.modes import Figures, Size, input_channels, usual_algorithms
 from sunets.profiling.multiply_adds import CONV_AND_LINEAR, Uncounted, audit, compare_with_formula, count_macs
-from sunets.profiling.receptive_field import MASS, draw_fields, receptive_field
+from sunets.profiling.receptive_field import MASS, receptive_field
 from sunets.profiling.speed import measure_speed
 
 
@@ -44,7 +43,6 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
         cost.gmacs_forward_backward: of a forward and backward pass, gradients of all parameters included.
         cost.uncounted_operators: operators of the forward pass for which no counter has a formula.
         memory.saved_mib, memory.saved_mib_memory_efficient: `saved_bytes`; the second for SUNets only.
-        memory.peak_mib: `peak_bytes`; None without a GPU that holds the step.
 
     Raises:
         ValueError: the network cannot be built, or the size is too small.
@@ -56,10 +54,6 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
     audit(model)
 
     shape = (batch_size, input_channels(model), *size)
-    peak = None
-    if torch.cuda.is_available():
-        with contextlib.suppress(torch.OutOfMemoryError):  # a GPU too small to tell
-            peak = peak_bytes(model.cuda(), torch.zeros(shape, device="cuda"))
     model = model.to("meta").eval()
     x = torch.zeros(shape, device="meta")
     uncounted = Uncounted()
@@ -84,7 +78,6 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
         "cost.uncounted_operators": ", ".join(sorted(uncounted.names)),
         "memory.saved_mib": to_mib(saved_bytes(model, x)),
         "memory.saved_mib_memory_efficient": efficient,
-        "memory.peak_mib": to_mib(peak),
     }
 
 
@@ -124,15 +117,17 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
 
     The caption says what was counted, how, and what no counter counts.
     """
+    from sunets.report.tables import cost_frames, speed_columns  # pandas is for what is printed, not for counting
+
     rows = [record["cost"] for record in records]
+    data, view = cost_frames(records)
     table = Table(title="What the models cost", caption_justify="left", title_justify="left")
-    table.add_column("model", no_wrap=True)
-    columns = [c for c in _COLUMNS if any(row.get(c[0]) is not None for row in rows)]
-    for _, heading, _ in columns:
-        table.add_column(heading, justify="right")
-    for record, row in zip(records, rows, strict=True):
-        cells = ("" if (value := row.get(key)) is None else form.format(value) for key, _, form in columns)
-        table.add_row(str(record["label"]), *cells)
+    view = view.assign(**speed_columns(data))
+    for heading in view:
+        first = heading == "Model"
+        table.add_column(str(heading), justify="left" if first else "right", no_wrap=first)
+    for cells in view.itertuples(index=False):
+        table.add_row(*cells)
     params = records[0]["params"]
     height, width = params["profile.size"]
     uncounted = sorted({name for row in rows for name in row["cost.uncounted_operators"].split(", ")})
@@ -140,7 +135,7 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
         f"Input {params['profile.batch_size']} x {height} x {width}. Multiply-adds (1 GMAC = 2 GFLOPs) by torch's "
         "counter; convolutions and linear layers agree with fvcore's count and, of SUNets, with a formula, to 0.1 %.",
         f"Not counted by any of them: {', '.join(uncounted)}.",
-        "Saved: what autograd keeps for the backward pass of a training step, parameters left out; mem. eff.: with "
+        "Saved: what autograd keeps for the backward pass of a training step, parameters left out; recomputing: with "
         "memory_efficient=True.",
     ]
     if attention := [f"{r['label']} {100 * row['cost.gmacs_attention'] / row['cost.gmacs']:.1f} %"
@@ -158,24 +153,6 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
         )
     table.caption = "\n".join(notes)
     return table
-
-
-_COLUMNS = (
-    ("cost.params_m", "M params", "{:.3f}"),
-    ("cost.gmacs", "GMACs", "{:.2f}"),
-    ("cost.gmacs_forward_backward", "GMACs fwd +bwd", "{:.2f}"),
-    ("memory.saved_mib", "saved MiB", "{:.1f}"),
-    ("memory.saved_mib_memory_efficient", "saved MiB mem. eff.", "{:.1f}"),
-    ("memory.peak_mib", "peak MiB GPU", "{:.1f}"),
-    ("field.theoretical_px", "field px", "{}"),
-    ("field.effective_share", "95 % field", "{:.1%}"),
-    ("speed.latency_ms", "latency ms", "{:.1f}"),
-    ("speed.latency_iqr_ms", "(IQR)", "{:.1f}"),
-    ("speed.images_per_second", "images/s", "{:.1f}"),
-    ("speed.step_ms", "step ms", "{:.1f}"),
-    ("speed.step_iqr_ms", "(IQR)", "{:.1f}"),
-)
-"""Key, heading and format of the columns of `cost_table`."""
 
 
 def run_profile(
@@ -275,5 +252,17 @@ def run_profile(
     if speed_json_path is not None and timings:
         write_json(speed_json_path, timings)
     if picture_path is not None and maps:
-        draw_fields(maps, picture_path)
+        _draw(maps, records, picture_path)
     return records
+
+
+def _draw(maps: Mapping[str, NDArray[np.float32]], records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the effective receptive fields as a PNG."""
+    from matplotlib import pyplot
+
+    from sunets.report.images import draw_fields
+
+    fig = draw_fields(maps, {record["label"]: record["cost"]["field.effective_share"] for record in records})
+    with replacing(path) as temporary:
+        fig.savefig(temporary)
+    pyplot.close(fig)

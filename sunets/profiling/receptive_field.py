@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from sunets.core.config import derive_seed
-from sunets.core.record import replacing
 from sunets.profiling.modes import Figures, Size, input_channels, switched_mode
 
 CALIBRATION_IMAGES = 8
@@ -164,33 +161,3 @@ def receptive_field(
         "field.effective_share": round(mass_share(total), 4),
     }
     return figures, total.astype(np.float32)
-
-
-def draw_fields(maps: Mapping[str, NDArray[Any]], path: Path, side: int = 240) -> None:
-    """Draw effective receptive fields beside each other into a PNG: logarithmic, over five decades.
-
-    Args:
-        maps: name -> gradient sizes (H,W).
-        path: the PNG.
-        side: longer side of one field in pixels.
-    """
-    anchors = np.array([[0, 0, 4], [59, 15, 112], [140, 41, 129], [222, 73, 104], [254, 159, 109], [252, 253, 191]])
-    columns = min(len(maps), 4)
-    tiles = []
-    for name, field in maps.items():
-        decades = np.log10(np.maximum(field / field.max(), 1e-5))
-        colours = np.stack([np.interp(decades, np.linspace(-5, 0, 6), anchors[:, i]) for i in range(3)], -1)
-        scale = side / max(field.shape)
-        shape = (round(field.shape[1] * scale), round(field.shape[0] * scale))
-        picture = Image.fromarray(colours.astype(np.uint8)).resize(shape, Image.Resampling.NEAREST)
-        tile = Image.new("RGB", (side + 12, picture.height + 42), "white")
-        tile.paste(picture, ((side + 12 - picture.width) // 2, 36))
-        text = f"{name}\n{MASS:.0%} in {mass_share(field.astype(float)):.1%} of the image"
-        ImageDraw.Draw(tile).multiline_text((6, 4), text, fill="black")
-        tiles.append(tile)
-    height = max(tile.height for tile in tiles)
-    sheet = Image.new("RGB", (columns * tiles[0].width, -(-len(tiles) // columns) * height), "white")
-    for index, tile in enumerate(tiles):
-        sheet.paste(tile, (index % columns * tile.width, index // columns * height))
-    with replacing(path) as temporary:
-        sheet.save(temporary)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -121,10 +122,18 @@ def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float]) -> Colorbar:
 
 def receptive_field(records: Records) -> Figure | None:
     """Where the input gradient of a centre logit lies: panels of all models on one logarithmic scale."""
-    fields = {m: f for m in records.labels if (f := records.effective_field(m)) is not None}
-    if not fields:
-        return None
-    cost = records.cost.set_index("model")
+    fields = {label: f for m, label in records.labels.items() if (f := records.effective_field(m)) is not None}
+    shares = records.cost.set_index("label").get("field.effective_share", pd.Series(dtype=float))
+    return draw_fields(fields, shares.dropna().to_dict()) if fields else None
+
+
+def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> Figure:
+    """Draw effective receptive fields side by side, over five decades.
+
+    Args:
+        fields: label of a model -> (H, W) sizes of the gradient.
+        shares: label of a model -> share of the image that holds 95 % of them.
+    """
     columns = min(len(fields), 4)
     rows = math.ceil(len(fields) / columns)
     shades = ["#FFFFFF", "#CFE1EF", "#6BAED6", "#2171B5", "#08306B", "#031526"]
@@ -134,7 +143,7 @@ def receptive_field(records: Records) -> Figure | None:
         fig, axes = plt.subplots(rows, columns, figsize=(side * columns + 0.7, rows * (side + 0.42)), squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
-        for ax, (model, field) in zip(axes.flat, fields.items(), strict=False):
+        for ax, (label, field) in zip(axes.flat, fields.items(), strict=False):
             peak = float(field.max())
             shown = np.log10(np.maximum(field / peak if peak > 0 else field, 1e-5))
             ax.imshow(shown, cmap=colors, vmin=-5, vmax=0, interpolation="nearest")
@@ -142,9 +151,8 @@ def receptive_field(records: Records) -> Figure | None:
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values():
                 spine.set(visible=True, color="#999999", linewidth=0.6)
-            share = cost.loc[model].get("field.effective_share") if model in cost.index else None
-            text = f"effective field {100 * share:.1f} %" if share is not None and share == share else ""
-            ax.set_title(_wrap(records.labels[model], max(10, int(14 * side))), fontsize=7.5, pad=3)
+            text = f"effective field {100 * shares[label]:.1f} %" if label in shares else ""
+            ax.set_title(_wrap(label, max(10, int(14 * side))), fontsize=7.5, pad=3)
             ax.set_xlabel(text, fontsize=6.8, labelpad=3)
         bar = _shared_bar(fig, axes, [-5, -4, -3, -2, -1, 0])
         bar.ax.set_yticklabels(["≤10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "1"])

@@ -210,7 +210,15 @@ def speed(records: Records) -> Table | None:
     data = records.speed
     if data.empty:
         return None
-    view = pd.DataFrame({"Model": data.label})
+    view = pd.DataFrame({"Model": data.label} | speed_columns(data))
+    notes = (_protocol(records), *_failures(data))
+    caption = "Speed, all models taken in turn within one run."
+    return Table("speed", caption, data, _state_in_place(view, data), notes, noisy=True)
+
+
+def speed_columns(data: pd.DataFrame) -> dict[str, pd.Series]:
+    """Heading -> formatted cells of each timing that a row has: median, interquartile range in brackets."""
+    columns = {}
     for key, spread in (
         ("speed.latency_ms", "speed.latency_iqr_ms"),
         ("speed.images_per_second", None),
@@ -222,10 +230,8 @@ def speed(records: Records) -> Table | None:
             texts = data[key].map(q.text)
             if spread in data:
                 texts += [f" ({q.text(v)})" if pd.notna(v) else "" for v in data[spread]]
-            view[q.heading] = texts
-    notes = (_protocol(records), *_failures(data))
-    caption = "Speed, all models taken in turn within one run."
-    return Table("speed", caption, data, _state_in_place(view, data), notes, noisy=True)
+            columns[q.heading] = texts
+    return columns
 
 
 def training_time(records: Records) -> Table | None:
