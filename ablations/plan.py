@@ -21,7 +21,9 @@ from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, i
 from sunets.core.config import Config, StudyConfig, Suite
 from sunets.core.hardware import default_workers
 from sunets.core.paths import Layout
-from sunets.data import Manifest, load_manifest, make_dataset, prepare
+from sunets.data.loading import make_dataset
+from sunets.data.manifest import Manifest, load_manifest
+from sunets.data.preparation import prepare
 from sunets.models.zoo import create_model
 from sunets.plan import LAUNCH_SECONDS, DataFacts, TrainingWork, dataset_facts, training_work
 from sunets.training.device import prepare_torch

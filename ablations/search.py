@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sunets.core.config import AxisConfig, ConfigError, derive_seed
 from sunets.core.executor import Job, Plan
+from sunets.core.names import printable
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -308,8 +309,8 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
                 raise
             except Exception as error:  # Optuna fails on a damaged line in as many ways as there are damages
                 raise ValueError(
-                    f"{address}: damaged ({type(error).__name__}: {printable(str(error)[:200])}); delete it and run again: "
-                    "the trials' results are kept apart from it"
+                    f"{address}: damaged ({type(error).__name__}: {printable(str(error)[:200])}); delete it and run "
+                    "again: the trials' results are kept apart from it"
                 ) from None
         elif scheme == "grpc" and host and port.isdecimal():
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sunets.core.config import AxisConfig, Config, ConfigError, StudyConfig, Suite, fingerprint
-from sunets.data import Manifest
+from sunets.data.manifest import Manifest
 from sunets.models.structure import SUNetConfig, dilation_schedule
 from sunets.models.sunet import SUNet
 from sunets.models.zoo import create_model

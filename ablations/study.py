@@ -35,7 +35,7 @@ from sunets.core.paths import Layout
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
 from sunets.core.record import Record, make_record, parameters, parameters_hash, read_json, write_json, write_rows
 from sunets.core.stage import stage
-from sunets.data import Manifest, load_manifest
+from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate
 from sunets.models.zoo import resolve_config
 from sunets.profiling.cost import profile_model

@@ -46,7 +46,7 @@ def trials_per_hour(workers: int, trials: int, epochs: int) -> float:
         | {"overrides": {"train.epochs": epochs, "train.warmup_epochs": 0}}
     }
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        Path("params.yaml").write_text(yaml.safe_dump(tree))
+        Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
         suite = load("params.yaml")
         prepare(suite.data, Path("data/prepared/smoke"))
         run_study(suite, "rates", workers=workers)
@@ -58,7 +58,7 @@ def trials_per_hour(workers: int, trials: int, epochs: int) -> float:
 def seconds_per_job(workers: int, jobs: int) -> float:
     """Time of a job that does nothing, results kept on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "manifest.json").write_text(json.dumps({"digest": "none"}))
+        Path(folder, "manifest.json").write_text(json.dumps({"digest": "none"}), encoding="utf-8")
         made = [Job(f"job {n}", "benchmarks.engine:nothing", {"number": n}, {}) for n in range(jobs + 4)]
         with open_pool(
             ["sunets.core.executor"], Path(folder), "none", device="cpu", threads=1, jobs=jobs,

@@ -35,7 +35,7 @@ def _suite(params: Path, settings: list[str] | None) -> Suite:
 @app.command(rich_help_panel=PIPELINE)
 def prepare(params: Params = PARAMS, settings: Settings = None, download: bool = False) -> None:
     """Check the data set, or draw the embedded one, and write its manifest to data/prepared/BENCHMARK/."""
-    from sunets.data import download as fetch
+    from sunets.data.preparation import download as fetch
     from sunets.stages.prepare import prepare_stage
 
     suite = _suite(params, settings)

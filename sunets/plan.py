@@ -18,10 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, TestTimeConfig
 from sunets.core.paths import Layout
-from sunets.core.record import read_rows
-from sunets.data import iterations_per_epoch
-from sunets.data.manifest import read_tree
-from sunets.data.source import split_path, used_splits
+from sunets.data.loading import iterations_per_epoch
+from sunets.data.manifest import read_split, read_tree, used_splits
+from sunets.data.picture import DataError
 from sunets.evaluation.multi_scale import window_starts
 from sunets.models.sunet import SUNet
 from sunets.models.zoo import create_model
@@ -211,7 +210,11 @@ def dataset_facts(data: DataConfig, folder: Path) -> DataFacts:
         ConfigError, DataError, RecordError: they are not known, or what was prepared is damaged; names the file.
     """
     path, splits = folder / "manifest.json", used_splits(data)
-    tree = read_tree(folder) if path.exists() else {}
+    try:
+        tree = read_tree(folder, "name", "task", "counts", "classes") if path.exists() else {}
+        items = read_split(folder, tree, data.test_split, Path()) if data.test_split in tree.get("counts", {}) else ()
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if data.name.startswith("synthetic"):  # what was prepared may have been drawn with other settings
         drawn = data.synthetic
         counts = {"train": drawn.train, "val": drawn.val, "test": drawn.test}
@@ -219,11 +222,7 @@ def dataset_facts(data: DataConfig, folder: Path) -> DataFacts:
         source = "of data.synthetic"
     elif tree.get("name") == data.name and set(splits) <= set(tree["counts"]):
         counts, classes, source = tree["counts"], len(tree["classes"]), f"as prepared in {folder}"
-        listing = split_path(folder / "splits", data.test_split, ".csv")
-        sides = [(row["height"], row["width"]) for row in read_rows(listing, ("height", "width"))]
-        if not sides or not all(isinstance(side, int) for pair in sides for side in pair):
-            raise ConfigError(f"{listing}: damaged; run python -m sunets prepare again")
-        size = (round(statistics.median(h for h, _ in sides)), round(statistics.median(w for _, w in sides)))
+        size = (round(statistics.median(i.height for i in items)), round(statistics.median(i.width for i in items)))
     elif data.name in PUBLISHED:
         (counts, classes, size), source = PUBLISHED[data.name], "as published" + NOTES.get(data.name, "")
     else:

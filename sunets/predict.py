@@ -18,8 +18,8 @@ from torch import nn
 from sunets.core.config import IGNORE_INDEX, TestTimeConfig
 from sunets.core.names import child
 from sunets.core.record import replacing
-from sunets.data import DataError, Item, Manifest
-from sunets.data.picture import MIN_SIDE, open_regular, read_picture
+from sunets.data.manifest import Item, Manifest
+from sunets.data.picture import MIN_SIDE, DataError, open_regular, read_picture
 from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.models.tensor_file import CheckpointError
 from sunets.training.checkpoint import load_trained

@@ -171,7 +171,7 @@ def test_damaged_manifests_are_one_line_with_a_remedy(own: Path, out: Path) -> N
     }.items():  # fmt: skip
         for damage in damages:
             (out / name).write_bytes(damage)
-            with pytest.raises(DataError, match=r"run the prepare stage (again|first)") as caught:
+            with pytest.raises(DataError, match=r"run python -m sunets prepare (again|first)") as caught:
                 load_manifest(out, folder(own))
             assert Path(name).name in str(caught.value), damage[:40]
             assert "\n" not in str(caught.value)

@@ -15,7 +15,6 @@ from tiny import SUNET
 
 import ablations.study
 import sunets.stages.cost
-import sunets.stages.evaluate
 import sunets.stages.prepare
 import sunets.stages.train
 import sunets.tracking.live

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sunets.report.verify import code_of_records
 from test_report import MODELS, fabricate, make_suite
 
 from sunets.core.config import Suite
@@ -24,7 +25,6 @@ from sunets.report.explain import explain
 from sunets.report.page import index_page
 from sunets.report.published import published_everywhere
 from sunets.report.records import find_records, load_records
-from sunets.report.verify import code_of_records
 from sunets.tracking.sync import _models
 
 SEEDS = (0, 1)

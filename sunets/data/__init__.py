@@ -1,9 +1,15 @@
 """Data sets: `prepare` checks and describes one, `make_dataset` and `train_batches` feed it to a network."""
 
-from sunets.data.loading import eval_batches, iterations_per_epoch, make_dataset, train_batches
-from sunets.data.manifest import Item, Manifest, load_manifest
-from sunets.data.picture import DataError
-from sunets.data.preparation import download, prepare
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sunets.data.loading import eval_batches, iterations_per_epoch, make_dataset, train_batches
+    from sunets.data.manifest import Item, Manifest, load_manifest
+    from sunets.data.picture import DataError
+    from sunets.data.preparation import download, prepare
 
 __all__ = [
     "DataError",
@@ -17,3 +23,18 @@ __all__ = [
     "prepare",
     "train_batches",
 ]
+_MODULES = {
+    "loading": ("eval_batches", "iterations_per_epoch", "make_dataset", "train_batches"),
+    "manifest": ("Item", "Manifest", "load_manifest"),
+    "picture": ("DataError",),
+    "preparation": ("download", "prepare"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: a report reads a manifest without torch. Modules of the package name the module they need,
+    # so that the hash of their code covers it.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"sunets.data.{module}"), name)
+    raise AttributeError(f"module 'sunets.data' has no attribute {name!r}")

@@ -144,7 +144,7 @@ def check_unchanged(directory: Path, bases: Mapping[str, Path], count: int) -> N
         found = list(pool.map(look, unsure))
     faults += [str(now) for now in found if isinstance(now, DataError)]
     if faults:
-        raise DataError([f"{fault}; run `python -m sunets prepare` or `dvc repro`" for fault in faults])
+        raise DataError([f"{fault}; run python -m sunets prepare, or dvc repro" for fault in faults])
     if unsure:
         times = {text: seen for text, seen in list(_kept(directory))[1:] if seen is not None}
         times |= {text: now for (text, _, _), now in zip(unsure, found, strict=True) if isinstance(now, Seen)}
@@ -181,7 +181,7 @@ def _rows(directory: Path, count: int) -> Iterator[tuple[str, Seen]]:
         if number != count:
             raise ValueError(f"{number} lines instead of {count}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise DataError(f"{path}: damaged ({error}); run the prepare stage again") from None
+        raise DataError(f"{path}: damaged ({error}); run python -m sunets prepare again") from None
 
 
 def _times_file(directory: Path) -> Path | None:

@@ -24,9 +24,13 @@ from sunets.data.changes import Seen, check_unchanged, write_seen
 from sunets.data.picture import DataError, open_regular
 from sunets.data.source import Color, color_map, existing_root, split_path, used_splits
 
-__all__ = ["DataError", "Item", "Manifest", "color_map", "load_manifest", "write_manifest"]
+__all__ = ["DataError", "Item", "Manifest", "color_map", "load_manifest", "read_split", "read_tree", "write_manifest"]
 
-_REMEDY = "run the prepare stage"
+_KINDS: dict[str, type] = {
+    "name": str, "task": str, "classes": list, "palette": list, "digest": str, "mean": list, "std": list,
+    "counts": dict, "class_pixels": dict, "warnings": list, "files": int,
+}  # fmt: skip
+_REMEDY = "run python -m sunets prepare"
 _COLUMNS = ["id", "image", "target", "height", "width"]
 
 
@@ -124,7 +128,7 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
             that changed since, or a damaged list; names the file and the remedy.
     """
     out_dir = Path(out_dir)
-    tree = read_tree(out_dir)
+    tree = read_tree(out_dir, *_KINDS)
     if tree["name"] != config.name:
         raise DataError(f"{out_dir}: holds the data set {tree['name']!r}, not {config.name!r}; {_REMEDY} again")
     absent = [s for s in used_splits(config) if s not in tree["counts"]]
@@ -134,10 +138,7 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
     bases = {"out": out_dir}
     if not config.name.startswith("synthetic"):
         bases["root"] = existing_root(config)
-    splits = {
-        split: _read_split(split_path(out_dir / "splits", split, ".csv"), count, tree["task"], bases)
-        for split, count in tree["counts"].items()
-    }
+    splits = {split: read_split(out_dir, tree, split, bases.get("root")) for split in tree["counts"]}
     check_unchanged(out_dir, bases, tree["files"])
     return Manifest(
         name=tree["name"],
@@ -153,29 +154,29 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
     )
 
 
-def read_tree(out_dir: Path) -> dict[str, Any]:
-    """Read manifest.json, its keys and their types checked.
+def read_tree(out_dir: Path, *needed: str) -> dict[str, Any]:
+    """Read manifest.json and check it.
+
+    Args:
+        out_dir: its directory.
+        needed: keys that have to be there.
 
     Raises:
-        DataError: it is absent or damaged; names it.
+        DataError: it is absent or damaged; names it and the remedy.
     """
     path = out_dir / "manifest.json"
     if not path.exists():
         raise DataError(f"{path}: no such file; {_REMEDY} first")
-    kinds = {
-        "name": str, "task": str, "classes": list, "palette": list, "digest": str, "mean": list, "std": list,
-        "counts": dict, "class_pixels": dict, "warnings": list, "files": int,
-    }  # fmt: skip
     try:
         with open_regular(path) as file:
             tree = json.loads(file.read().decode())
         if not isinstance(tree, dict):
             raise ValueError("no mapping")
-        if wrong := [key for key, kind in kinds.items() if not isinstance(tree.get(key), kind)]:
+        if wrong := [key for key in _KINDS if not isinstance(tree.get(key), _KINDS[key]) and key in {*tree, *needed}]:
             raise ValueError(f"{wrong[0]} is absent or of another kind")
-        if len(tree["palette"]) != len(tree["classes"]) or any(len(c) != 3 for c in tree["palette"]):
-            raise ValueError("palette is no colour for each class")
-        for key in ("mean", "std"):
+        if any(len(color) != 3 for color in tree.get("palette", [])):
+            raise ValueError("palette is no list of colours")
+        for key in {"mean", "std"} & tree.keys():
             red, green, blue = map(float, tree[key])
             tree[key] = (red, green, blue)
     except (ValueError, TypeError, RecursionError) as error:
@@ -185,15 +186,27 @@ def read_tree(out_dir: Path) -> dict[str, Any]:
     return tree
 
 
-def _read_split(path: Path, count: int, task: Task, bases: Mapping[str, Path]) -> tuple[Item, ...]:
-    """The items of a split list."""
+def read_split(out_dir: Path, tree: Mapping[str, Any], split: str, root: Path | None) -> tuple[Item, ...]:
+    """Read the list of a split.
+
+    Args:
+        out_dir: directory of the manifest.
+        tree: content of manifest.json, its task at least.
+        split: its name.
+        root: the data set's directory; None where nothing of it is used.
+
+    Raises:
+        DataError: the list is absent or damaged; names it and the remedy.
+    """
+    path = split_path(out_dir / "splits", split, ".csv")
+    bases = {"out": out_dir} | ({"root": root} if root is not None else {})
 
     def absolute(text: str) -> Path:
         base, _, rest = text.partition("/")
         return bases[base] / rest
 
     def target(text: str) -> Path | int | None:
-        return None if not text else int(text) if task == "classification" else absolute(text)
+        return None if not text else int(text) if tree["task"] == "classification" else absolute(text)
 
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -207,7 +220,7 @@ def _read_split(path: Path, count: int, task: Task, bases: Mapping[str, Path]) -
                 )
                 for row in csv.DictReader(file)
             )
-        if len(items) != count:
+        if len(items) != (count := tree.get("counts", {}).get(split, len(items))):
             raise ValueError(f"{len(items)} lines instead of {count}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         reason = f"{error.args[0]} is absent" if isinstance(error, KeyError) else error

@@ -12,7 +12,8 @@ from torch import nn
 
 from sunets.core.config import Config, ConfigError, TestTimeConfig
 from sunets.core.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
-from sunets.data import Manifest, eval_batches
+from sunets.data.loading import eval_batches
+from sunets.data.manifest import Manifest
 from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.training.device import prepare_torch
 from sunets.training.recipe import scoring_dataset

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sunets.core.config import IGNORE_INDEX, Suite
 from sunets.core.names import PREPARED
-from sunets.core.record import RecordError, read_rows, shortened, write_text
+from sunets.core.record import RecordError, read_rows, write_text
+from sunets.data.picture import DataError, read_mask, read_picture
 from sunets.report import figures, images, tables, write
 from sunets.report.page import Content, benchmark_page, index_page
 from sunets.report.published import published
@@ -141,17 +142,12 @@ def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = Fals
         RecordError: it is damaged.
     """
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)  # as a training sees it
-            picture = picture.convert("RGB") if color else picture
-            if size is not None:
-                how = Image.Resampling.BILINEAR if color else Image.Resampling.NEAREST
-                picture = picture.resize((size[1], size[0]), how)
-            pixels = np.array(picture, dtype=np.uint8)
-    except Exception as error:  # decoders fail in many ways
-        raise RecordError(f"{path}: not readable ({shortened(str(error))}); {_REMEDY}") from None
-    if pixels.ndim != (3 if color else 2):
-        raise RecordError(f"{path}: holds no labels, one channel of 8 bits; {_REMEDY}")
+        pixels = read_picture(path) if color else read_mask(path).astype(np.uint8)
+    except DataError as error:
+        raise RecordError(f"{error}; {_REMEDY}") from None
+    if size is not None:
+        how = Image.Resampling.BILINEAR if color else Image.Resampling.NEAREST
+        pixels = np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), how))
     return pixels
 
 

@@ -8,7 +8,8 @@ from sunets.core.config import ConfigError, Suite
 from sunets.core.names import name_fault, printable
 from sunets.core.paths import Layout
 from sunets.core.stage import stage
-from sunets.data import load_manifest, prepare
+from sunets.data.manifest import load_manifest
+from sunets.data.preparation import prepare
 from sunets.predict import write_server_archive
 from sunets.training.fit import check_weights
 

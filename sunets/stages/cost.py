@@ -14,7 +14,7 @@ from sunets.core.paths import Layout
 from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.record import make_record, replacing, write_json
 from sunets.core.stage import stage
-from sunets.data import load_manifest
+from sunets.data.manifest import load_manifest
 from sunets.models.zoo import create_model, resolve
 from sunets.profiling.cost import profile_model
 from sunets.profiling.speed import measure_speed

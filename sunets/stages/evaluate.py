@@ -18,7 +18,7 @@ from sunets.core.paths import Layout
 from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.record import make_record, parameters, read_records, replacing, write_json
 from sunets.core.stage import stage
-from sunets.data import Manifest, load_manifest
+from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate as score
 from sunets.models.zoo import resolve_config
 from sunets.training.checkpoint import difference, load_trained

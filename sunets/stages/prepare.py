@@ -10,8 +10,10 @@ from sunets.core.names import overlap
 from sunets.core.paths import Layout
 from sunets.core.record import write_json
 from sunets.core.stage import stage
-from sunets.data import DataError, Manifest, prepare
 from sunets.data.changes import FILES
+from sunets.data.manifest import Manifest
+from sunets.data.picture import DataError
+from sunets.data.preparation import prepare
 
 
 def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:

@@ -17,7 +17,7 @@ from sunets.core.paths import Layout
 from sunets.core.provenance import environment, provenance, stage_command, utc_now
 from sunets.core.record import make_record, replacing, write_json, write_rows
 from sunets.core.stage import stage
-from sunets.data import load_manifest
+from sunets.data.manifest import load_manifest
 from sunets.models.zoo import resolve_config
 from sunets.training.checkpoint import waiting_for
 from sunets.training.device import select_device

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sunets.core.config import Config, ModelConfig, derive_seed
-from sunets.data import Manifest
+from sunets.data.manifest import Manifest
 from sunets.models.reference import load_reference_weights
 from sunets.models.tensor_file import CheckpointError, check_seal, first_not_finite, read_file
 from sunets.models.zoo import create_model, head_parameters

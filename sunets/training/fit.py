@@ -24,7 +24,7 @@ from torch import nn
 
 from sunets.core.config import Config, ConfigError, fingerprint, flatten
 from sunets.core.provenance import code_hash
-from sunets.data import Manifest
+from sunets.data.manifest import Manifest
 from sunets.models.tensor_file import CheckpointError, atomic_save
 from sunets.training.checkpoint import build_network, difference, read_weights, starting_file, training_lock
 from sunets.training.device import prepare_torch, select_device

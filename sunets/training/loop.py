@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from sunets.core.config import IGNORE_INDEX, Config, derive_seed, fingerprint
 from sunets.core.metrics import confusion_matrix, scores_from_confusion, top_k_errors
-from sunets.data import Manifest, eval_batches, iterations_per_epoch, make_dataset, train_batches
+from sunets.data.loading import eval_batches, iterations_per_epoch, make_dataset, train_batches
+from sunets.data.manifest import Manifest
 from sunets.models.tensor_file import CheckpointError, atomic_save, check_seal, first_not_finite, read_file
 from sunets.training.checkpoint import build_network, difference
 from sunets.training.distributed import World, synchronise_batch_norm

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from sunets.core.config import Config, ConfigError, TrainConfig
-from sunets.data import Manifest, make_dataset
-from sunets.data.loading import ImageDataset
+from sunets.data.loading import ImageDataset, make_dataset
+from sunets.data.manifest import Manifest
 from sunets.data.picture import MIN_SIDE
 from sunets.models.zoo import head_parameters
 from sunets.training.distributed import world_size
