@@ -22,8 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
 from ablations.search import BaseStorage, Direction, MakeJob, Search, Setting, Trial, open_storage, repeat, search
 from ablations.space import Arm, Point, Space, check_study, identity, rungs, study_config, trial_config
@@ -32,6 +31,7 @@ from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
 from sunets.core.paths import Layout
+from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
 from sunets.core.record import Record, make_record, parameters, parameters_hash, read_json, write_json, write_rows
 from sunets.core.stage import stage
@@ -319,11 +319,7 @@ class _Listener:
 
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[last]}"),
-            TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
+        self.bar = progress_bar()
         self.phases: dict[str, tuple[Kind, int]] = {}
         """Optuna study -> kind, and number of its first trial in this study."""
         self.tasks: dict[Kind, TaskID] = {}
@@ -387,7 +383,7 @@ class _Listener:
             arm = ", ".join(f"{path}={value}" for path, value in {**record["arm"], **record["tuned"]}.items())
             place = f"{self.plan.name} {record['phase']} {record['number'] + 1}/{self.expected}"
             text = f"{place}: {arm}, seed {record['seed']}: {record['status']}, {score}"
-            self.console.print(text, markup=False)
+            self.bar.console.print(text, markup=False)
         else:
             self.bar.update(self.tasks[record["phase"]], advance=1, last=score)
 

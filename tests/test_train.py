@@ -246,7 +246,7 @@ def test_progress_bar_on_a_terminal(
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "160")
     _shown(manifest, tmp_path / "run")
-    assert re.search(r"net seed 0 .*val\.miou \d\.\d+.*0:00:00", capfd.readouterr().out)
+    assert re.search(r"net seed 0 .*val\.miou \d\.\d+.*0:00:00", capfd.readouterr().err)
 
 
 def test_compiled_training_gives_the_same(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from PIL import __version__ as pillow_version
 from rich.console import Console
-from rich.progress import Progress
 
 from sunets.core.config import IGNORE_INDEX, DataConfig, DataName, fingerprint
 from sunets.core.names import child, printable
+from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash
 from sunets.data import camvid, cityscapes, coco, folder, imagefolder, synthetic, voc
 from sunets.data.changes import Seen, keep_times, kept_key, see, see_open
@@ -183,12 +183,11 @@ def _check(config: DataConfig, source: Source, work: Path, min_side: int) -> tup
     scans: dict[Entry, _Scan] = {}
     seen: dict[Path, Seen] = {}
     colors = np.zeros((3, 256), np.int64)
-    console = Console(stderr=True)
     with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+        progress_bar(transient=True) as progress,
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
     ):
-        task = progress.add_task(f"Checking {config.name}", total=len(entries))
+        task = progress.add_task(f"Checking {config.name}", total=len(entries), last="")
         for start in range(0, len(entries), _CHUNK):
             chunk = entries[start : start + _CHUNK]
             found = pool.map(lambda e: _scan(e, source, allowed, work, min_side), chunk)

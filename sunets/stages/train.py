@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
 from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.paths import Layout
+from sunets.core.progress import progress_bar
 from sunets.core.provenance import environment, provenance, stage_command, utc_now
 from sunets.core.record import make_record, replacing, write_json, write_rows
 from sunets.core.stage import stage
@@ -175,17 +176,14 @@ class _EpochProgress:
 
     def __init__(self, key: str, configs: list[Config]) -> None:
         self._key, self._configs = key, configs
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[scores]}"), TimeRemainingColumn()
-        )
+        self._bars = progress_bar()
         self._tasks: list[TaskID] = []
 
     def __enter__(self) -> _EpochProgress:
-        if self._bars.console.is_terminal:
+        if not self._bars.disable:
             self._bars.start()
             self._tasks = [
-                self._bars.add_task(f"{self._key} seed {c.seed}", total=c.train.epochs, scores="")
-                for c in self._configs
+                self._bars.add_task(f"{self._key} seed {c.seed}", total=c.train.epochs, last="") for c in self._configs
             ]
         return self
 
@@ -197,7 +195,7 @@ class _EpochProgress:
         """Show the row of an epoch of the training at this index."""
         shown = ", ".join(f"{k} {v:.4f}" for k, v in row.items() if "." in k and v is not None)
         if self._tasks:
-            self._bars.update(self._tasks[index], completed=row["epoch"], scores=shown)
+            self._bars.update(self._tasks[index], completed=row["epoch"], last=shown)
         else:
             config = self._configs[index]
             print(f"{self._key} seed {config.seed} epoch {row['epoch']}/{config.train.epochs}: {shown}", flush=True)
