@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sunets.report.verify import code_of_records
 from test_report import MODELS, fabricate, make_suite
 
 from sunets.core.config import Suite
@@ -26,6 +25,7 @@ from sunets.report.page import index_page
 from sunets.report.published import published_everywhere
 from sunets.report.records import find_records, load_records
 from sunets.tracking.sync import _models
+from sunets.verify import code_of_records
 
 SEEDS = (0, 1)
 
