@@ -129,7 +129,7 @@ class Pipeline:
             task="segmentation",
             benchmark="bench",
             model=model,
-            cost={"cost.params_m": 0.2, "cost.gmacs": 1.5},
+            cost={"cost.params_m": 0.2, "cost.gmacs": 1.5} | {f"cost.detail{i}": i for i in range(20)},
         )
         write_json(self.records / f"profile/{model}.json", cost)
         speed = make_record(
