@@ -308,9 +308,9 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
             except OSError:
                 raise
             except Exception as error:  # Optuna fails on a damaged line in as many ways as there are damages
+                fault = f"{type(error).__name__}: {printable(str(error)[:200])}"
                 raise ValueError(
-                    f"{address}: damaged ({type(error).__name__}: {printable(str(error)[:200])}); delete it and run "
-                    "again: the trials' results are kept apart from it"
+                    f"{address}: damaged ({fault}); delete it and run again: the trials' results are kept apart from it"
                 ) from None
         elif scheme == "grpc" and host and port.isdecimal():
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
@@ -348,7 +348,7 @@ class _JournalLock(JournalFileOpenLock):
     """
 
     def __init__(self, journal: str) -> None:
-        self._journal, self._lock = Path(journal), FileLock(f"{journal}.writer.lock")
+        self._journal, self._lock = Path(journal), FileLock(f"{journal}.lock")
 
     def acquire(self) -> bool:
         self._lock.acquire()

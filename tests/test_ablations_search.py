@@ -156,6 +156,22 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     return of
 
 
+@pytest.mark.parametrize("line", ["garbage", "5", "{}", '{"op_code": 99}', "\x00"])
+def test_a_damaged_journal_is_named(line: str, journal: str, tmp_path: Path) -> None:
+    with open_storage(journal, "a") as storage:
+        optuna.create_study(storage=storage, study_name="s")
+    lines = Path(journal).read_text(encoding="utf-8").splitlines()
+    Path(journal).write_text("\n".join([line, *lines, ""]), encoding="utf-8")
+    with (
+        pytest.raises(ValueError, match=r"a\.journal: damaged .*; delete it and run again"),
+        open_storage(journal, "a"),
+    ):
+        pass
+    Path(journal).unlink()
+    with open_storage(journal, "a"):
+        pass
+
+
 # The same trials -----------------------------------------------------------------------------------------------------
 
 

@@ -137,8 +137,9 @@ def test_the_whole_is_read(made: tuple[Path, Suite]) -> None:
 
 def record(**fields: Any) -> dict[str, Any]:
     return {
-        "kind": "train", "status": "finished", "reason": None, "benchmark": "b", "model": "m", "label": "M", "seed": 0,
-        "variant": None, "params": {}, "scores": {"score.miou": 0.5}, "cost": {"cost.uncounted_operators": "cat"},
+        "kind": "train", "task": "segmentation", "status": "finished", "reason": None, "benchmark": "b", "model": "m",
+        "label": "M", "seed": 0, "variant": None, "params": {}, "scores": {"score.miou": 0.5},
+        "cost": {"cost.uncounted_operators": "cat"},
         "environment": {},
         "provenance": {"git_commit": None, "git_dirty": None, "data_digest": None, "code_hash": "c",
                        "config_hash": "d", "command": "python"},
@@ -153,7 +154,7 @@ def record(**fields: Any) -> dict[str, Any]:
         ([record(scores={"score.miou": "0.5"})], "record 0: scores.score.miou: Input should be a valid number"),
         ([record(params=[])], "record 0: params: Input should be a valid dictionary"),
         ([record(provenance={})], "record 0 lacks provenance.git_commit, provenance.git_dirty"),
-        ([record(), {"kind": "train"}], "record 1 lacks status, reason, benchmark"),
+        ([record(), {"kind": "train"}], "record 1 lacks task, status, reason, benchmark"),
         ([record(kind="evaluate")], "record 0 is of kind evaluate, not train"),
         ([1], "record 0: Input should be a valid dictionary"),
         ("text", "record 0: Input should be a valid dictionary"),
