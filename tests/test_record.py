@@ -253,12 +253,15 @@ def test_status_and_reason_belong_together() -> None:
 
 def test_a_long_reason_keeps_its_beginning_and_its_end() -> None:
     reason = f"the loss became nan, on the images {', '.join(map(str, range(2000)))};\n  lower train.lr"
-    made = make_record("train", benchmark="b", model="m", status="failed", reason=reason)["reason"]
+    made = make_record("train", task="segmentation", benchmark="b", model="m", status="failed", reason=reason)["reason"]
     assert len(made) <= 500
     assert made.startswith("the loss became nan, on the images 0, 1, 2")
     assert made.endswith("1999; lower train.lr")
     assert " ... " in made
-    assert make_record("train", benchmark="b", model="m", status="failed", reason="a\n b")["reason"] == "a b"
+    assert (
+        make_record("train", task="segmentation", benchmark="b", model="m", status="failed", reason="a\n b")["reason"]
+        == "a b"
+    )
 
 
 def test_json_is_the_same_bytes_whatever_the_order(tmp_path: Path) -> None:

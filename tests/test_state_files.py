@@ -154,7 +154,7 @@ def record(**fields: Any) -> dict[str, Any]:
         ([record(scores={"score.miou": "0.5"})], "record 0: scores.score.miou: Input should be a valid number"),
         ([record(params=[])], "record 0: params: Input should be a valid dictionary"),
         ([record(provenance={})], "record 0 lacks provenance.git_commit, provenance.git_dirty"),
-        ([record(), {"kind": "train"}], "record 1 lacks task, status, reason, benchmark"),
+        ([record(), {"kind": "train"}], "record 1 lacks status, reason, benchmark, task"),
         ([record(kind="evaluate")], "record 0 is of kind evaluate, not train"),
         ([1], "record 0: Input should be a valid dictionary"),
         ("text", "record 0: Input should be a valid dictionary"),
