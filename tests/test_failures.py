@@ -93,6 +93,18 @@ def test_a_full_disk_under_torch_is_told_as_the_system_tells_it(tmp_path: Path) 
     assert "w.pt: No space left" in line
 
 
+def test_an_error_that_came_of_the_system_s_is_told_as_that_one() -> None:
+    def write() -> None:
+        try:
+            raise OSError(errno.EROFS, "Read-only file system", "w.pt")
+        except OSError:
+            raise RuntimeError("the writer could not close")  # noqa: B904  # as libraries do
+
+    line = line_for_user(error_of(write))
+    assert line is not None
+    assert line.startswith("w.pt: Read-only file system; make the file system writable")
+
+
 @pytest.mark.parametrize(
     "text",
     [
