@@ -88,6 +88,8 @@ class _Plan:
         config = _config(self.suite, self.name, setting)
         arguments = {
             "config": config.model_dump(mode="json"),
+            # Holds the content of `train.init_from`, of which `config` has the path alone.
+            "training": run_fingerprint(config, self.manifest),
             "profile": self.suite.profile.model_dump(mode="json"),
             "until": until,
             "final": kind in FINAL,
@@ -104,8 +106,9 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Train one setting, up to an epoch or to the end and then score it; in a worker process.
 
     Args:
-        arguments: config and profile (plain), until (last epoch or None), final (scored on the test split, as score.*,
-            rather than on the validation split, as search.*), objectives, data and work (directories).
+        arguments: config and profile (plain), training (its `run_fingerprint`), until (last epoch or None), final
+            (scored on the test split, as score.*, rather than on the validation split, as search.*), objectives, data
+            and work (directories).
         send: takes the row of each epoch.
 
     Returns:
@@ -130,7 +133,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         send(row)
         return until is not None and bool(row["epoch"] >= until)
 
-    work_dir = work / run_fingerprint(config, manifest)
+    work_dir = work / arguments["training"]
     try:
         with waiting_for(work_dir):
             trained = fit(config, manifest, work_dir=work_dir, stop_early=stop_early)

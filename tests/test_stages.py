@@ -92,3 +92,26 @@ def busy(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return any(os.readlink(path).endswith("/.lock") for path in Path(f"/proc/{pid}/fd").iterdir())
     return False
+
+
+@pytest.mark.slow
+def test_other_weights_to_start_from_are_another_training(tmp_path: Path) -> None:
+    """Under the same path: results are found by what decides them, not by the configuration alone."""
+    folder = copy_of(tmp_path / "chain")
+    start, made = folder / "start.pt", folder / "outputs/tiny/weights/net/seed0.pt"
+
+    def train(*settings: str) -> bytes:
+        options = [part for setting in ("train.epochs=1", *settings) for part in ("--set", setting)]
+        with command(folder, "train", "net", *options, **NO_SERVER) as process:
+            _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        return made.read_bytes()
+
+    first = train()
+    second = (folder / "outputs/tiny/weights/net/seed1.pt").read_bytes()
+    trained = {}
+    for content in (first, second, first):
+        start.write_bytes(content)
+        weights = train("train.init_from=start.pt", "seeds=[0]")
+        assert trained.setdefault(content, weights) == weights
+    assert len(set(trained.values())) == 2
