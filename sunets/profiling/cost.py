@@ -16,7 +16,7 @@ from torch import nn
 
 from sunets.core.config import ProfileConfig
 from sunets.core.provenance import code_hash, command_line, environment, provenance
-from sunets.core.record import make_record, replacing, write_json, write_rows
+from sunets.core.record import make_record, write_json, write_rows
 from sunets.models.sunet import MIN_SIZE, SUNet
 from sunets.models.zoo import create_model, list_models
 from sunets.profiling.memory import saved_bytes, to_mib
@@ -258,11 +258,8 @@ def run_profile(
 
 def _draw(maps: Mapping[str, NDArray[np.float32]], records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the effective receptive fields as a PNG."""
-    from matplotlib import pyplot
-
     from sunets.report.images import draw_fields
+    from sunets.report.style import save_files
 
-    fig = draw_fields(maps, {record["label"]: record["cost"]["field.effective_share"] for record in records})
-    with replacing(path) as temporary:
-        fig.savefig(temporary)
-    pyplot.close(fig)
+    shares = {record["label"]: record["cost"]["field.effective_share"] for record in records}
+    save_files(draw_fields(maps, shares), path)

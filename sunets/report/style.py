@@ -82,14 +82,24 @@ def model_styles(keys: Iterable[str]) -> dict[str, Style]:
 
 def save_figure(fig: Figure, path_stem: Path) -> list[Path]:
     """Write a figure as `<stem>.png` and `<stem>.pdf`, the same bytes for the same input, and close it."""
-    png, pdf = (path_stem.with_name(path_stem.name + suffix) for suffix in (".png", ".pdf"))
-    if fig.get_layout_engine() is not None:  # once, for both files
+    return save_files(fig, *(path_stem.with_name(path_stem.name + suffix) for suffix in _METADATA))
+
+
+_METADATA: dict[str, Any] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+"""Suffix -> what is left out of such a file, so that it has the same bytes each time."""
+
+
+def save_files(fig: Figure, *paths: Path) -> list[Path]:
+    """Write a figure to files whose suffix, .png or .pdf, tells the format, and close it."""
+    if fig.get_layout_engine() is not None:  # once, for all files
         fig.draw_without_rendering()
         fig.set_layout_engine("none")
     with plt.rc_context({k: STYLE[k] for k in ("savefig.dpi", "pdf.fonttype")}):
-        with replacing(png) as temporary:
-            fig.savefig(temporary, metadata={"Software": None})
-        with replacing(pdf) as temporary:
-            fig.savefig(temporary, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        for path in paths:
+            with replacing(path) as temporary:
+                fig.savefig(temporary, metadata=_METADATA[path.suffix.lower()])
     plt.close(fig)
-    return [png, pdf]
+    return list(paths)
