@@ -328,7 +328,19 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
         tracker.plan(number, config, source, phase="grid", arm=arm)
         tracker.log_epoch(number, row(1, number))
         extra = {"seed": 0, "config": config, "provenance": source, "number": number, "phase": "grid", "arm": arm}
-        records.append(make_record("trial", task="segmentation", **shared, **extra, tuned={}))
+        records.append(
+            make_record(
+                "trial",
+                task="segmentation",
+                **shared,
+                **extra,
+                tuned={},
+                split="test",
+                setting=arm,
+                reference=False,
+                same_as=[],
+            )
+        )
         tracker.finish(number, records[-1])
     tracker.close()
     write_json(pipeline.records / "ablations/depth.json", records)
@@ -425,9 +437,9 @@ def test_studies_have_their_own_figures_and_tables(db: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("metric", ["score.miou", "score.top1_error_percent"])
 def test_best_setting_of_a_study(metric: str) -> None:
-    data = {"score.miou": "camvid", "score.top1_error_percent": "imagefolder"}[metric]
+    task = {"score.miou": "segmentation", "score.top1_error_percent": "classification"}[metric]
     records = [
-        {"params": {"data.name": data}, "status": status, "arm": {"train.lr": lr}, "scores": {metric: score}}
+        {"task": task, "status": status, "arm": {"train.lr": lr}, "scores": {metric: score}}
         for lr, score, status in (
             (0.1, 0.4, "finished"), (0.1, 0.6, "finished"), (0.2, 0.55, "finished"), (0.3, 0.45, "finished"),
             (0.4, 0.99, "pruned"), (0.5, math.nan, "finished"), (0.6, None, "finished"),

@@ -124,8 +124,10 @@ class Pipeline:
                     )
                 )
         write_json(self.records / f"evaluate/{model}.json", records)
+        source = self.plan(model)[0][1]
         cost = make_record(
             "profile",
+            provenance=source,
             task="segmentation",
             benchmark="bench",
             model=model,
@@ -133,7 +135,12 @@ class Pipeline:
         )
         write_json(self.records / f"profile/{model}.json", cost)
         speed = make_record(
-            "speed", task="segmentation", benchmark="bench", model=model, cost={"speed.latency_ms": 7.0 + shift}
+            "speed",
+            provenance=source,
+            task="segmentation",
+            benchmark="bench",
+            model=model,
+            cost={"speed.latency_ms": 7.0 + shift},
         )
         write_json(self.records / "speed.json", [speed])
         timing = [{"model": model, "seed": s, "started": "2026-01-02T03:04:05Z", "seconds": 60.5} for s in (0, 1, 2)]
@@ -170,7 +177,12 @@ class Pipeline:
                     study="depth",
                     number=number,
                     phase="grid",
+                    split="test",
+                    setting=arm,
                     arm=arm,
+                    tuned={},
+                    reference=False,
+                    same_as=[],
                 )
             )
             if tracker:
