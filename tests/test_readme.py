@@ -25,7 +25,7 @@ NOT_RUN = {
     ): "starts a server; test_tracking.py does so",
     ("MLflow", "export MLFLOW_TRACKING_URI=http://HOST:5000"): "for the command below",
     ("MLflow", "export OPTUNA_STORAGE=postgresql+psycopg://USER@HOST/optuna"): "for the command below",
-    ("MLflow", "python -m ablations run joint_search --workers 4"): "needs servers; test_ablations_engine.py has them",
+    ("MLflow", "python -m ablations run joint_search"): "needs servers; test_ablations_search.py has them",
     ("CamVid", "make repro"): "75 minutes, or a GPU; `make repro` runs above on other data",
     ("Reproduce the paper", "make paper"): "needs ImageNet, COCO and VOC; test_chains.py runs it on stand-ins",
 }
