@@ -63,6 +63,19 @@ def test_an_edited_mask_is_noticed(own: Path, tmp_path: Path, keep_times: bool, 
     assert load_manifest(out, folder(own)) == second
 
 
+def test_a_change_that_keeps_size_and_time_is_noticed(own: Path, out: Path) -> None:
+    """As by a tool that sets the time back: the time of the last change of status cannot be set."""
+    prepare(folder(own), out)
+    path = own / "classes.txt"
+    times = path.stat()
+    path.write_text(path.read_text().replace("class 0\nclass 1", "class 1\nclass 0"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    with pytest.raises(DataError, match=r"classes\.txt: changed since it was prepared"):
+        load_manifest(out, folder(own))
+    assert prepare(folder(own), out).classes[:2] == ("class 1", "class 0")
+
+
 def test_each_kind_of_change_is_noticed(own: Path, out: Path) -> None:
     prepare(folder(own), out)
 

@@ -239,7 +239,7 @@ def test_strips_are_segmented_at_their_size(strips: Path, tmp_path: Path, size: 
 @pytest.fixture(scope="module")
 def strips(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(data__size=[32, 32], train__epochs=1)
-    return fit(config, manifest, work_dir=tmp_path_factory.mktemp("strips"), progress=False).weights_path
+    return fit(config, manifest, work_dir=tmp_path_factory.mktemp("strips")).weights_path
 
 
 def test_inputs_and_files_of_others_are_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
