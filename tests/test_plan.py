@@ -21,7 +21,7 @@ from sunets.data.camvid import CLASSES as CAMVID
 from sunets.data.cityscapes import _COUNTS as CITYSCAPES_COUNTS
 from sunets.data.cityscapes import CLASSES as CITYSCAPES
 from sunets.data.imagefolder import _IMAGENET_COUNTS
-from sunets.data.manifest import DataError, write_manifest
+from sunets.data.manifest import write_manifest
 from sunets.data.voc import _COUNTS as VOC_COUNTS
 from sunets.data.voc import CLASSES as VOC
 from sunets.evaluation.multi_scale import multi_scale_probabilities
@@ -155,7 +155,7 @@ def test_prepared_images_are_counted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'folder' with the splits train, val, more, .* prepare first"):
         planned({**values, "data.test_split": "more"}, root=tmp_path)
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match=r"manifest.json: not readable .*; run the prepare stage again"):
+    with pytest.raises(ConfigError, match=r"manifest.json: not readable .* prepare again"):
         planned(values, root=tmp_path)
 
 
