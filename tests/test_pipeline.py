@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 from checkout import ENV, clone, ran, run, start
 
 from sunets.core.record import read_json
 
 pytestmark = pytest.mark.slow
+KILLS, KILL_SEED = int(os.environ.get("SUNETS_KILLS", 2)), int(os.environ.get("SUNETS_KILL_SEED", 0))
+"""How often `dvc repro` is killed at drawn moments before it may end; SUNETS_KILLS=20 for a thorough run."""
 REPORTS = ("report", "ablation_report")
 """Stages that follow an edit of a model: both show the labels of all models."""
 
@@ -32,13 +36,34 @@ def _kill_at(process: subprocess.Popen[str], pattern: str) -> None:
     process.wait()
 
 
+def _kill_after(process: subprocess.Popen[str], seconds: float, whom: str) -> None:
+    """Kill `dvc` alone, or its youngest descendant alone, if it has not ended by then; wait for its end."""
+    assert process.stdout is not None
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        family = psutil.Process(process.pid).children(recursive=True)
+        victim = max(family, key=lambda p: p.create_time()) if whom == "descendant" and family else process
+        victim.send_signal(signal.SIGKILL)
+    process.stdout.close()
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def clones(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two finished clones: one left alone, one whose `dvc repro` was killed in training and again in evaluation."""
+    """Two finished clones: one left alone, one whose `dvc repro` was killed again and again.
+
+    In training, in evaluation, and at moments drawn from KILL_SEED: in turns `dvc` alone, whose stage must not go on
+    without it, and a process below it.
+    """
     killed = clone(tmp_path_factory.mktemp("killed"))
     _kill_at(start(killed, "dvc", "repro"), r"seed \d epoch 1/")
     _kill_at(start(killed, "dvc", "repro"), r"single_scale scored")
-    time.sleep(1)
+    moments = random.Random(KILL_SEED)
+    for number in range(KILLS):
+        seconds, whom = moments.uniform(2, 25), ("dvc", "descendant")[number % 2]
+        print(f"kill {number}: {whom} after {seconds:.1f} s")  # shown where a test fails
+        _kill_after(start(killed, "dvc", "repro"), seconds, whom)
     run(killed, "dvc", "repro")
     return finished, killed
 
