@@ -59,7 +59,9 @@ def seconds_per_job(workers: int, jobs: int) -> float:
     """Time of a job that does nothing, results kept on disk."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "manifest.json").write_text(json.dumps({"digest": "none"}), encoding="utf-8")
-        made = [Job(f"job {n}", "benchmarks.engine:nothing", {"number": n}, {}) for n in range(jobs + 4)]
+        made = [
+            Job(f"job {n}", f"{Path(__file__).stem}:{nothing.__name__}", {"number": n}, {}) for n in range(jobs + 4)
+        ]
         with open_pool(
             ["sunets.core.executor"], Path(folder), "none", device="cpu", threads=1, jobs=jobs,
             results=Path(folder, "results"), workers=workers,

@@ -238,6 +238,19 @@ def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(sui
     assert (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.slow
+def test_a_second_driver_of_a_study_is_refused_with_one_line(suite: Suite, tmp_path: Path) -> None:
+    folder = copy_of(suite, tmp_path / "checkout")
+    with command(folder, "run", "tuned", "--workers", "1", "--set", "train.epochs=300", **NO_SERVER) as first:
+        until(lambda: list(folder.glob(".work/*/checkpoint.pt")), 300)
+        with command(folder, "run", "tuned", "--workers", "1", **NO_SERVER) as second:
+            _, errors = second.communicate(timeout=300)
+        running = first.poll() is None
+        first.kill()
+    assert (second.returncode, running) == (2, True), errors.decode()
+    assert errors.decode() == "error: ablate@tuned: already running in this checkout; wait for it, or stop it\n"
+
+
 def copy_of(suite: Suite, folder: Path) -> Path:
     """A directory with the same parameters and data, and no work."""
     folder.mkdir(exist_ok=True)
