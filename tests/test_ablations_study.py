@@ -305,7 +305,7 @@ def test_a_cluster_that_loses_a_worker_in_mid_trial_leaves_the_same_bytes(
         (["run", "depth", "--set", "ablations.depth.axes=[{path: model.width, values: []}]"],
          "ablations.depth.axes.0: values: model.width: the axis is empty"),
         (["plan", "--set", "benchmark=other", "--set", "data.name=folder", "--set", "data.root=datasets"],
-         "error: data/prepared/other/manifest.json: no such file; run the prepare stage first"),
+         "error: data/prepared/other/manifest.json: no such file; run python -m sunets prepare first"),
         (["report", "--set", "benchmark=other"], "records/ablations: no records"),
         (["list", "--params", "absent.yaml"], "error: absent.yaml: no such file"),
     ],

@@ -84,10 +84,10 @@ def test_closure_equals_what_python_imports() -> None:
     """Holds the syntax-tree reading against the interpreter on a real module."""
     code = (
         "import sys, sunets.core.record; "
-        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sunets'))"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'sunets'), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = {Path(name).resolve().relative_to(ROOT).as_posix() for name in done.stdout.split()}
+    loaded = {Path(name).resolve().relative_to(ROOT).as_posix() for name in done.stdout.splitlines()}
     assert names(module_closure("sunets.core.record")) == loaded
 
 
