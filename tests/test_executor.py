@@ -202,6 +202,8 @@ def test_a_worker_that_differs_is_named(needs: dict[str, Any], message: str, tmp
 def driver(folder: Path, function: str, count: int, **env: str) -> subprocess.Popen[str]:
     """A process that runs jobs as a command does."""
     code = (
+        # A shell's background jobs, such as this test run may be, ignore SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import typer; from pathlib import Path; from sunets.core.cli import run; import test_executor as t\n"
         f"folder = Path({str(folder)!r})\n"
         "app = typer.Typer()\n"
