@@ -53,7 +53,8 @@ def test_a_run_that_must_use_postgresql_and_selects_none_of_its_tests_fails(tmp_
 
 
 def _run(folder: Path, tests: str, required: bool, *options: str) -> subprocess.CompletedProcess[str]:
-    shutil.copy(HERE / "conftest.py", folder)
+    for name in ("conftest.py", "checkout.py"):
+        shutil.copy(HERE / name, folder)
     (folder / "test_it.py").write_text(tests)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "SUNETS_"))}
     environment |= {"SUNETS_REQUIRE_POSTGRES": "1"} if required else {}

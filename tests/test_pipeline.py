@@ -133,7 +133,7 @@ def test_tracked_runs_are_not_doubled(clones: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [
-        ("sunets/report/figures.py", '"""Figures', '"""The figures', {"report"}),
+        ("sunets/report/figures.py", '"""Figures', '"""The figures', {*REPORTS}),
         (
             "params.yaml",
             "width: 8",
