@@ -180,6 +180,7 @@ def test_section_run_your_own_ablation(checkout: Path) -> None:
     """With the study of the YAML block beside the preset's own one, which is up to date."""
     (study,) = re.findall(r"(?ms)^```yaml\n(ablations:\n.*?)^```$", README)
     edit(checkout / "params.yaml", {r"^ablations:\n": study.replace("train.epochs: 5", "train.epochs: 1")})
+    _run(checkout, "dvc repro prepare")  # a section before this one had another data set in place
     outputs = _run_section("Run your own ablation", checkout)
     assert re.search(r"width +│ one_at_a_time", outputs["python -m ablations plan width"])
     assert ran(outputs["dvc repro ablation_report"]) == ["ablate@width", "ablation_report"]
