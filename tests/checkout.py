@@ -91,7 +91,9 @@ def run(root: Path, *command: str, code: int = 0, env: dict[str, str] | None = N
 
 def start_shell(root: Path, command: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a command line as the README has it, in a process group for itself; `make` takes this environment."""
-    make = f'make() {{ command make --assume-old="{sys.prefix}/.stamp" VENV="{sys.prefix}" "$@"; }}\n'
+    if not (root / ".venv").exists():  # by a link: a target of make cannot have a space in its path
+        (root / ".venv").symlink_to(sys.prefix)
+    make = 'make() { command make --assume-old=.venv/.stamp "$@"; }\n'
     return subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", make + command],
         cwd=root,

@@ -94,7 +94,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("two")
     done = _torchrun(path, "cases")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("epoch 1/2") == 1  # one process reports
     return path
 
 
