@@ -20,7 +20,7 @@ from torch.nn import functional
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
 from sunets.core.config import Config, StudyConfig, Suite
 from sunets.core.hardware import default_workers
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.data.loading import make_dataset
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.data.preparation import prepare
@@ -129,7 +129,7 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
 @contextlib.contextmanager
 def _prepared(suite: Suite, root: Path) -> Iterator[Manifest]:
     """Yield the prepared data; an embedded set that is not prepared yet is drawn into a temporary directory."""
-    folder = Layout(suite.benchmark, root).data
+    folder = BenchmarkPaths(suite.benchmark, root).data
     if folder.exists() or not suite.data.name.startswith("synthetic"):
         yield load_manifest(folder, suite.data)
         return
@@ -146,7 +146,7 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, roo
     study = study_config(suite, name)
     space = Space(suite, name, manifest)
     points = check_study(suite, name, manifest, space)
-    facts = dataset_facts(suite.data, Layout(suite.benchmark, root).data)
+    facts = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
     work = [_work(space.config(s), facts, n) for s, n in _trainings(study, [point.setting for point in points])]
     base = work[0]
     gmacs = [w.passes.train.macs / 1e9 for w in work]

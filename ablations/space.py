@@ -69,7 +69,7 @@ def trial_config(suite: Suite, name: str, setting: Arm, seed: int) -> Config:
     """
     study = study_config(suite, name)
     try:
-        return suite.run(study.model, seed, {**study.overrides, **setting})
+        return suite.config(study.model, seed, {**study.overrides, **setting})
     except ConfigError as error:
         raise ConfigError(f"ablations.{name}: {_shown(setting) or 'overrides'}: {error}") from None
 

@@ -26,11 +26,11 @@ from rich.progress import TaskID
 
 from ablations.search import BaseStorage, Direction, MakeJob, Search, Setting, Trial, open_storage, repeat, search
 from ablations.space import Arm, Point, Space, check_study, identity, rungs, study_config, trial_config
-from sunets.core.config import Config, ProfileConfig, StudyConfig, Suite, fingerprint
+from sunets.core.config import Config, CostConfig, StudyConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
 from sunets.core.record import Record, make_record, parameters, parameters_hash, read_json, write_json, write_rows
@@ -38,7 +38,7 @@ from sunets.core.stage import stage
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate
 from sunets.models.zoo import resolve_config
-from sunets.profiling.cost import profile_model
+from sunets.profiling.cost import measure_cost
 from sunets.training.checkpoint import waiting_for
 from sunets.training.device import select_device
 from sunets.training.fit import fit, run_fingerprint
@@ -61,7 +61,7 @@ class _Plan:
     study: StudyConfig
     manifest: Manifest
     points: tuple[Point, ...]
-    layout: Layout
+    paths: BenchmarkPaths
     fingerprint: str
     source: Record
     """Provenance of the study; a trial's own configuration is put in."""
@@ -90,12 +90,12 @@ class _Plan:
             "config": config.model_dump(mode="json"),
             # Holds the content of `train.init_from`, of which `config` has the path alone.
             "training": run_fingerprint(config, self.manifest),
-            "profile": self.suite.profile.model_dump(mode="json"),
+            "cost": self.suite.cost.model_dump(mode="json"),
             "until": until,
             "final": kind in FINAL,
             "objectives": list(self.objectives(kind)),
         }
-        paths = {"data": str(self.layout.data), "work": str(self.layout.work)}
+        paths = {"data": str(self.paths.data), "work": str(self.paths.work)}
         return Job(f"{self.name} trial {number}", f"{__name__}:{run_trial.__name__}", arguments, paths)
 
 
@@ -106,7 +106,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Train one setting, up to an epoch or to the end and then score it; in a worker process.
 
     Args:
-        arguments: config and profile (plain), training (its `run_fingerprint`), until (last epoch or None), final
+        arguments: config and cost (plain), training (its `run_fingerprint`), until (last epoch or None), final
             (scored on the test split, as score.*, rather than on the validation split, as search.*), objectives, data
             and work (directories).
         send: takes the row of each epoch.
@@ -150,7 +150,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         scores = evaluate(trained.model, manifest, config, split=split, variant=variant).scores
         prefix = "score." if arguments["final"] else "search."
         result["scores"] = {f"{prefix}{name.removeprefix('score.')}": value for name, value in scores.items()}
-        result["cost"] = _cost(ProfileConfig.model_validate(arguments["profile"]), config, manifest, work)
+        result["cost"] = _cost(CostConfig.model_validate(arguments["cost"]), config, manifest, work)
         found = {name: (result["scores"] | result["cost"])[name] for name in arguments["objectives"]}
     if None in found.values():
         raise ValueError(f"{score}: the split that is scored has no labelled pixel; choose another")
@@ -161,11 +161,12 @@ def _config(suite: Suite, name: str, setting: Setting) -> Config:
     return trial_config(suite, name, _setting(setting), setting["seed"])
 
 
-def _cost(profile: ProfileConfig, config: Config, manifest: Manifest, work: Path) -> dict[str, Any]:
+def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) -> dict[str, Any]:
     """Exact figures of a trial's network; counted once, whatever the number of trials that have it."""
     arguments = config.model.arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
     protocol: dict[str, Any] = {
-        name: getattr(profile, name) for name in ("size", "batch_size", "field_seeds", "field_images")
+        name: getattr(settings, name)
+        for name in ("size", "batch_size", "receptive_field_seeds", "receptive_field_images")
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     key = fingerprint(arguments, protocol, device, code_hash("sunets.profiling.cost"), torch.__version__)
@@ -173,7 +174,7 @@ def _cost(profile: ProfileConfig, config: Config, manifest: Manifest, work: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            write_json(path, profile_model(arguments, **protocol)[0])
+            write_json(path, measure_cost(arguments, **protocol)[0])
         return dict(read_json(path))
 
 
@@ -203,28 +204,28 @@ def run_study(
         JobError: a trial ended without a result; run again to go on.
         StageError: the study runs already, or the code was changed meanwhile.
     """
-    layout = Layout(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark, root)
     study = study_config(suite, name)
-    manifest = load_manifest(layout.data, suite.data)
+    manifest = load_manifest(paths.data, suite.data)
     points = check_study(suite, name, manifest)
     base = trial_config(suite, name, {}, 0)
     parts = {"tuned": len(points), "search": 1 + study.confirm}.get(study.kind, len(points))
     with (
         stage(
-            f"ablate@{name}", layout, __name__, suite=suite, data_digest=manifest.digest,
-            params=("benchmark", "data", "train", "evaluate", "profile", f"models.{study.model}", f"ablations.{name}"),
+            f"ablate@{name}", paths, __name__, suite=suite, data_digest=manifest.digest,
+            params=("benchmark", "data", "train", "evaluate", "cost", f"models.{study.model}", f"ablations.{name}"),
         ) as code,
         open_pool(
-            [__name__], layout.data, manifest.digest, device=base.train.device, threads=base.train.threads,
-            jobs=parts * max(study.batch, len(study.seeds)), results=layout.job_results, workers=workers,
+            [__name__], paths.data, manifest.digest, device=base.train.device, threads=base.train.threads,
+            jobs=parts * max(study.batch, len(study.seeds)), results=paths.job_results, workers=workers,
         ) as pool,
     ):  # fmt: skip
         plan = _Plan(
-            suite, name, study, manifest, points, layout,
-            fingerprint(study, base, suite.profile, manifest.digest, code, torch.__version__, pool.device),
+            suite, name, study, manifest, points, paths,
+            fingerprint(study, base, suite.cost, manifest.digest, code, torch.__version__, pool.device),
             provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations")),
         )  # fmt: skip
-        journal = layout.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
+        journal = paths.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
         with (
             open_storage(os.environ.get(STORAGE) or str(journal), f"{suite.benchmark}/{name}") as storage,
             _Listener(plan) as listener,
@@ -246,7 +247,7 @@ def run_study(
                     trials += each("confirmation", chosen)
             records = [listener.record(trial) for trial in trials]
             rows = [listener.rows(trial) for trial in trials]
-            folder = layout.records / "ablations"
+            folder = paths.records / "ablations"
             write_rows(folder / f"{name}.history.csv", (row for part in rows for row in part), ["number", "epoch"])
             write_rows(folder / f"{name}.csv", map(_flat, records))
             write_json(folder / f"{name}.json", records)

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from sunets import create_model
 from sunets.core.cli import refuse_other_checkout
-from sunets.core.config import TestTimeConfig, TrainConfig
+from sunets.core.config import TrainConfig, VariantConfig
 from sunets.core.provenance import environment
 from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.training.device import prepare_torch
@@ -130,7 +130,7 @@ def main() -> None:
     images = loop_images.contiguous(memory_format=torch.channels_last)
     if arguments.loop_channels_last:
         loop_model, loop_images = model, images
-    variant = TestTimeConfig(scales=SCALES, flip=True, window=window)
+    variant = VariantConfig(scales=SCALES, flip=True, window=window)
 
     methods: dict[str, Callable[[], Tensor]] = {
         LOOP: lambda: torch.stack([window_by_window(loop_model, image, window) for image in loop_images])

@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, TestTimeConfig
-from sunets.core.paths import Layout
+from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, VariantConfig
+from sunets.core.paths import BenchmarkPaths
 from sunets.data.loading import iterations_per_epoch
 from sunets.data.manifest import read_split, read_tree, used_splits
 from sunets.data.picture import DataError
@@ -157,8 +157,8 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
     Raises:
         ConfigError: the number of images is not known, or a model cannot be built or does not take their size.
     """
-    data = dataset_facts(suite.data, Layout(suite.benchmark, root).data)
-    configs = {key: suite.run(key, suite.seeds[0]) for key in suite.models}
+    data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
+    configs = {key: suite.config(key, suite.seeds[0]) for key in suite.models}
     rows = []
     for key, config in configs.items():
         try:
@@ -292,7 +292,7 @@ def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -
     )
 
 
-def forward_passes(variant: TestTimeConfig, size: Size) -> list[tuple[Size, int]]:
+def forward_passes(variant: VariantConfig, size: Size) -> list[tuple[Size, int]]:
     """What `sunets.evaluation.multi_scale.multi_scale_probabilities` sends through a network for one image.
 
     Args:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import nn
 
-from sunets.core.config import IGNORE_INDEX, TestTimeConfig
+from sunets.core.config import IGNORE_INDEX, VariantConfig
 from sunets.core.names import child
 from sunets.core.record import replacing
 from sunets.data.manifest import Item, Manifest
@@ -25,7 +25,7 @@ from sunets.models.tensor_file import CheckpointError
 from sunets.training.checkpoint import load_trained
 from sunets.training.device import select_device
 
-SINGLE_SCALE = TestTimeConfig()
+SINGLE_SCALE = VariantConfig()
 """The whole image at its own scale."""
 _MARK = ("Software", "sunets predict")
 """Text in the files that `predict` writes."""
@@ -38,7 +38,7 @@ def predict_images(
     paths: Sequence[str | Path],
     out_dir: str | Path,
     *,
-    variant: TestTimeConfig = SINGLE_SCALE,
+    variant: VariantConfig = SINGLE_SCALE,
     batch_size: int = 8,
     device: str = "auto",
 ) -> list[Path]:
@@ -130,7 +130,7 @@ def write_server_archive(
     out_dir: str | Path,
     *,
     split: str = "test",
-    variant: TestTimeConfig = SINGLE_SCALE,
+    variant: VariantConfig = SINGLE_SCALE,
     outside_data: bool = False,
     batch_size: int = 8,
     device: str = "auto",
@@ -221,7 +221,7 @@ def palette_image(labels: NDArray[np.integer], palette: Iterable[Sequence[int]])
 class _Predictor:
     """A trained segmentation network that labels pictures."""
 
-    def __init__(self, checkpoint: str | Path, variant: TestTimeConfig, batch_size: int, device: str) -> None:
+    def __init__(self, checkpoint: str | Path, variant: VariantConfig, batch_size: int, device: str) -> None:
         self.model: nn.Module
         self.info: dict[str, Any]
         self.model, self.info = load_trained(checkpoint)

@@ -16,7 +16,7 @@ from sunets.core.record import Record, parameters, parameters_hash, read_json, r
 from sunets.models.zoo import resolve_config
 
 _MODULES = {
-    "train": "sunets.stages.train", "evaluate": "sunets.stages.evaluate", "profile": "sunets.stages.cost",
+    "train": "sunets.stages.train", "evaluate": "sunets.stages.evaluate", "cost": "sunets.stages.cost",
     "speed": "sunets.stages.cost", "trial": "ablations.study",
 }  # fmt: skip
 _MACHINE = {"data.root", "data.workers", "data.cache"}
@@ -120,7 +120,7 @@ def _fault(suite: Suite, record: Record) -> str | None:
     if record["seed"] not in suite.seeds:
         return "this seed is not one of `seeds` in params.yaml; run its stage again"
     try:
-        now = parameters(resolve_config(suite.run(record["model"], record["seed"])))
+        now = parameters(resolve_config(suite.config(record["model"], record["seed"])))
     except ValueError as error:
         return str(error)
     for key in sorted((now.keys() | there.keys()) - _MACHINE):

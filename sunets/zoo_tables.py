@@ -74,13 +74,13 @@ def _record(part: _Part, name: str, stride: int | None) -> Record:
         "model.name": name,
         "model.output_stride": stride,
         "model.num_classes": part.num_classes,
-        "profile.size": list(part.size),
-        "profile.batch_size": 1,
+        "cost.size": list(part.size),
+        "cost.batch_size": 1,
     }
     source = provenance(None, code_hash(__name__), params, "make zoo")
     arguments = {"name": name, "task": part.task, "num_classes": part.num_classes, "output_stride": stride}
     return make_record(
-        "profile",
+        "cost",
         benchmark="zoo",
         task=part.task,
         model="-".join(filter(None, [part.task, name, str(stride or "")])),

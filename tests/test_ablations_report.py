@@ -46,7 +46,12 @@ def trial(
         seed=seed,
         config=PARAMS,
         scores={} if score is None else {key: score},
-        cost={"cost.params_m": 0.1 * deep, "cost.gmacs": gmacs, "memory.saved_mib": 12.3, "field.effective_share": 0.4},
+        cost={
+            "cost.params_m": 0.1 * deep,
+            "cost.gmacs": gmacs,
+            "memory.saved_mib": 12.3,
+            "receptive_field.effective_share": 0.4,
+        },
         environment={"cpu": "a processor"},
         provenance={
             "command": "python -m ablations run s",

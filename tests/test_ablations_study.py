@@ -35,7 +35,7 @@ PARAMS: dict[str, Any] = {
     "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
     "train": {"epochs": 3, "batch_size": 8},
     "evaluate": {"batch_size": 4, "variants": {"plain": {}}},
-    "profile": {"size": [32, 32], "field_seeds": 1, "field_images": 1},
+    "cost": {"size": [32, 32], "receptive_field_seeds": 1, "receptive_field_images": 1},
     "report": {"reference": "net"},
     "ablations": {
         "depth": {"kind": "one_at_a_time", "model": "net", "seeds": [0, 1], "axes": [DEPTHS]},
@@ -107,7 +107,7 @@ def test_a_grid_leaves_one_record_a_training_and_nothing_new_when_run_again(suit
     assert (first["setting"], first["same_as"]) == ({}, [])
     assert 0 <= first["scores"]["score.miou"] <= 1
     assert records[2]["cost"]["cost.params_m"] > first["cost"]["cost.params_m"] > 0
-    assert {"cost.gmacs", "memory.saved_mib", "field.effective_share"} <= first["cost"].keys()
+    assert {"cost.gmacs", "memory.saved_mib", "receptive_field.effective_share"} <= first["cost"].keys()
     assert records[2]["params"]["model.unet_depth"] == [2, 2, 2]  # of every stage, as built
     assert first["provenance"]["command"] == "python -m ablations run depth"
     assert len({r["provenance"]["config_hash"] for r in records}) == 4

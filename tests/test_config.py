@@ -120,8 +120,8 @@ def test_names_that_differ_in_case_only_are_refused() -> None:
         "train.threads=100000",
         "train.batch_size=0",
         "train.epochs=1000000000",
-        "profile.size=[0, 0]",
-        "profile.size=[1000000, 1000000]",
+        "cost.size=[0, 0]",
+        "cost.size=[1000000, 1000000]",
         "data.size=[8, 8]",
         "data.workers=-1",
         "data.synthetic.image_size=1000000",
@@ -190,5 +190,5 @@ def test_any_parameter_file_loads_or_is_an_error_for_the_user(changes: list[tupl
         message = str(error)
     else:
         message = "params.yaml"
-        assert suite.run(next(iter(suite.models)), suite.seeds[0]).train.lr > 0
+        assert suite.config(next(iter(suite.models)), suite.seeds[0]).train.lr > 0
     assert all(line.startswith("params.yaml") for line in message.splitlines())

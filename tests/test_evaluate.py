@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sunets.core.config import ConfigError
-from sunets.core.config import TestTimeConfig as Variant
+from sunets.core.config import VariantConfig as Variant
 from sunets.core.metrics import boundary_f_score
 from sunets.data import Manifest
 from sunets.evaluation.evaluate import evaluate

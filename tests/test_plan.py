@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sunets import create_model
 from sunets.core.config import ConfigError, DataConfig, Suite, SyntheticConfig, load, override
-from sunets.core.config import TestTimeConfig as Variant
+from sunets.core.config import VariantConfig as Variant
 from sunets.data import prepare
 from sunets.data.camvid import CLASSES as CAMVID
 from sunets.data.cityscapes import _COUNTS as CITYSCAPES_COUNTS

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny import SUNET, tiny_config, tiny_manifest
 
-from sunets.core.config import TestTimeConfig as Variant
+from sunets.core.config import VariantConfig as Variant
 from sunets.data import DataError, Manifest
 from sunets.data.picture import read_picture
 from sunets.evaluation.evaluate import evaluate

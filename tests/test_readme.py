@@ -100,7 +100,9 @@ FOLDER = {
     r"^  warmup_epochs: .*": "  warmup_epochs: 0",
     r"^  threads: .*": "  threads: 1",
     r"crop: \[.*?\]": "crop: [32, 32]",
-    r"^profile:\n  size: .*": "profile:\n  size: [32, 32]\n  repeats: 3\n  field_seeds: 1\n  field_images: 1",
+    r"^cost:\n  size: .*": (
+        "cost:\n  size: [32, 32]\n  repeats: 3\n  receptive_field_seeds: 1\n  receptive_field_images: 1"
+    ),
 }
 """The preset for a user's own data at smoke size."""
 

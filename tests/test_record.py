@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def make_config(**settings: object) -> Config:
     suite = load(ROOT / "presets" / "default.yaml", [f"{k}={json.dumps(v)}" for k, v in settings.items()])
-    return suite.run(next(iter(suite.models)), 0)
+    return suite.config(next(iter(suite.models)), 0)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def record(kind: str, model: str, label: str, **fields: Any) -> dict[str, Any]:
         "kind": kind, "status": "finished", "reason": None, "benchmark": "toy", "task": "segmentation",
         "model": model, "label": label, "seed": None, "variant": None, "scores": {}, "cost": {},
         "params": {"train.epochs": 9, "train.batch_size": 16, "train.optimizer": "adamw", "train.lr": 0.003,
-                   "data.test_split": "test", "profile.size": [96, 96], "profile.batch_size": 1},
+                   "data.test_split": "test", "cost.size": [96, 96], "cost.batch_size": 1},
         "environment": {"python": "3.11.7", "torch": "2.14.1", "torchvision": "0.29.1", "platform": "Linux",
                         "cpu": "A CPU", "cpu_count": 2, "threads": 1, "device": "cpu"},
         "provenance": {"git_commit": "0123456789abcdef0123", "git_dirty": False, "data_digest": "d1" * 8,
@@ -126,7 +126,7 @@ def fabricate(root: Path, suite: Suite, skills: dict[str, float] = SKILL) -> Non
         write(records / "train" / f"{key}.json", train)
         write(records / "evaluate" / f"{key}.json", evaluate)
         write(records / "timing" / f"{key}.json", timing)
-        write(records / "profile" / f"{key}.json", record("profile", key, label, cost=cost_of(index)))
+        write(records / "cost" / f"{key}.json", record("cost", key, label, cost=cost_of(index)))
         (records / "history").mkdir(exist_ok=True)
         with (records / "history" / f"{key}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -136,7 +136,7 @@ def fabricate(root: Path, suite: Suite, skills: dict[str, float] = SKILL) -> Non
         np.savez(records / "confusion" / f"{key}.npz", images=np.array([f"t{i}" for i in range(24)]), **arrays)
         y, x = np.mgrid[-48:48, -48:48]
         field = np.exp(-(np.abs(x) + np.abs(y)) / (4 + 9 * (len(suite.models) - index))) * rng.uniform(0.5, 1, x.shape)
-        np.savez(records / "profile" / f"{key}.npz", field=field)
+        np.savez(records / "cost" / f"{key}.npz", field=field)
         speed.append(record("speed", key, label, cost=speed_of(index)))
         (outputs / key).mkdir(parents=True, exist_ok=True)
         for name, mask in masks.items():
@@ -152,8 +152,8 @@ def cost_of(index: int) -> dict[str, Any]:
         "cost.params_m": 0.21 + 0.013 * index, "cost.gmacs": 0.35 * 1.4**index, "memory.saved_mib": 21.5 - index,
         "cost.gmacs_forward_backward": 1.05 * 1.4**index, "cost.uncounted_operators": "relu, cat",
         "memory.saved_mib_memory_efficient": 9.5 if index == 0 else None,
-        "field.theoretical_px": 96 - 9 * index,
-        "field.effective_share": round(0.62 / (index + 1), 4), "cost.output_stride": 16,
+        "receptive_field.theoretical_px": 96 - 9 * index,
+        "receptive_field.effective_share": round(0.62 / (index + 1), 4), "cost.output_stride": 16,
     }  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def _scores(root: Path, model: str, key: str = "score.miou", variant: str = "sin
 def test_report_writes_each_table_and_figure_and_removes_only_its_own_stale_files(site) -> None:
     root, _, paths = site
     tables_dir, figures_dir = root / "results/toy/tables", root / "results/toy/figures"
-    names = {"architectures", "accuracy", "per_class", "test_time", "speed", "training_time"}
+    names = {"cost", "accuracy", "per_class", "test_time", "speed", "training_time"}
     assert {p.name for p in tables_dir.iterdir()} == {f"{n}{s}" for n in names for s in (".md", ".tex", ".csv")} | {
         "ablation_unet_depth.md"
     }
@@ -213,11 +213,11 @@ def test_accuracy_table_holds_the_means_intervals_and_paired_differences_of_the_
     row = frame.loc["plain_conv_small"]
     half = 4.302652729911275 * ours.std(ddof=1) / np.sqrt(3)  # t quantile of 2 degrees of freedom
     assert row["score.miou.mean"] == pytest.approx(ours.mean(), abs=1e-12)
-    assert row["score.miou.low95"] == pytest.approx(ours.mean() - half, abs=1e-12)
+    assert row["score.miou.ci95_low"] == pytest.approx(ours.mean() - half, abs=1e-12)
     test = stats.ttest_rel(ours, reference)
     low, high = test.confidence_interval(0.95)
-    assert row["score.miou.difference.low95"] == pytest.approx(low, abs=1e-12)
-    assert row["score.miou.difference.high95"] == pytest.approx(high, abs=1e-12)
+    assert row["score.miou.difference.ci95_low"] == pytest.approx(low, abs=1e-12)
+    assert row["score.miou.difference.ci95_high"] == pytest.approx(high, abs=1e-12)
     assert row["score.miou.difference.p"] == pytest.approx(test.pvalue)
     assert row["score.miou.difference.verdict"] == "worse"
     assert row["n_seeds"] == row["score.miou.difference.n_seeds"] == 3
@@ -245,7 +245,7 @@ def test_noisy_numbers_stay_in_their_own_files(site, tmp_path) -> None:
     path = tmp_path / "results/toy/records/speed.json"
     path.write_text(path.read_text().replace("12.5", "99.5"))
     old, new = load_records(suite, root), load_records(suite, tmp_path)
-    for table in (tables.architectures, tables.per_class, tables.test_time, lambda r: tables.accuracy(r, "sunet_tiny")):
+    for table in (tables.cost, tables.per_class, tables.test_time, lambda r: tables.accuracy(r, "sunet_tiny")):
         pd.testing.assert_frame_equal(table(old).data, table(new).data)
     assert "99.50 (0.25)" in tables.speed(new).view.to_string()
     page = (root / "results/toy/README.md").read_text()
@@ -313,10 +313,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite]:
             if row["seed"] in lost:
                 row.update(status="failed", reason=reason, scores={})
         path.write_text(json.dumps(rows))
-    for kind in ("train", "evaluate", "profile", "timing"):
+    for kind in ("train", "evaluate", "cost", "timing"):
         (records / kind / "dilated_resnet_small.json").unlink()
     (records / "history/dilated_resnet_small.csv").unlink()
-    for kind in ("confusion", "profile"):
+    for kind in ("confusion", "cost"):
         (records / kind / "dilated_resnet_small.npz").unlink()
     (records / "speed.json").unlink()
     build_report(suite, root)
@@ -369,7 +369,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
         change("train", model, diverge)
         change("evaluate", model, diverge)
     change("evaluate", "dilated_resnet_small", lambda row: row["scores"].update({"score.miou": 0.4329}))
-    for kind in ("train", "profile"):
+    for kind in ("train", "cost"):
         change(kind, "sunet_tiny", lambda row: row["provenance"].update(git_commit=None, git_dirty=None))
     for path in (records / "confusion").glob("*.npz"):
         with np.load(path) as arrays:
@@ -404,8 +404,8 @@ def test_a_network_that_diverged_on_every_seed_says_so_in_place_of_numbers(odd: 
 def test_seeds_that_agree_and_a_single_image_have_no_interval(odd: Path) -> None:
     frame = pd.read_csv(odd / "results/toy/tables/accuracy.csv").set_index("model")
     assert frame.loc["dilated_resnet_small", "score.miou.mean"] == pytest.approx(0.4329)
-    assert pd.isna(frame.loc["dilated_resnet_small", "score.miou.low95"])
-    assert frame["score.miou.image_low95"].isna().all()
+    assert pd.isna(frame.loc["dilated_resnet_small", "score.miou.ci95_low"])
+    assert frame["score.miou.image_ci95_low"].isna().all()
     assert "over images" not in _shown(odd)
     assert "No interval, since all seeds have the same score: Collapsed." in _shown(odd)
     assert "43.29 ±" not in _row_of(_shown(odd), "Collapsed")
@@ -415,9 +415,9 @@ def test_page_tells_what_is_odd_of_the_data_and_that_a_commit_is_unknown(odd: Pa
     page = (odd / "results/toy/README.md").read_text()
     limits = page.partition("## Limits")[2].partition("## ")[0]
     assert "- Data: class 'x': no labelled pixel." in limits
-    assert "- The commit of some records (train and profile) is unknown: git was absent or refused" in limits
+    assert "- The commit of some records (train and cost) is unknown: git was absent or refused" in limits
     assert "`unknown`, `0123456789abcdef`" in page
-    text = explain(odd / "results", "toy", "architectures", "sunet_tiny", "cost.gmacs")
+    text = explain(odd / "results", "toy", "cost", "sunet_tiny", "cost.gmacs")
     assert "git commit: unknown" in text
 
 
@@ -434,9 +434,9 @@ def test_one_seed_is_reported_without_intervals_and_without_a_test(tmp_path) -> 
     records = load_records(suite, tmp_path)
     table = tables.accuracy(records, "sunet_tiny")
     row = table.data.set_index("model").loc["unet_small"]
-    assert pd.isna(row["score.miou.low95"])
+    assert pd.isna(row["score.miou.ci95_low"])
     assert row["score.miou.difference.verdict"] == "not tested (1 seed)"
-    assert row["score.miou.image_low95"] < row["score.miou.mean"] < row["score.miou.image_high95"]
+    assert row["score.miou.image_ci95_low"] < row["score.miou.mean"] < row["score.miou.image_ci95_high"]
     assert "±" not in table.view.to_string()
     for draw in figures.DRAWN.values():
         figures.plt.close(draw(records))
@@ -465,7 +465,7 @@ def test_classification_reports_errors_and_lower_is_better(tmp_path) -> None:
             for s in (0, 1, 2)
         ]  # fmt: skip
         write(tmp_path / f"results/toy/records/evaluate/{key}.json", rows)
-        write(tmp_path / f"results/toy/records/profile/{key}.json", [record("profile", key, key, cost=cost_of(0))])
+        write(tmp_path / f"results/toy/records/cost/{key}.json", [record("cost", key, key, cost=cost_of(0))])
     records = load_records(suite, tmp_path)
     table = tables.accuracy(records, "resnet18")
     assert list(table.view.columns[2:4]) == ["Top-1 error (%)", "Top-5 error (%)"]
@@ -578,7 +578,7 @@ def test_explain_leads_from_a_number_to_its_runs(site) -> None:
 @pytest.mark.parametrize(
     ("table", "row", "column", "part"),
     [
-        ("architectures", "sunet_tiny", "cost.gmacs", "profile: cost.gmacs = 0.35"),
+        ("cost", "sunet_tiny", "cost.gmacs", "cost: cost.gmacs = 0.35"),
         ("per_class", "sunet_tiny", "disc_dark", "score.iou.disc_dark = "),
         ("test_time", "sunet_tiny/multi_scale_flip", "score.miou.mean", "variant multi_scale_flip"),
         ("speed", "sunet_tiny", "Latency (ms)", "speed: speed.latency_ms = 12.5"),
@@ -592,7 +592,7 @@ def test_explain_knows_every_table(site, table, row, column, part) -> None:
 @pytest.mark.parametrize(
     ("table", "row", "column", "message"),
     [
-        ("acuracy", "x", "y", "acuracy: no such table in .*; there are accuracy, architectures"),
+        ("acuracy", "x", "y", "acuracy: no such table in .*; there are accuracy, cost"),
         ("accuracy", "unet", "score.miou", "unet: no row of table accuracy; there are sunet_tiny, unet_small"),
         ("accuracy", "unet_small", "miou", "miou: no column of table accuracy; there are .*score.miou"),
     ],
@@ -606,10 +606,8 @@ def test_explain_names_what_there_is(site, table, row, column, message) -> None:
 
 
 def test_cost_frames_take_records_of_any_benchmark() -> None:
-    one = record(
-        "profile", "sunet64_16", "sunet64", params={"model.output_stride": 16}, cost={"cost.params_m": 5.906773}
-    )
-    two = record("profile", "net", "Net", status="failed", reason="cannot be built")
+    one = record("cost", "sunet64_16", "sunet64", params={"model.output_stride": 16}, cost={"cost.params_m": 5.906773})
+    two = record("cost", "net", "Net", status="failed", reason="cannot be built")
     data, view = tables.cost_frames([one, two])
     assert data["cost.params_m"].tolist()[0] == 5.906773
     assert view.to_dict("list") == {

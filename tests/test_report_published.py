@@ -56,8 +56,8 @@ def test_every_quote_has_a_source_or_says_that_it_has_none() -> None:
         (Estimate(23.0, 22.0, 24.0, 3), True, True, "reached within noise"),
     ],
 )
-def test_verdicts(ours, higher, mark, expected) -> None:
-    assert verdict(ours, 23.87, higher_is_better=higher, mark=mark) == expected
+def test_verdicts(ours, higher, other_network, expected) -> None:
+    assert verdict(ours, 23.87, higher_is_better=higher, other_network=other_network) == expected
 
 
 def _benchmark(root: Path, benchmark: str, models: dict[str, float | None], key: str, data: str) -> tuple:

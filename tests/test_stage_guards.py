@@ -19,7 +19,7 @@ import sunets.stages.prepare
 import sunets.stages.train
 import sunets.tracking.live
 from sunets.core.config import Suite, load
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import read_json, write_json
 from sunets.core.stage import StageError, stage
 from sunets.data import prepare
@@ -38,7 +38,7 @@ PARAMS: dict[str, Any] = {
     },
     "train": {"epochs": 1, "batch_size": 8},
     "evaluate": {"batch_size": 4, "variants": {"whole": {}}, "num_qualitative": 1},
-    "profile": {"size": [32, 32], "repeats": 3, "field_seeds": 1, "field_images": 1},
+    "cost": {"size": [32, 32], "repeats": 3, "receptive_field_seeds": 1, "receptive_field_images": 1},
     "report": {"reference": "net"},
     "ablations": {
         "depth": {
@@ -79,7 +79,7 @@ def suite(made: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Suite]:
 
 def test_stage_runs_once_at_a_time(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sunets.core.stage.LOCK_SECONDS", 0.1)
-    layout = Layout("smoke", tmp_path)
+    layout = BenchmarkPaths("smoke", tmp_path)
     with (
         stage("train@x", layout, "sunets.core.config", suite=suite, params=()),
         pytest.raises(StageError, match="already running"),
@@ -93,7 +93,7 @@ def test_edited_source_is_noticed(suite: Suite, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("sunets.core.stage.code_hash", lambda *_: next(hashes))
     with (
         pytest.raises(StageError, match="source changed"),
-        stage("train@x", Layout("smoke", tmp_path), "sunets.core.config", suite=suite, params=()),
+        stage("train@x", BenchmarkPaths("smoke", tmp_path), "sunets.core.config", suite=suite, params=()),
     ):
         pass
 
@@ -131,7 +131,9 @@ def test_what_changes_while_a_stage_runs_is_not_credited_to_it(
 
 
 def test_what_a_stage_does_not_depend_on_may_change(suite: Suite, tmp_path: Path) -> None:
-    with stage("train@net", Layout("tiny", tmp_path), "sunets.core.config", suite=suite, params=("models.net",)):
+    with stage(
+        "train@net", BenchmarkPaths("tiny", tmp_path), "sunets.core.config", suite=suite, params=("models.net",)
+    ):
         _edit(Path("params.yaml"), "plain_conv_small", "unet_small")
         _edit(Path("params.yaml"), "epochs: 1", "epochs: 2")
 
@@ -178,7 +180,7 @@ def test_when_every_seed_diverges_the_terminal_says_so_and_the_pipeline_goes_on(
     suite: Suite, capfd: pytest.CaptureFixture[str]
 ) -> None:
     train_stage(suite, "plain", workers=1)
-    weights = Layout("tiny").weights("plain", 0)
+    weights = BenchmarkPaths("tiny").weights("plain", 0)
     assert weights.exists()
     wild = load("params.yaml", ["train.lr=1e30"])
     capfd.readouterr()
@@ -205,7 +207,7 @@ def _scored(suite: Suite) -> list[str]:
 def test_only_the_weights_of_this_training_are_scored(suite: Suite) -> None:
     train_stage(suite, "net", workers=1)
     train_stage(suite, "plain", workers=1)
-    layout = Layout("tiny")
+    layout = BenchmarkPaths("tiny")
     path = layout.weights("net", 0)
     own = path.read_bytes()
     assert _scored(load("params.yaml", ["data.workers=1", "evaluate.batch_size=2", "train.device=cpu"])) == [
@@ -250,7 +252,7 @@ def test_records_state_the_network_as_built(suite: Suite) -> None:
     train_stage(suite, "net", workers=1)
     evaluate_stage(suite, "net", workers=1)
     sunets.stages.cost.cost_stage(suite, "net")
-    for path in ("train/net.json", "evaluate/net.json", "profile/net.json"):
+    for path in ("train/net.json", "evaluate/net.json", "cost/net.json"):
         content = json.loads(Path("results/tiny/records", path).read_text())
         for record in content if isinstance(content, list) else [content]:
             params = record["params"]

@@ -63,9 +63,9 @@ def read_all(root: Path, suite: Suite) -> None:
 
 FILES = (
     "results/toy/records/train/sunet_tiny.json", "results/toy/records/evaluate/sunet_tiny.json",
-    "results/toy/records/profile/sunet_tiny.json", "results/toy/records/timing/sunet_tiny.json",
+    "results/toy/records/cost/sunet_tiny.json", "results/toy/records/timing/sunet_tiny.json",
     "results/toy/records/speed.json", "results/toy/records/history/sunet_tiny.csv",
-    "results/toy/records/confusion/sunet_tiny.npz", "results/toy/records/profile/sunet_tiny.npz",
+    "results/toy/records/confusion/sunet_tiny.npz", "results/toy/records/cost/sunet_tiny.npz",
     "results/toy/tables/accuracy.csv", f"{PREPARED}/toy/manifest.json", f"{PREPARED}/toy/splits/test.csv",
     f"{PREPARED}/toy/images/t0.png", f"{PREPARED}/toy/masks/t0.png", "outputs/toy/predictions/sunet_tiny/t0.png",
 )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from tiny import SUNET, tiny_config
 from torch import Tensor, nn
 
-from sunets.core.config import TestTimeConfig as Variant
+from sunets.core.config import VariantConfig as Variant
 from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.models.zoo import create_model
 

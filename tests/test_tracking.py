@@ -322,7 +322,7 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
     tracker = Tracker("trial", pipeline.suite, "depth")
     records = []
     for number, depth in enumerate([None, [1, 1, 1]]):
-        config = resolve_config(pipeline.suite.run("sunet_tiny", 0, {"model.unet_depth": depth} if depth else {}))
+        config = resolve_config(pipeline.suite.config("sunet_tiny", 0, {"model.unet_depth": depth} if depth else {}))
         source = provenance("d" * 64, pipeline.code, config, "python -m ablations run depth")
         arm = {"model.unet_depth": depth or [2, 2, 1], "model.head": "linear"}
         tracker.plan(number, config, source, phase="grid", arm=arm)

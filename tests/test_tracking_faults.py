@@ -106,7 +106,7 @@ from sunets.tracking import sync as tracking_sync
 from sunets.tracking.address import TrackingError
 from sunets.tracking.live import Tracker
 suite, number = load(sys.argv[1]), int(sys.argv[2])
-config = suite.run("sunet_tiny", number)
+config = suite.config("sunet_tiny", number)
 source = provenance("d" * 64, "c" * 16, config, "x")
 print("ready", flush=True)
 sys.stdin.readline()

@@ -57,7 +57,7 @@ def _edit(path: Path, old: str, new: str) -> None:
 def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
     assert (
         run(root, "sunets", "verify")
-        == "smoke: records of trial, evaluate, profile, speed, train were made by this code\n"
+        == "smoke: records of trial, evaluate, cost, speed, train were made by this code\n"
     )
 
 

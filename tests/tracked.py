@@ -63,7 +63,7 @@ class Pipeline:
         self.records = self.results / "bench/records"
 
     def plan(self, model: str) -> list[tuple[Any, Record]]:
-        configs = [resolve_config(self.suite.run(model, seed)) for seed in self.suite.seeds]
+        configs = [resolve_config(self.suite.config(model, seed)) for seed in self.suite.seeds]
         return [(c, provenance("d" * 64, self.code, c, f"python -m sunets train {model}")) for c in configs]
 
     def record(self, model: str, seed: int, rows: list[dict[str, Any]], **extra: Any) -> Record:
@@ -126,14 +126,14 @@ class Pipeline:
         write_json(self.records / f"evaluate/{model}.json", records)
         source = self.plan(model)[0][1]
         cost = make_record(
-            "profile",
+            "cost",
             provenance=source,
             task="segmentation",
             benchmark="bench",
             model=model,
             cost={"cost.params_m": 0.2, "cost.gmacs": 1.5} | {f"cost.detail{i}": i for i in range(20)},
         )
-        write_json(self.records / f"profile/{model}.json", cost)
+        write_json(self.records / f"cost/{model}.json", cost)
         speed = make_record(
             "speed",
             provenance=source,
@@ -153,7 +153,7 @@ class Pipeline:
         outcomes = [("finished", None), ("pruned", "below the median"), ("failed", "out of memory"), ("finished", None)]
         for number, (status, reason) in enumerate(outcomes):
             arm = {"model.unet_depth": 1 + number // 2}
-            config = resolve_config(self.suite.run("sunet_tiny", number % 2, arm))
+            config = resolve_config(self.suite.config("sunet_tiny", number % 2, arm))
             source = provenance("d" * 64, self.code, config, "python -m ablations run depth")
             rows = [row(epoch, number) for epoch in range(1, 1 if status == "failed" else EPOCHS + 1)]
             if tracker:

@@ -18,7 +18,7 @@ from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import mean_interval
 from sunets.report.write import Table
 
-COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "field.effective_share")
+COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.effective_share")
 
 
 def settings_table(study: Study) -> Table:

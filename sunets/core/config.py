@@ -24,6 +24,7 @@ from sunets.core.sections import (
     IGNORE_INDEX,
     AugmentConfig,
     AxisConfig,
+    CostConfig,
     Count,
     DataConfig,
     DataName,
@@ -33,15 +34,14 @@ from sunets.core.sections import (
     Names,
     PerStage,
     Pixels,
-    ProfileConfig,
     ReportConfig,
     Section,
     Seed,
     StudyConfig,
     SyntheticConfig,
     Task,
-    TestTimeConfig,
     TrainConfig,
+    VariantConfig,
 )
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "AxisConfig",
     "Config",
     "ConfigError",
+    "CostConfig",
     "Count",
     "DataConfig",
     "DataName",
@@ -59,7 +60,6 @@ __all__ = [
     "Names",
     "PerStage",
     "Pixels",
-    "ProfileConfig",
     "ReportConfig",
     "Section",
     "Seed",
@@ -67,8 +67,8 @@ __all__ = [
     "Suite",
     "SyntheticConfig",
     "Task",
-    "TestTimeConfig",
     "TrainConfig",
+    "VariantConfig",
     "derive_seed",
     "fingerprint",
     "flatten",
@@ -111,7 +111,7 @@ class Suite(Section):
     """The networks that are compared, by key."""
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    profile: ProfileConfig = ProfileConfig()
+    cost: CostConfig = CostConfig()
     report: ReportConfig = ReportConfig()
     ablations: Annotated[dict[str, StudyConfig], Names] = Field({})
     """Studies by name."""
@@ -166,16 +166,16 @@ class Suite(Section):
         suite = _validate(cls, tree, source)
         seed = suite.seeds[0]
         for model in suite.models:
-            suite.run(model, seed, source=f"{source}: models.{model}")
+            suite.config(model, seed, source=f"{source}: models.{model}")
         for name, study in suite.ablations.items():
             for group, axes in (("axes", study.axes), ("nuisance", study.nuisance)):
                 for axis in axes:
                     for value in axis.values or (axis.low, axis.high):
                         values = study.overrides | {axis.path: value}
-                        suite.run(study.model, seed, values, source=f"{source}: ablations.{name}.{group}")
+                        suite.config(study.model, seed, values, source=f"{source}: ablations.{name}.{group}")
         return suite
 
-    def run(
+    def config(
         self, model: str, seed: int, overrides: Mapping[str, Any] | None = None, *, source: str | None = None
     ) -> Config:
         """The configuration of one training.

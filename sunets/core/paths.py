@@ -9,7 +9,7 @@ from sunets.core.names import PREPARED
 
 
 @dataclass(frozen=True)
-class Layout:
+class BenchmarkPaths:
     """Where a benchmark's files lie below the root of the checkout."""
 
     benchmark: str

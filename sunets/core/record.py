@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sunets.core.config import Section, Task, fingerprint, flatten
 from sunets.core.names import printable
 
-Kind = Literal["train", "evaluate", "profile", "speed", "trial"]
+Kind = Literal["train", "evaluate", "cost", "speed", "trial"]
 Status = Literal["finished", "failed", "pruned"]
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def make_record(
         variant: test-time variant of an evaluation.
         config: all that decides the run, kept flat under `params`; or flat dotted values already.
         scores: `score.*`; an absent score is None, never NaN.
-        cost: `cost.*`, `memory.*`, `field.*` or `speed.*`.
+        cost: `cost.*`, `memory.*`, `receptive_field.*` or `speed.*`.
         environment: what `environment()` returned.
         provenance: what `provenance()` returned, before the work began.
         extra: keys of a trial: study, number, phase, arm.

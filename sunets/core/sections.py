@@ -255,7 +255,7 @@ class TrainConfig(Section):
         return self
 
 
-class TestTimeConfig(Section):
+class VariantConfig(Section):
     """One way of testing: scales, mirroring, windows."""
 
     scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field((1.0,), min_length=1)
@@ -273,7 +273,7 @@ class EvaluateConfig(Section):
 
     batch_size: int = Field(16, ge=1, le=65536)
     """Images, or windows, per forward pass."""
-    variants: Annotated[dict[str, TestTimeConfig], Names] = {"single_scale": TestTimeConfig()}
+    variants: Annotated[dict[str, VariantConfig], Names] = {"single_scale": VariantConfig()}
     """Test-time variants by name; the first is the headline."""
     boundary_tolerance: float = Field(0.0075, gt=0, le=0.1)
     """Tolerance of the boundary F-score as a share of the image diagonal (Perazzi et al., 2016: 0.008)."""
@@ -282,13 +282,13 @@ class EvaluateConfig(Section):
 
     @field_validator("variants")
     @classmethod
-    def _at_least_one(cls, variants: dict[str, TestTimeConfig]) -> dict[str, TestTimeConfig]:
+    def _at_least_one(cls, variants: dict[str, VariantConfig]) -> dict[str, VariantConfig]:
         if not variants:
             raise ValueError("at least one test-time variant")
         return variants
 
 
-class ProfileConfig(Section):
+class CostConfig(Section):
     """How cost, speed and the receptive field are measured."""
 
     size: tuple[Pixels, Pixels] = (96, 96)
@@ -301,9 +301,9 @@ class ProfileConfig(Section):
     """Untimed rounds before them."""
     threads: int = Field(1, ge=1, le=1024)
     """CPU threads while timing."""
-    field_seeds: int = Field(3, ge=1, le=1000)
+    receptive_field_seeds: int = Field(3, ge=1, le=1000)
     """Random initialisations that the effective receptive field is averaged over."""
-    field_images: int = Field(2, ge=1, le=1000)
+    receptive_field_images: int = Field(2, ge=1, le=1000)
     """Random images per initialisation."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sunets.core.config import ConfigError, Suite
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import code_hash
 
 LOCK_SECONDS = 20.0
@@ -23,7 +23,7 @@ class StageError(RuntimeError):
 
 @contextlib.contextmanager
 def stage(
-    name: str, layout: Layout, *modules: str, suite: Suite, params: Sequence[str], data_digest: str | None = None
+    name: str, paths: BenchmarkPaths, *modules: str, suite: Suite, params: Sequence[str], data_digest: str | None = None
 ) -> Iterator[str]:
     """Run one stage at a time under this name; yields the hash of the code it runs.
 
@@ -32,7 +32,7 @@ def stage(
 
     Args:
         name: stage and item, such as train@sunet64.
-        layout: where the lock and the prepared data lie.
+        paths: where the lock and the prepared data lie.
         modules: modules whose import closure the hash covers.
         suite: the parameters that the stage runs with.
         params: dotted paths of those that it depends on, as dvc.yaml lists them.
@@ -41,9 +41,9 @@ def stage(
     Raises:
         StageError: the same stage runs already, or its code, parameters or data changed while it ran.
     """
-    layout.work.mkdir(parents=True, exist_ok=True)
+    paths.work.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(layout.work / f"{layout.benchmark}.{name}.lock").acquire(timeout=LOCK_SECONDS)
+        lock = FileLock(paths.work / f"{paths.benchmark}.{name}.lock").acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise StageError(f"{name}: already running in this checkout; wait for it, or stop it") from None
     with lock:
@@ -57,8 +57,8 @@ def stage(
             raise StageError(f"{_changed(name, 'the parameter file', 'other parameters')} ({error})") from None
         if edited:
             raise StageError(_changed(name, f"{', '.join(edited)} in the parameter file", "other parameters"))
-        if data_digest is not None and _digest(layout.data / "manifest.json") != data_digest:
-            raise StageError(_changed(name, f"the prepared data ({layout.data})", "other data"))
+        if data_digest is not None and _digest(paths.data / "manifest.json") != data_digest:
+            raise StageError(_changed(name, f"the prepared data ({paths.data})", "other data"))
 
 
 def _changed(name: str, what: str, wrong: str) -> str:

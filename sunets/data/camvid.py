@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sunets.core.config import IGNORE_INDEX, DataConfig
 from sunets.data.picture import DataError
-from sunets.data.source import Color, Source, existing_root, split_path, used_splits
+from sunets.data.raw_dataset import Color, RawDataset, existing_root, split_path, used_splits
 
 CLASSES: dict[str, Color] = {
     "sky": (128, 128, 128),
@@ -27,10 +27,10 @@ CLASSES: dict[str, Color] = {
 _VOID = 11
 
 
-def find(config: DataConfig, work: Path) -> Source:
+def find(config: DataConfig, work: Path) -> RawDataset:
     """List the used splits."""
     root = existing_root(config)
-    source = Source(root, list(CLASSES), list(CLASSES.values()))
+    source = RawDataset(root, list(CLASSES), list(CLASSES.values()))
     source.label_map = {k: k for k in range(len(CLASSES))} | {_VOID: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX}
     for split in used_splits(config):
         images, masks = split_path(root, split), split_path(root, split, "annot")

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 from sunets.core.names import PREPARED
 from sunets.core.record import replacing
 from sunets.data.picture import DataError, open_regular
-from sunets.data.source import is_left_by_system
+from sunets.data.raw_dataset import is_left_by_system
 
 FILES = "files.csv"
 Stamp: TypeAlias = tuple[int, int, int]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sunets.core.config import IGNORE_INDEX, DataConfig
 from sunets.data.picture import DataError
-from sunets.data.source import Color, Entry, Source, existing_root, used_splits
+from sunets.data.raw_dataset import Color, Entry, RawDataset, existing_root, used_splits
 
 CLASSES: dict[str, tuple[int, Color]] = {
     "road": (7, (128, 64, 128)),
@@ -41,10 +41,10 @@ _IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _COUNTS = {"train": 2975, "val": 500, "test": 1525}
 
 
-def find(config: DataConfig, work: Path) -> Source:
+def find(config: DataConfig, work: Path) -> RawDataset:
     """List the used splits."""
     root = existing_root(config)
-    source = Source(root, list(CLASSES), [color for _, color in CLASSES.values()])
+    source = RawDataset(root, list(CLASSES), [color for _, color in CLASSES.values()])
     source.label_map = dict.fromkeys([*range(_LABELS), 255], IGNORE_INDEX) | {
         stored: label for label, (stored, _) in enumerate(CLASSES.values())
     }
@@ -77,7 +77,7 @@ def find(config: DataConfig, work: Path) -> Source:
     return source
 
 
-def _files(source: Source, directory: Path, suffix: str) -> list[Path]:
+def _files(source: RawDataset, directory: Path, suffix: str) -> list[Path]:
     """The files of a split's cities whose names end with the suffix; the archives hold others beside them."""
     cities = [directory / city.name for city in source.entries_of(directory) if city.is_dir()]
     return source.named_files(cities, suffix)

@@ -18,7 +18,7 @@ import numpy as np
 
 from sunets.core.config import DataConfig
 from sunets.data.picture import MAX_PIXELS, DataError, open_regular
-from sunets.data.source import Entry, Source, color_map, existing_root, used_splits
+from sunets.data.raw_dataset import Entry, RawDataset, color_map, existing_root, used_splits
 from sunets.data.voc import CLASSES
 
 _MIN_PIXELS = 1000
@@ -32,7 +32,7 @@ _RENAMED = {
 }
 
 
-def find(config: DataConfig, work: Path) -> Source:
+def find(config: DataConfig, work: Path) -> RawDataset:
     """List the images that have an object of a VOC class."""
     root = existing_root(config)
     files = {s: (root / "annotations" / f"instances_{s}2017.json", root / f"{s}2017") for s in used_splits(config)}
@@ -47,7 +47,7 @@ def find(config: DataConfig, work: Path) -> Source:
     if absent:
         raise DataError(absent)
     labels = {name: label for label, name in enumerate(CLASSES)}
-    source = Source(root, CLASSES, color_map(len(CLASSES)))
+    source = RawDataset(root, CLASSES, color_map(len(CLASSES)))
     annotations: dict[Path, _Annotations] = {}
     for split, (path, images) in files.items():
         source.files[path] = None

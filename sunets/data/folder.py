@@ -12,19 +12,19 @@ from pathlib import Path
 
 from sunets.core.config import DataConfig
 from sunets.data.picture import DataError
-from sunets.data.source import Entry, Source, color_map, existing_root, split_path, used_splits
+from sunets.data.raw_dataset import Entry, RawDataset, color_map, existing_root, split_path, used_splits
 
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 
 
-def find(config: DataConfig, work: Path) -> Source:
+def find(config: DataConfig, work: Path) -> RawDataset:
     """List the used splits."""
     root = existing_root(config)
     names = [root / "images", root / "masks", root / "classes.txt"]
     absent = [f"{p}: missing; the directory needs images/, masks/ and classes.txt" for p in names if not p.exists()]
     if absent:
         raise DataError(absent)
-    source = Source(root, ignores_by_hand=True)
+    source = RawDataset(root, ignores_by_hand=True)
     classes = source.lines(root / "classes.txt")
     if not 2 <= len(classes) <= 255 or len(set(classes)) < len(classes):
         raise DataError(f"{root / 'classes.txt'}: 2 to 255 different class names, one a line, not {len(classes)}")
@@ -43,7 +43,7 @@ def find(config: DataConfig, work: Path) -> Source:
     return source
 
 
-def _read_splits(root: Path, config: DataConfig, entries: list[Entry], source: Source) -> None:
+def _read_splits(root: Path, config: DataConfig, entries: list[Entry], source: RawDataset) -> None:
     by_id = {e.id: e for e in entries}
     for split in used_splits(config):
         path = split_path(root / "splits", split, ".txt")

@@ -12,16 +12,16 @@ from pathlib import Path
 from sunets.core.config import DataConfig
 from sunets.core.names import name_fault
 from sunets.data.picture import DataError
-from sunets.data.source import IMAGE_SUFFIXES, Entry, Source, color_map, existing_root, split_path, used_splits
+from sunets.data.raw_dataset import IMAGE_SUFFIXES, Entry, RawDataset, color_map, existing_root, split_path, used_splits
 
 _WORDNET = re.compile(r"n\d{8}")
 _IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 
 
-def find(config: DataConfig, work: Path) -> Source:
+def find(config: DataConfig, work: Path) -> RawDataset:
     """List the used splits; the training split's folders are the classes."""
     root = existing_root(config)
-    source = Source(root)
+    source = RawDataset(root)
     folders: dict[str, dict[str, Path]] = {}
     faults = source.faults
     for split in used_splits(config):

@@ -22,7 +22,7 @@ from typing import Any
 from sunets.core.config import DataConfig, Task
 from sunets.data.changes import Seen, check_unchanged, write_seen
 from sunets.data.picture import DataError, open_regular
-from sunets.data.source import Color, color_map, existing_root, split_path, used_splits
+from sunets.data.raw_dataset import Color, color_map, existing_root, split_path, used_splits
 
 __all__ = ["DataError", "Item", "Manifest", "color_map", "load_manifest", "read_split", "read_tree", "write_manifest"]
 

@@ -31,10 +31,10 @@ from sunets.data import camvid, cityscapes, coco, folder, imagefolder, synthetic
 from sunets.data.changes import Seen, keep_times, kept_key, see, see_open
 from sunets.data.manifest import Item, Manifest, load_manifest, relative, write_manifest
 from sunets.data.picture import MIN_SIDE, DataError, decode_picture, open_regular
+from sunets.data.raw_dataset import Entry, RawDataset, is_left_by_system, used_splits
 from sunets.data.samples import draw_samples, write_mask
-from sunets.data.source import Entry, Source, is_left_by_system, used_splits
 
-_FIND: dict[DataName, Callable[[DataConfig, Path], Source]] = {
+_FIND: dict[DataName, Callable[[DataConfig, Path], RawDataset]] = {
     "synthetic": synthetic.find,
     "synthetic_shapes": synthetic.find,
     "camvid": camvid.find,
@@ -172,7 +172,7 @@ class _Scan:
     """Files read or written."""
 
 
-def _check(config: DataConfig, source: Source, work: Path, min_side: int) -> tuple[Manifest, dict[Path, Seen]]:
+def _check(config: DataConfig, source: RawDataset, work: Path, min_side: int) -> tuple[Manifest, dict[Path, Seen]]:
     faults = list(source.faults)
     warnings = source.warnings + source.left_out()
     train = set(source.splits.get(config.train_split, ()))
@@ -262,7 +262,7 @@ def _check(config: DataConfig, source: Source, work: Path, min_side: int) -> tup
 
 def _check_ignored(
     config: DataConfig,
-    source: Source,
+    source: RawDataset,
     pixels: dict[str, np.ndarray],
     everywhere: bool,
     faults: list[str],
@@ -296,7 +296,7 @@ def _check_ignored(
         )
 
 
-def _scan(entry: Entry, source: Source, allowed: dict[int, int], work: Path, min_side: int) -> _Scan:
+def _scan(entry: Entry, source: RawDataset, allowed: dict[int, int], work: Path, min_side: int) -> _Scan:
     scan = _Scan()
     size = None
     try:
@@ -338,7 +338,7 @@ def _check_labels(
     stored: np.ndarray,
     size: tuple[int, int] | None,
     scan: _Scan,
-    source: Source,
+    source: RawDataset,
     allowed: dict[int, int],
     work: Path,
 ) -> Path:
@@ -381,7 +381,7 @@ def _ranges(values: Sequence[int]) -> str:
 
 
 def _check_overlap(
-    source: Source,
+    source: RawDataset,
     splits: dict[str, tuple[Item, ...]],
     contents: dict[str, list[Sequence[str | int]]],
     faults: list[str],

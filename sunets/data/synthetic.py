@@ -20,7 +20,7 @@ from PIL import Image
 
 from sunets.core.config import DataConfig, SyntheticConfig, derive_seed
 from sunets.data.picture import DataError
-from sunets.data.source import Color, Entry, Source, used_splits
+from sunets.data.raw_dataset import Color, Entry, RawDataset, used_splits
 
 _COLORS: dict[str, Color] = {
     "background": (40, 40, 40),
@@ -37,7 +37,7 @@ SHAPES = ("disc", "square", "triangle", "cross")
 _SEGMENTATION_SHAPES = SHAPES[:2]
 
 
-def find(config: DataConfig, work: Path) -> Source:
+def find(config: DataConfig, work: Path) -> RawDataset:
     """Draw the images (and masks) of the used splits under `work`."""
     settings = config.synthetic
     counts = {"train": settings.train, "val": settings.val, "test": settings.test}
@@ -64,7 +64,7 @@ def find(config: DataConfig, work: Path) -> Source:
             else:
                 target = int(labels.max()) - 1
             splits[split].append(Entry(identity, path, target))
-    return Source(work, classes, [_COLORS[name] for name in classes], splits)
+    return RawDataset(work, classes, [_COLORS[name] for name in classes], splits)
 
 
 def draw(

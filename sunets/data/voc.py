@@ -17,7 +17,7 @@ from scipy.io import loadmat
 
 from sunets.core.config import DataConfig
 from sunets.data.picture import DataError, open_regular
-from sunets.data.source import Entry, Source, color_map, existing_root, read_labels, used_splits
+from sunets.data.raw_dataset import Entry, RawDataset, color_map, existing_root, read_labels, used_splits
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -27,7 +27,7 @@ _COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_au
 _MAY_OVERLAP = frozenset(frozenset((whole, "val")) for whole in ("trainval", "trainval_aug"))
 
 
-def find(config: DataConfig, work: Path) -> Source:
+def find(config: DataConfig, work: Path) -> RawDataset:
     """List the used splits from the data sets' own lists."""
     root = existing_root(config)
     places = (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root)
@@ -39,7 +39,7 @@ def find(config: DataConfig, work: Path) -> Source:
     if absent:
         raise DataError(absent)
 
-    source = Source(root, CLASSES, color_map(len(CLASSES)), read_labels=_read_labels)
+    source = RawDataset(root, CLASSES, color_map(len(CLASSES)), read_labels=_read_labels)
 
     def names_in(path: Path) -> list[str]:
         return source.named(path, source.lines(path))

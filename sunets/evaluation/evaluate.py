@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sunets.core.config import Config, ConfigError, TestTimeConfig
+from sunets.core.config import Config, ConfigError, VariantConfig
 from sunets.core.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
 from sunets.data.loading import eval_batches
 from sunets.data.manifest import Manifest
@@ -40,7 +40,7 @@ def evaluate(
     config: Config,
     *,
     split: str,
-    variant: TestTimeConfig,
+    variant: VariantConfig,
     device: torch.device | None = None,
 ) -> Evaluation:
     """Score a network on a split, in float32.

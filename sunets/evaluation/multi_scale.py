@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sunets.core.config import TestTimeConfig
+from sunets.core.config import VariantConfig
 from sunets.data.picture import MIN_SIDE
 
 CPU_PASS_PIXELS = 2**18
@@ -15,7 +15,7 @@ and glibc has the system map and clear such memory anew each time: slower than p
 
 
 @torch.inference_mode()
-def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: TestTimeConfig, batch_size: int) -> Tensor:
+def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: VariantConfig, batch_size: int) -> Tensor:
     """Class probabilities, averaged over scales, mirrors and overlapping windows.
 
     At each scale the images are resized on their device (without a window no side falls below `MIN_SIDE`) and covered
@@ -56,7 +56,7 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     return [*range(0, last, max(1, round(window * (1 - overlap)))), last]
 
 
-def _window_probabilities(model: nn.Module, images: Tensor, variant: TestTimeConfig, batch_size: int) -> Tensor:
+def _window_probabilities(model: nn.Module, images: Tensor, variant: VariantConfig, batch_size: int) -> Tensor:
     """Probabilities at the images' own scale; without a window, one window covers the image."""
     height, width = images.shape[2:]
     window = variant.window or (height, width)

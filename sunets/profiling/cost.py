@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sunets.core.config import ProfileConfig
+from sunets.core.config import CostConfig
 from sunets.core.provenance import code_hash, command_line, environment, provenance
 from sunets.core.record import make_record, write_json, write_rows
 from sunets.models.sunet import MIN_SIZE, SUNet
@@ -92,28 +92,35 @@ def _check_size(size: Size) -> None:
         raise ValueError(f"size: height and width of at least {MIN_SIZE} pixels, not {size[0]} x {size[1]}")
 
 
-def profile_model(
-    arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1, field_seeds: int = 0, field_images: int = 2
+def measure_cost(
+    arguments: Mapping[str, Any],
+    *,
+    size: Size,
+    batch_size: int = 1,
+    receptive_field_seeds: int = 0,
+    receptive_field_images: int = 2,
 ) -> tuple[Figures, NDArray[np.float32] | None]:
-    """Everything exact about one network: `cost` and, where `field_seeds` is not 0, `receptive_field` with its map.
+    """Count the exact cost of a network and, if `receptive_field_seeds` is not 0, measure its receptive field.
 
     Args:
         arguments: keyword arguments of `create_model`.
         size: (height, width) of the input in pixels.
         batch_size: images whose multiply-adds and memory are counted.
-        field_seeds: initialisations that the effective field is averaged over.
-        field_images: random images per initialisation.
+        receptive_field_seeds: initialisations that the effective field is averaged over.
+        receptive_field_images: random images per initialisation.
     """
     figures = cost(arguments, size=size, batch_size=batch_size)
-    if not field_seeds:
+    if not receptive_field_seeds:
         return figures, None
     plain = {key: value for key, value in arguments.items() if key != "weights"}
-    field, gradient = receptive_field(lambda: create_model(**plain), size, seeds=field_seeds, images=field_images)
+    field, gradient = receptive_field(
+        lambda: create_model(**plain), size, seeds=receptive_field_seeds, images=receptive_field_images
+    )
     return figures | field, gradient
 
 
 def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """A table for the terminal: one row a record, with `profile_model`'s and, where present, `measure_speed`'s figures.
+    """A table for the terminal: one row a record, with `measure_cost`'s and, where present, `measure_speed`'s figures.
 
     The caption says what was counted, how, and what no counter counts.
     """
@@ -129,10 +136,10 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
     for cells in view.itertuples(index=False):
         table.add_row(*cells)
     params = records[0]["params"]
-    height, width = params["profile.size"]
+    height, width = params["cost.size"]
     uncounted = sorted({name for row in rows for name in row["cost.uncounted_operators"].split(", ")})
     notes = [
-        f"Input {params['profile.batch_size']} x {height} x {width}. Multiply-adds (1 GMAC = 2 GFLOPs) by torch's "
+        f"Input {params['cost.batch_size']} x {height} x {width}. Multiply-adds (1 GMAC = 2 GFLOPs) by torch's "
         "counter; convolutions and linear layers agree with fvcore's count and, of SUNets, with a formula, to 0.1 %.",
         f"Not counted by any of them: {', '.join(uncounted)}.",
         "Saved: what autograd keeps for the backward pass of a training step, parameters left out; recomputing: with "
@@ -141,7 +148,7 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
     if attention := [f"{r['label']} {100 * row['cost.gmacs_attention'] / row['cost.gmacs']:.1f} %"
                      for r, row in zip(records, rows, strict=True) if row["cost.gmacs_attention"]]:  # fmt: skip
         notes.append(f"Share of attention's products of activations: {', '.join(attention)}.")
-    if any("field.effective_share" in row for row in rows):
+    if any("receptive_field.effective_share" in row for row in rows):
         notes.append(
             "Field: larger side of the centre pixel's theoretical receptive field (up to the image's size), and the "
             f"share of the pixels that hold {MASS:.0%} of the input gradient of its logits, of fresh networks."
@@ -200,11 +207,11 @@ def run_profile(
     for name in models:
         if name not in list_models(task):
             raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")
-    settings = ProfileConfig.model_validate({"size": size})
+    settings = CostConfig.model_validate({"size": size})
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=120)
-    params: dict[str, Any] = {f"profile.{key}": value for key, value in settings.model_dump(mode="json").items()}
+    params: dict[str, Any] = {f"cost.{key}": value for key, value in settings.model_dump(mode="json").items()}
     params |= {"model.output_stride": output_stride, "model.num_classes": num_classes}
     shared: dict[str, Any] = {"benchmark": "none", "task": task, "config": params}
     origin = provenance(None, code_hash(__name__), params, command_line())
@@ -215,17 +222,17 @@ def run_profile(
     records, maps = [], {}
     for name in names:
         with console.status(f"counting {name}"):
-            figures, gradient = profile_model(
+            figures, gradient = measure_cost(
                 arguments[name],
                 size=size,
                 batch_size=settings.batch_size,
-                field_seeds=settings.field_seeds if field else 0,
-                field_images=settings.field_images,
+                receptive_field_seeds=settings.receptive_field_seeds if field else 0,
+                receptive_field_images=settings.receptive_field_images,
             )
         if gradient is not None:
             maps[name] = gradient
         host = environment("auto", torch.get_num_threads())
-        records.append(make_record("profile", model=name, cost=figures, environment=host, provenance=origin, **shared))
+        records.append(make_record("cost", model=name, cost=figures, environment=host, provenance=origin, **shared))
     timings = []
     if speed:
         with console.status("timing"):
@@ -261,5 +268,5 @@ def _draw(maps: Mapping[str, NDArray[np.float32]], records: Sequence[Mapping[str
     from sunets.report.images import draw_fields
     from sunets.report.style import save_files
 
-    shares = {record["label"]: record["cost"]["field.effective_share"] for record in records}
+    shares = {record["label"]: record["cost"]["receptive_field.effective_share"] for record in records}
     save_files(draw_fields(maps, shares), path)

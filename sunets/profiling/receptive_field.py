@@ -137,9 +137,9 @@ def receptive_field(
         images: random images per initialisation; `natural_noise`.
 
     Returns:
-        field.theoretical_px: larger side of the theoretical field.
+        receptive_field.theoretical_px: larger side of the theoretical field.
         field.theoretical_share: share of the pixels that lie in it; 1 means that it reaches every border.
-        field.effective_share: smallest share of the pixels that holds 95 % of the mean absolute gradient.
+        receptive_field.effective_share: smallest share of the pixels that holds 95 % of the mean absolute gradient.
         And that mean (H,W).
     """
     total = np.zeros(size)
@@ -156,8 +156,8 @@ def receptive_field(
     inside = theoretical_field(model, size)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     figures: Figures = {
-        "field.theoretical_px": int(max(np.ptp(rows), np.ptp(columns))) + 1,
+        "receptive_field.theoretical_px": int(max(np.ptp(rows), np.ptp(columns))) + 1,
         "field.theoretical_share": round(float(inside.mean()), 4),
-        "field.effective_share": round(mass_share(total), 4),
+        "receptive_field.effective_share": round(mass_share(total), 4),
     }
     return figures, total.astype(np.float32)

@@ -19,7 +19,7 @@ from sunets.report.records import Records, load_records
 from sunets.report.style import save_figure
 from sunets.report.write import Table
 
-TABLES = ("architectures", "accuracy", "per_class", "test_time", "published", "speed", "training_time")
+TABLES = ("cost", "accuracy", "per_class", "test_time", "published", "speed", "training_time")
 _REMEDY = "run the stage prepare again for an image or mask, the stage evaluate for a prediction"
 FIGURES = (*figures.DRAWN, "qualitative")
 """What this report writes, so that it can take away its own stale files and nobody else's."""
@@ -77,7 +77,7 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
 def _tables(suite: Suite, records: Records) -> list[Table]:
     names = {key: entry.name for key, entry in suite.models.items()}
     made = (
-        tables.architectures(records),
+        tables.cost(records),
         tables.accuracy(records, suite.report.reference),
         tables.per_class(records),
         tables.test_time(records),

@@ -94,8 +94,8 @@ def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
     e = estimate
     return {
         f"{key}.mean": e.mean if e else None,
-        f"{key}.low95": e.low if e else None,
-        f"{key}.high95": e.high if e else None,
+        f"{key}.ci95_low": e.low if e else None,
+        f"{key}.ci95_high": e.high if e else None,
     }
 
 
@@ -105,8 +105,8 @@ def difference_columns(key: str, reference: str, comparison: Comparison) -> dict
     return {
         f"{key}.difference.reference": reference if d else None,
         f"{key}.difference.mean": d.mean if d else None,
-        f"{key}.difference.low95": d.low if d else None,
-        f"{key}.difference.high95": d.high if d else None,
+        f"{key}.difference.ci95_low": d.low if d else None,
+        f"{key}.difference.ci95_high": d.high if d else None,
         f"{key}.difference.n_seeds": d.n if d else None,
         f"{key}.difference.p": d.p_value if d else None,
         f"{key}.difference.p_holm": comparison.adjusted_p,

@@ -12,13 +12,13 @@ from sunets.core.record import RecordError, read_rows
 from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
 
 _SUFFIX = re.compile(
-    r"\.(mean|low95|high95|image_low95|image_high95|difference\.(reference|mean|low95|high95|n_seeds|p|p_holm|verdict))$"
+    r"\.(mean|ci95_low|ci95_high|image_ci95_low|image_ci95_high|difference\.(reference|mean|ci95_low|ci95_high|n_seeds|p|p_holm|verdict))$"
 )
 _KEYS = {
-    "architectures": ("model",), "accuracy": ("model",), "per_class": ("model",), "test_time": ("model", "variant"),
+    "cost": ("model",), "accuracy": ("model",), "per_class": ("model",), "test_time": ("model", "variant"),
     "speed": ("model",), "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
 }  # fmt: skip
-_KIND = {"architectures": "profile", "speed": "speed", "training_time": "train"}
+_KIND = {"cost": "cost", "speed": "speed", "training_time": "train"}
 
 
 def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:
@@ -29,7 +29,7 @@ def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str
         benchmark: name of the benchmark.
         table: file stem of a table, such as accuracy.
         row: a model's key or its label; where rows have several keys, all of them joined by a slash.
-        column: name of a CSV column, without its .mean or .low95 if one likes, or the heading that the page shows.
+        column: name of a CSV column, without its .mean or .ci95_low if one likes, or the heading that the page shows.
 
     Returns:
         Lines of plain text.

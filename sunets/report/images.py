@@ -123,7 +123,7 @@ def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float]) -> Colorbar:
 def receptive_field(records: Records) -> Figure | None:
     """Where the input gradient of a centre logit lies: panels of all models on one logarithmic scale."""
     fields = {label: f for m, label in records.labels.items() if (f := records.effective_field(m)) is not None}
-    shares = records.cost.set_index("label").get("field.effective_share", pd.Series(dtype=float))
+    shares = records.cost.set_index("label").get("receptive_field.effective_share", pd.Series(dtype=float))
     return draw_fields(fields, shares.dropna().to_dict()) if fields else None
 
 

@@ -23,7 +23,7 @@ from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, mean_interval
 from sunets.report.write import Table, markdown
 
-KINDS: tuple[Kind, ...] = ("train", "evaluate", "profile", "speed")
+KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
 """Records of a benchmark."""
 
 
@@ -72,7 +72,7 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Accuracy", (("table", "accuracy"), ("figure", "accuracy"), ("figure", "accuracy_cost"), ("table", "published"))),
     ("Classes", (("table", "per_class"), ("figure", "per_class"), ("figure", "confusion"))),
     ("Testing variants", (("table", "test_time"),)),
-    ("Cost", (("table", "architectures"), ("figure", "receptive_field"))),
+    ("Cost", (("table", "cost"), ("figure", "receptive_field"))),
     ("Training", (("figure", "training_curves"),)),
     ("Pictures", (("figure", "qualitative"),)),
 )
@@ -140,7 +140,7 @@ def _cost_findings(records: Records) -> list[str]:
                 q, low, high = quantity(key), order.iloc[0], order.iloc[-1]
                 least, most = (f"{q.text(row[key])} {q.unit}" for row in (low, high))
                 sentences.append(f"{low.label} has {what} ({least}), {high.label} the most ({most}).")
-    key = "field.effective_share"
+    key = "receptive_field.effective_share"
     if key in records.cost and len(order := records.cost.dropna(subset=[key]).sort_values(key, kind="stable")) > 1:
         shares = [f"{quantity(key).text(v)} % of the image in {label}" for v, label in zip(order[key], order.label)]
         sentences.append(f"95 % of the gradient of a centre logit lies in {_join(shares[::-1])}.")
@@ -321,7 +321,7 @@ def _how(records: Records, content: Content) -> str:
     rows = []
     for kind, what in (
         ("train", "weights and training curves"), ("evaluate", "scores and confusion matrices"),
-        ("profile", "parameters, multiply-adds, memory, receptive field"), ("speed", "latency and throughput"),
+        ("cost", "parameters, multiply-adds, memory, receptive field"), ("speed", "latency and throughput"),
     ):  # fmt: skip
         found = records.all(kind)
         commands = _distinct(r["provenance"].get("command") or "" for r in found)

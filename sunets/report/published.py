@@ -31,7 +31,7 @@ class Quote:
     data: str
     """Family of benchmarks that measures the same: `benchmark` in params.yaml up to its first - or _."""
     model: str
-    """Name in the zoo, or, of a mark, the published network's own."""
+    """Name in the zoo, or, of a other_network, the published network's own."""
     metric: str
     """Record key."""
     percent: float | None
@@ -39,7 +39,7 @@ class Quote:
     source: str
     """Where it can be read. "torchvision V Enum.MEMBER.meta" is that attribute of the installed package, with which a
     test compares the value (an error is 100 minus the accuracy there)."""
-    mark: bool = False
+    other_network: bool = False
     """Another network's value, which every model of the benchmark is held against."""
 
 
@@ -67,24 +67,24 @@ QUOTES = (
     Quote("coco", "deeplabv3_resnet50", _MIOU, 66.4, _COCO.format("DeepLabV3_ResNet50")),
     Quote("coco", "deeplabv3_resnet101", _MIOU, 67.4, _COCO.format("DeepLabV3_ResNet101")),
     Quote("coco", "lraspp_mobilenet_v3_large", _MIOU, 57.9, _COCO.format("LRASPP_MobileNet_V3_Large")),
-    Quote("camvid", "FC-DenseNet103", _MIOU, 66.9, _TIRAMISU, mark=True),
-    Quote("camvid", "FC-DenseNet103", "score.pixel_accuracy", 91.5, _TIRAMISU, mark=True),
+    Quote("camvid", "FC-DenseNet103", _MIOU, 66.9, _TIRAMISU, other_network=True),
+    Quote("camvid", "FC-DenseNet103", "score.pixel_accuracy", 91.5, _TIRAMISU, other_network=True),
     Quote("voc", "sunet7128", _MIOU, None, _SUNET),
 )
 
 
-def verdict(ours: Estimate, published: float, *, higher_is_better: bool, mark: bool) -> str:
+def verdict(ours: Estimate, published: float, *, higher_is_better: bool, other_network: bool) -> str:
     """How a measured value stands to a published one.
 
     Args:
         ours: percent; mean and interval over the seeds.
         published: percent.
         higher_is_better: direction of the score.
-        mark: the published value is another network's, to be reached rather than reproduced.
+        other_network: the published value is another network's, to be reached rather than reproduced.
     """
     gain = (ours.mean - published) * (1 if higher_is_better else -1)
     inside = ours.low is not None and ours.high is not None and ours.low <= published <= ours.high
-    if mark:
+    if other_network:
         return "reached within noise" if inside else "reached" if gain >= 0 else "not reached"
     if inside or abs(gain) <= TOLERANCE:
         return "reproduced"
@@ -105,7 +105,7 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
     """
     rows: list[dict[str, Any]] = []
     for quote in (q for q in QUOTES if q.data == family(records.benchmark)):
-        keys = [k for k, name in names.items() if quote.mark or name == quote.model]
+        keys = [k for k, name in names.items() if quote.other_network or name == quote.model]
         if not keys:
             rows.append(_row(records.benchmark, quote) | {"verdict": "not run: not among this benchmark's models"})
         for key in keys:
@@ -118,12 +118,19 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
                 rows.append(row | {"verdict": why})
                 continue
             ours = mean_interval(values)
-            row |= {"ours_percent.mean": ours.mean, "ours_percent.low95": ours.low, "ours_percent.high95": ours.high}
+            row |= {
+                "ours_percent.mean": ours.mean,
+                "ours_percent.ci95_low": ours.low,
+                "ours_percent.ci95_high": ours.high,
+            }
             row |= {"n_seeds": ours.n, "verdict": "not quoted"}
             if quote.percent is not None:
                 row["difference_percent"] = ours.mean - quote.percent
                 row["verdict"] = verdict(
-                    ours, quote.percent, higher_is_better=higher_is_better(quote.metric), mark=quote.mark
+                    ours,
+                    quote.percent,
+                    higher_is_better=higher_is_better(quote.metric),
+                    other_network=quote.other_network,
                 )
             rows.append(row)
     if not rows:
@@ -154,7 +161,7 @@ def published_everywhere(results: Path) -> Table:
 
 _COLUMNS = [
     "benchmark", "data", "published_model", "metric", "published_percent", "our_model", "our_label",
-    "ours_percent.mean", "ours_percent.low95", "ours_percent.high95", "n_seeds", "difference_percent", "verdict",
+    "ours_percent.mean", "ours_percent.ci95_low", "ours_percent.ci95_high", "n_seeds", "difference_percent", "verdict",
     "source",
 ]  # fmt: skip
 _NOTES = (
@@ -181,7 +188,7 @@ def _view(data: pd.DataFrame) -> pd.DataFrame:
 
     lines = []
     for r in data.to_dict("records"):
-        low, high = r["ours_percent.low95"], r["ours_percent.high95"]
+        low, high = r["ours_percent.ci95_low"], r["ours_percent.ci95_high"]
         half = f" ± {number((high - low) / 2)}" if number(low) else ""
         lines.append(
             {

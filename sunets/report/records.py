@@ -69,8 +69,8 @@ QUANTITIES: dict[str, Quantity] = {
     "memory.saved_mib": Quantity("Saved for backward", "MiB", digits=1),
     "memory.saved_mib_memory_efficient": Quantity("Saved, recomputing", "MiB", digits=1),
     "memory.peak_mib": Quantity("Peak on GPU", "MiB", digits=1),
-    "field.theoretical_px": Quantity("Theoretical field", "px", digits=0),
-    "field.effective_share": Quantity("Effective field", "% of image", 100, digits=1),
+    "receptive_field.theoretical_px": Quantity("Theoretical field", "px", digits=0),
+    "receptive_field.effective_share": Quantity("Effective field", "% of image", 100, digits=1),
     "speed.latency_ms": Quantity("Latency", "ms"),
     "speed.images_per_second": Quantity("Throughput", "images/s", digits=1),
     "speed.step_ms": Quantity("Training step", "ms"),
@@ -143,12 +143,12 @@ class Records:
 
     @cached_property
     def cost(self) -> pd.DataFrame:
-        """One row per model: model, label, status, reason and every cost.*, memory.* and field.*."""
+        """One row per model: model, label, status, reason and every cost.*, memory.* and receptive_field.*."""
         missing = {"status": NOT_RUN, "scores": {}, "cost": {}, "params": {}}
         found = []
         for model, label in self.labels.items():
-            reason = f"no record in records/profile/{model}.json"
-            record = next(iter(self.raw.get(f"profile/{model}.json", [])), missing | {"reason": reason})
+            reason = f"no record in records/cost/{model}.json"
+            record = next(iter(self.raw.get(f"cost/{model}.json", [])), missing | {"reason": reason})
             found.append(record | {"model": model, "label": label})
         return cost_rows(found)
 
@@ -220,7 +220,7 @@ class Records:
 
     def effective_field(self, model: str) -> NDArray | None:
         """(H, W) mean absolute input gradient of a centre logit, or None."""
-        path = self.directory / "profile" / f"{model}.npz"
+        path = self.directory / "cost" / f"{model}.npz"
         if not path.exists():
             return None
         field = read_arrays(path).get("field")
@@ -229,13 +229,13 @@ class Records:
         return field
 
     def all(self, kind: str) -> list[dict[str, Any]]:
-        """Every record of a kind ("train", "evaluate", "profile", "speed"), of the models in `labels`."""
+        """Every record of a kind ("train", "evaluate", "cost", "speed"), of the models in `labels`."""
         paths = ["speed.json"] if kind == "speed" else [f"{kind}/{model}.json" for model in self.labels]
         return [r for path in paths for r in self.raw.get(path, []) if r["model"] in self.labels]
 
 
 def cost_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Profile records as a tidy table: model, label, status, reason and every cost.*, memory.* and field.*."""
+    """Cost records as a tidy table: model, label, status, reason, every cost.*, memory.* and receptive_field.*."""
     rows = [
         {k: r[k] for k in ("model", "label", "status", "reason")}
         # As configured, where the record does not tell the network's own.
@@ -243,7 +243,7 @@ def cost_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         | r["cost"]
         for r in records
     ]
-    return _numbers(pd.DataFrame(rows), "cost.", "memory.", "field.")
+    return _numbers(pd.DataFrame(rows), "cost.", "memory.", "receptive_field.")
 
 
 def load_records(suite: Suite, root: Path) -> Records:
@@ -280,7 +280,7 @@ def find_records(results: Path, benchmark: str) -> Records:
         RecordError: a file is damaged, or a record lacks a field.
     """
     directory = results / benchmark / "records"
-    names = sorted({p.stem for kind in ("train", "evaluate", "profile") for p in (directory / kind).glob("*.json")})
+    names = sorted({p.stem for kind in ("train", "evaluate", "cost") for p in (directory / kind).glob("*.json")})
     raw = _read_all(directory, dict.fromkeys(names, ""))
     records = [r for name, rows in raw.items() if not name.startswith("timing/") for r in rows]
     evaluated = [r for r in records if r["kind"] == "evaluate"]
@@ -296,13 +296,13 @@ def find_records(results: Path, benchmark: str) -> Records:
 
 
 _KINDS: dict[str, Kind | Literal["timing"]] = {
-    "train": "train", "evaluate": "evaluate", "profile": "profile", "timing": "timing", "speed.json": "speed",
+    "train": "train", "evaluate": "evaluate", "cost": "cost", "timing": "timing", "speed.json": "speed",
 }  # fmt: skip
 """First part of a path below `Records.directory` -> what its files hold."""
 
 
 def _read_all(directory: Path, models: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "profile", "timing")]
+    wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "cost", "timing")]
     raw = {
         name: read_records(directory / name, _KINDS[name.partition("/")[0]])
         for name in [*wanted, "speed.json"]

@@ -23,34 +23,34 @@ BOOTSTRAP_LIMIT = 50_000_000
 """Confusion counts per model above which no interval over images is computed (it would take minutes)."""
 
 
-def architectures(records: Records) -> Table:
+def cost(records: Records) -> Table:
     """Parameters, multiply-adds, memory and receptive field of every model: exact figures."""
     data, view = cost_frames(records.cost)
-    notes = [note for key, note in ARCHITECTURE_COLUMNS.items() if note and quantity(key).heading in view]
+    notes = [note for key, note in COST_COLUMNS.items() if note and quantity(key).heading in view]
     if "cost.uncounted_operators" in data:
         names = sorted({n for text in data["cost.uncounted_operators"].dropna() for n in text.split(", ") if n})
         notes += [f"Not counted, since no counter has a formula for them: {', '.join(names)}."] if names else []
     caption = f"Architectures and their cost{_input(records)}."
-    return Table("architectures", caption, data, view, (*notes, *_failures(data)))
+    return Table("cost", caption, data, view, (*notes, *_failures(data)))
 
 
 def cost_frames(records: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The architecture table of any profile records: the numbers, and what a reader sees.
+    """The cost table of any cost records: the numbers, and what a reader sees.
 
     Args:
-        records: of kind "profile", one a row; or their tidy table, as `Records.cost` is.
+        records: of kind "cost", one a row; or their tidy table, as `Records.cost` is.
 
     Returns:
-        Tidy table (model, label, status, reason, cost.*, memory.*, field.*), and its formatted view, which leaves out
-        columns that no row has.
+        Tidy table (model, label, status, reason, cost.*, memory.*, receptive_field.*), and its formatted view without
+        columns that no row fills.
     """
     data = records if isinstance(records, pd.DataFrame) else cost_rows(records)
-    shown = [key for key in ARCHITECTURE_COLUMNS if key in data and data[key].notna().any()]
+    shown = [key for key in COST_COLUMNS if key in data and data[key].notna().any()]
     columns = {quantity(k).heading: data[k].map(quantity(k).text) for k in shown}
     return data, _state_in_place(pd.DataFrame({"Model": data.label} | columns), data)
 
 
-ARCHITECTURE_COLUMNS = {
+COST_COLUMNS = {
     "cost.output_stride": "",
     "cost.params_m": "",
     "cost.gmacs": "Multiply-adds of a forward pass (1 G = 2 GFLOPs), and of a forward and backward pass.",
@@ -58,9 +58,10 @@ ARCHITECTURE_COLUMNS = {
     "memory.saved_mib": "Saved for backward: what autograd keeps of a training step's forward pass, parameters left "
     "out; recomputing: with memory_efficient=True, where the network has it.",
     "memory.saved_mib_memory_efficient": "",
-    "field.theoretical_px": "Theoretical field: larger side of the centre pixel's receptive field, cut at the border.",
-    "field.effective_share": "Effective field: smallest share of the input that holds 95 % of the gradient of a centre "
-    "logit, of the untrained network; mean over initialisations and images.",
+    "receptive_field.theoretical_px": "Theoretical field: larger side of the centre "
+    "pixel's receptive field, cut at the border.",
+    "receptive_field.effective_share": "Effective field: smallest share of the input that holds 95 % of the "
+    "gradient of a centre logit, of the untrained network; mean over initialisations and images.",
 }
 """Columns of the architecture table in order, and what a reader must know of them."""
 
@@ -90,7 +91,7 @@ def accuracy(records: Records, reference: str) -> Table:
             line[quantity(key).heading] = estimate_text(quantity(key), estimate)
         if headline == "score.miou":
             low, high = intervals[model] or (None, None)
-            row |= {f"{headline}.image_low95": low, f"{headline}.image_high95": high}
+            row |= {f"{headline}.image_ci95_low": low, f"{headline}.image_ci95_high": high}
         if intervals[model]:
             line[f"{q.name} over images ({q.unit})"] = f"[{q.text(low)}, {q.text(high)}]"
         comparison = compared.get(model, NO_COMPARISON)
@@ -337,18 +338,18 @@ def _split(records: Records) -> str:
 
 
 def _input(records: Records) -> str:
-    params: dict[str, Any] = next((r["params"] for r in records.all("profile")), {})
-    if not params.get("profile.size"):
+    params: dict[str, Any] = next((r["params"] for r in records.all("cost")), {})
+    if not params.get("cost.size"):
         return ""
-    height, width = params["profile.size"]
-    return f" at {params.get('profile.batch_size', 1)} × {height} × {width} pixels"
+    height, width = params["cost.size"]
+    return f" at {params.get('cost.batch_size', 1)} × {height} × {width} pixels"
 
 
 def _protocol(records: Records) -> str:
     """How and on what the timings were taken, as the records tell it."""
     first = next(r for r in records.all("speed"))
     c, e, p = first["cost"], first["environment"], first["params"]
-    size = " × ".join(str(v) for v in (c.get("speed.batch_size"), *(p.get("profile.size") or ())) if v is not None)
+    size = " × ".join(str(v) for v in (c.get("speed.batch_size"), *(p.get("cost.size") or ())) if v is not None)
     parts = [
         f"median (interquartile range) of {c['speed.repeats']} rounds after {c['speed.warmup']} of warm-up, each round "
         "timing every model once" if "speed.repeats" in c else "",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sunets.core.config import ConfigError, Suite
 from sunets.core.names import name_fault, printable
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
 from sunets.data.preparation import prepare
@@ -55,19 +55,19 @@ def archive_stage(
     seed = suite.seeds[0] if seed is None else seed
     if seed not in suite.seeds:
         raise ConfigError(f"--seed {seed}: not trained; seeds are {', '.join(map(str, suite.seeds))}")
-    config, layout = suite.run(key, seed), Layout(suite.benchmark, root)
-    weights = layout.weights(key, seed)
+    config, paths = suite.config(key, seed), BenchmarkPaths(suite.benchmark, root)
+    weights = paths.weights(key, seed)
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; train {key} first")
     params = ("benchmark", "seeds", "data", "train", "evaluate", f"models.{key}")
-    with stage(f"archive@{key}", layout, __name__, suite=suite, params=params):
-        check_weights(weights, config, load_manifest(layout.data, suite.data), f"train {key} again")
+    with stage(f"archive@{key}", paths, __name__, suite=suite, params=params):
+        check_weights(weights, config, load_manifest(paths.data, suite.data), f"train {key} again")
         if split in (suite.data.train_split, suite.data.val_split, suite.data.test_split):
-            manifest = load_manifest(layout.data, suite.data)
+            manifest = load_manifest(paths.data, suite.data)
         else:  # checked apart, so that the benchmark's own data stay as they are
             held_out = suite.data.val_split
             data = suite.data.model_copy(update={"train_split": held_out, "test_split": split})
-            manifest = prepare(data, layout.data.with_name(f"{layout.data.name}.{split}"))
+            manifest = prepare(data, paths.data.with_name(f"{paths.data.name}.{split}"))
         outside = bool(config.train.init_from or config.model.weights or suite.data.train_split.endswith("_aug"))
         return write_server_archive(
             weights,

@@ -10,80 +10,78 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from sunets.core.config import Section, Suite, flatten
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.record import make_record, replacing, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
 from sunets.models.zoo import create_model, resolve
-from sunets.profiling.cost import profile_model
+from sunets.profiling.cost import measure_cost
 from sunets.profiling.speed import measure_speed
 
 
-def _arguments(suite: Suite, key: str, layout: Layout) -> tuple[dict[str, Any], str]:
+def _arguments(suite: Suite, key: str, paths: BenchmarkPaths) -> tuple[dict[str, Any], str]:
     """Keyword arguments of `create_model` for a model of the benchmark, and the digest of the data they come from."""
-    manifest = load_manifest(layout.data, suite.data)
+    manifest = load_manifest(paths.data, suite.data)
     arguments = suite.models[key].arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
     return arguments, manifest.digest
 
 
 def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
-    """Count `models.<key>` at `profile.size`; the record and the map of its effective receptive field.
+    """Count `models.<key>` at `cost.size`; the record and the map of its effective receptive field.
 
     Raises:
         ConfigError, ValueError: the model cannot be built.
         AuditError: two ways of counting differ.
     """
-    layout = Layout(suite.benchmark, root)
-    suite.run(key, suite.seeds[0])
-    profile = suite.profile
-    arguments, digest = _arguments(suite, key, layout)
-    params = ("benchmark", "data", "profile", f"models.{key}")
-    with stage(f"cost@{key}", layout, __name__, suite=suite, params=params, data_digest=digest) as code:
-        record_of = _recorder("profile", suite, key, code, stage_command(suite, "cost", key))
-        figures, field = profile_model(
+    paths = BenchmarkPaths(suite.benchmark, root)
+    suite.config(key, suite.seeds[0])
+    arguments, digest = _arguments(suite, key, paths)
+    params = ("benchmark", "data", "cost", f"models.{key}")
+    with stage(f"cost@{key}", paths, __name__, suite=suite, params=params, data_digest=digest) as code:
+        record_of = _recorder("cost", suite, key, code, stage_command(suite, "cost", key))
+        figures, field = measure_cost(
             arguments,
-            size=profile.size,
-            batch_size=profile.batch_size,
-            field_seeds=profile.field_seeds,
-            field_images=profile.field_images,
+            size=suite.cost.size,
+            batch_size=suite.cost.batch_size,
+            receptive_field_seeds=suite.cost.receptive_field_seeds,
+            receptive_field_images=suite.cost.receptive_field_images,
         )
         record = record_of(cost=figures, environment=environment("cpu", 1))
-        with replacing(layout.records / "profile" / f"{key}.npz") as path:
-            np.savez_compressed(path, field=cast(np.ndarray, field))  # field_seeds is at least 1
-        write_json(layout.records / "profile" / f"{key}.json", record)
+        with replacing(paths.records / "cost" / f"{key}.npz") as path:
+            np.savez_compressed(path, field=cast(np.ndarray, field))  # receptive_field_seeds is at least 1
+        write_json(paths.records / "cost" / f"{key}.json", record)
     return record
 
 
 def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
-    """Time all models of the benchmark in one run at `profile.size`; the records."""
-    layout = Layout(suite.benchmark, root)
-    profile = suite.profile
-    arguments = {key: _arguments(suite, key, layout) for key in suite.models}
+    """Time all models of the benchmark in one run at `cost.size`; the records."""
+    paths = BenchmarkPaths(suite.benchmark, root)
+    arguments = {key: _arguments(suite, key, paths) for key in suite.models}
     digest = next(digest for _, digest in arguments.values())
-    params = ("benchmark", "data", "profile", "models")
-    with stage("speed", layout, __name__, suite=suite, params=params, data_digest=digest) as code:
+    params = ("benchmark", "data", "cost", "models")
+    with stage("speed", paths, __name__, suite=suite, params=params, data_digest=digest) as code:
         command = stage_command(suite, "speed")
         recorders = {key: _recorder("speed", suite, key, code, command) for key in suite.models}
         measured = measure_speed(
             {key: create_model(**options) for key, (options, _) in arguments.items()},
-            size=profile.size,
-            batch_size=profile.batch_size,
-            repeats=profile.repeats,
-            warmup=profile.warmup,
-            threads=profile.threads,
+            size=suite.cost.size,
+            batch_size=suite.cost.batch_size,
+            repeats=suite.cost.repeats,
+            warmup=suite.cost.warmup,
+            threads=suite.cost.threads,
         )
-        host = environment("auto", profile.threads)
+        host = environment("auto", suite.cost.threads)
         records = [recorders[key](cost=figures, environment=host) for key, figures in measured.items()]
-        write_json(layout.records / "speed.json", records)
+        write_json(paths.records / "speed.json", records)
     return records
 
 
 def _recorder(
-    kind: Literal["profile", "speed"], suite: Suite, key: str, code: str, command: str
+    kind: Literal["cost", "speed"], suite: Suite, key: str, code: str, command: str
 ) -> Callable[..., dict[str, Any]]:
     """What makes a model's record of its `cost` and `environment`; the provenance is that of now, before measuring."""
-    sections: dict[str, Section] = {"profile": suite.profile, "model": resolve(suite.models[key], suite.data.task)}
+    sections: dict[str, Section] = {"cost": suite.cost, "model": resolve(suite.models[key], suite.data.task)}
     params = {f"{name}.{path}": v for name, section in sections.items() for path, v in flatten(section).items()}
     return partial(
         make_record,

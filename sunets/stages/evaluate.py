@@ -14,7 +14,7 @@ from PIL import Image
 
 from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.record import make_record, parameters, read_records, replacing, write_json
 from sunets.core.stage import stage
@@ -79,23 +79,23 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
         ValueError: a failed training of other parameters.
         JobError, StageError: as of `train_stage`.
     """
-    layout = Layout(suite.benchmark, root)
-    manifest = load_manifest(layout.data, suite.data)
-    trained = read_records(layout.records / "train" / f"{key}.json", "train")
-    configs = {seed: suite.run(key, seed) for seed in suite.seeds}
+    paths = BenchmarkPaths(suite.benchmark, root)
+    manifest = load_manifest(paths.data, suite.data)
+    trained = read_records(paths.records / "train" / f"{key}.json", "train")
+    configs = {seed: suite.config(key, seed) for seed in suite.seeds}
     failed = [r for r in trained if r["status"] == "failed" and r["seed"] in configs]
     failures = {r["seed"]: r["reason"] for r in failed}
     for record in failed:
         _check_failure(record, configs[record["seed"]], manifest)
     check_scoring(configs[suite.seeds[0]], manifest)
     params = ("benchmark", "seeds", "data", "train", "evaluate", f"models.{key}")
-    with stage(f"evaluate@{key}", layout, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
+    with stage(f"evaluate@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
         trained_seeds = [seed for seed in configs if seed not in failures]
-        jobs = [_job(key, configs[seed], layout, manifest) for seed in trained_seeds]
+        jobs = [_job(key, configs[seed], paths, manifest) for seed in trained_seeds]
         first = configs[suite.seeds[0]].train
         with open_pool(
-            [__name__], layout.data, manifest.digest, device=first.device, threads=first.threads, jobs=len(jobs),
-            results=layout.job_results, workers=workers,
+            [__name__], paths.data, manifest.digest, device=first.device, threads=first.threads, jobs=len(jobs),
+            results=paths.job_results, workers=workers,
         ) as pool:  # fmt: skip
             (results,) = pool.drive(
                 [at_once(jobs)], lambda name, variant: print(f"{name}: {variant} scored", flush=True)
@@ -126,7 +126,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                 if result:
                     arrays[f"seed{seed}.{variant}"] = result[f"confusions.{variant}"]
                     arrays["images"] = np.array(result["image_ids"][variant])
-        folder = layout.predictions(key)
+        folder = paths.predictions(key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         headline = next(iter(suite.evaluate.variants))
@@ -134,17 +134,17 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
             for name, labels in next(iter(by_seed.values())).items():
                 if name.startswith("label."):
                     Image.fromarray(labels).save(folder / f"{name.removeprefix('label.')}.png")
-        confusion = layout.records / "confusion" / f"{key}.npz"
+        confusion = paths.records / "confusion" / f"{key}.npz"
         with replacing(confusion) as temporary:
             np.savez_compressed(temporary, **arrays)
-        write_json(layout.records / "evaluate" / f"{key}.json", records)
+        write_json(paths.records / "evaluate" / f"{key}.json", records)
         finished = [r["scores"] for r in records if r["status"] == "finished" and r["variant"] == headline]
         means = {
             name: float(np.mean([s[name] for s in finished]))
             for name in (finished[0] if finished else {})
             if all(isinstance(s.get(name), float) for s in finished)
         }
-        write_json(layout.results / "metrics" / f"{key}.json", means)
+        write_json(paths.results / "metrics" / f"{key}.json", means)
     return records
 
 
@@ -168,12 +168,12 @@ def _check_failure(record: Mapping[str, Any], config: Config, manifest: Manifest
         )
 
 
-def _job(key: str, config: Config, layout: Layout, manifest: Manifest) -> Job:
-    path = layout.weights(key, config.seed)
+def _job(key: str, config: Config, paths: BenchmarkPaths, manifest: Manifest) -> Job:
+    path = paths.weights(key, config.seed)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; train {key} first")
     check_weights(path, config, manifest, f"train {key} again, or put its own file back")
     weights = base64.b64encode(path.read_bytes()).decode()
     arguments = {"config": config.model_dump(mode="json"), "weights": weights}
     name = f"{key} seed {config.seed}"
-    return Job(name, f"{__name__}:{evaluate_one.__name__}", arguments, {"data": str(layout.data)})
+    return Job(name, f"{__name__}:{evaluate_one.__name__}", arguments, {"data": str(paths.data)})

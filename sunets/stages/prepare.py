@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sunets.core.config import Suite
 from sunets.core.names import overlap
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import write_json
 from sunets.core.stage import stage
 from sunets.data.changes import FILES
@@ -22,20 +22,20 @@ def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
     Raises:
         DataError: every fault found, with file names; nothing is written then.
     """
-    layout = Layout(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark, root)
     if suite.data.root is not None and (fault := overlap(suite.data.root, root)):
         raise DataError(f"data.root: {fault}")
-    with stage("prepare", layout, __name__, suite=suite, params=("benchmark", "data")):
+    with stage("prepare", paths, __name__, suite=suite, params=("benchmark", "data")):
         # DVC wants the inputs of `ablation_report` to exist, in a benchmark without studies too.
-        (layout.records / "ablations").mkdir(parents=True, exist_ok=True)
-        manifest = prepare(suite.data, layout.data, min_side=_min_side(suite))
+        (paths.records / "ablations").mkdir(parents=True, exist_ok=True)
+        manifest = prepare(suite.data, paths.data, min_side=_min_side(suite))
         # What DVC's stages `prepare`, `train` and `ablate` follow: they run again where other files were seen.
         if suite.watch:
             weights = {path: _digest(root / path) for path in _started_from(suite)}
-            seen = {"files_sha256": _digest(layout.data / FILES), "init_from_sha256": weights}
-            write_json(layout.watched, seen)
+            seen = {"files_sha256": _digest(paths.data / FILES), "init_from_sha256": weights}
+            write_json(paths.watched, seen)
         else:
-            layout.watched.unlink(missing_ok=True)
+            paths.watched.unlink(missing_ok=True)
     return manifest
 
 
@@ -46,12 +46,12 @@ def _digest(path: Path) -> str | None:
 
 def _started_from(suite: Suite) -> list[str]:
     """Paths of the files that trainings of the benchmark and of its studies start from."""
-    configs = [suite.run(key, seed) for key in suite.models for seed in suite.seeds]
-    configs += [suite.run(s.model, seed, s.overrides) for s in suite.ablations.values() for seed in s.seeds]
+    configs = [suite.config(key, seed) for key in suite.models for seed in suite.seeds]
+    configs += [suite.config(s.model, seed, s.overrides) for s in suite.ablations.values() for seed in s.seeds]
     return sorted({config.train.init_from for config in configs if config.train.init_from})
 
 
 def _min_side(suite: Suite) -> int | None:
     """Least side of an image: 1 where every training resizes it by its crops."""
-    crops = [suite.run(key, suite.seeds[0]).train.augment.resized_crop for key in suite.models]
+    crops = [suite.config(key, suite.seeds[0]).train.augment.resized_crop for key in suite.models]
     return 1 if suite.data.task == "classification" and None not in crops else None

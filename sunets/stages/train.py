@@ -13,7 +13,7 @@ from rich.progress import TaskID
 
 from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
-from sunets.core.paths import Layout
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import environment, provenance, stage_command, utc_now
 from sunets.core.record import make_record, replacing, write_json, write_rows
@@ -79,26 +79,26 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         JobError, StageError: a training ended without a result, or source, parameters or data changed meanwhile; run
             again to go on.
     """
-    layout = Layout(suite.benchmark, root)
-    configs = [suite.run(key, seed) for seed in suite.seeds]
-    manifest = load_manifest(layout.data, suite.data)
+    paths = BenchmarkPaths(suite.benchmark, root)
+    configs = [suite.config(key, seed) for seed in suite.seeds]
+    manifest = load_manifest(paths.data, suite.data)
     started_from = {config.train.init_from: config for config in reversed(configs)}  # may differ from seed to seed
     summaries = [check(config, manifest) for config in reversed(started_from.values())]
     speaks = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes one
     for summary in filter(None, summaries if speaks else []):
         print(f"{key}: {summary}", flush=True)
     params = ("benchmark", "seeds", "data", "train", f"models.{key}")
-    with stage(f"train@{key}", layout, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
+    with stage(f"train@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
         from sunets.tracking.live import Tracker
 
-        paths = {"data": str(layout.data), "work": str(layout.work)}
+        job_paths = {"data": str(paths.data), "work": str(paths.work)}
         jobs = [
             Job(
                 f"{key} seed {c.seed}",
                 f"{__name__}:{train_one.__name__}",
                 # The fingerprint holds the content of `train.init_from`, of which `config` has the path alone.
                 {"config": c.model_dump(mode="json"), "training": run_fingerprint(c, manifest)},
-                paths,
+                job_paths,
             )
             for c in configs
         ]
@@ -113,8 +113,8 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 tracker.log_epoch(configs[numbers[name]].seed, row)
 
             with open_pool(
-                [__name__], layout.data, manifest.digest, device=configs[0].train.device,
-                threads=configs[0].train.threads, jobs=len(jobs), results=layout.job_results, workers=workers,
+                [__name__], paths.data, manifest.digest, device=configs[0].train.device,
+                threads=configs[0].train.threads, jobs=len(jobs), results=paths.job_results, workers=workers,
             ) as pool:  # fmt: skip
                 (outcomes,) = pool.drive([at_once(jobs)], on_epoch)
         if not speaks:
@@ -143,7 +143,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 | {k: outcome.get(k) for k in ("started", "seconds", "images_per_second", "resumed")}
                 | {"device": outcome["environment"]["device"], "threads": config.train.threads}
             )
-            weights = layout.weights(key, config.seed)
+            weights = paths.weights(key, config.seed)
             if outcome["status"] == "finished":
                 with replacing(weights) as target:
                     outcome["weights"].tofile(target)
@@ -151,10 +151,10 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 weights.unlink(missing_ok=True)
             tracker.finish(config.seed, record, history)
         # A seed that failed has no weights, and DVC wants the directory even when all did.
-        layout.weights(key, 0).parent.mkdir(parents=True, exist_ok=True)
-        write_rows(layout.records / "history" / f"{key}.csv", rows)
-        write_json(layout.records / "timing" / f"{key}.json", timing)
-        write_json(layout.records / "train" / f"{key}.json", records)
+        paths.weights(key, 0).parent.mkdir(parents=True, exist_ok=True)
+        write_rows(paths.records / "history" / f"{key}.csv", rows)
+        write_json(paths.records / "timing" / f"{key}.json", timing)
+        write_json(paths.records / "train" / f"{key}.json", records)
         tracker.close()
         _tell(key, records)
     return records

@@ -127,7 +127,7 @@ class Tracker:
         from sunets.models.zoo import resolve_config  # torch, which `sync` does without
 
         study = self._suite.ablations[self._item]
-        configs = [resolve_config(self._suite.run(study.model, seed, study.overrides)) for seed in study.seeds]
+        configs = [resolve_config(self._suite.config(study.model, seed, study.overrides)) for seed in study.seeds]
         return study_run([self._trial(config) for config in configs], ended=False)
 
     @_harmless

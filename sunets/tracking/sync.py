@@ -109,9 +109,9 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
     base = folder / "records"
     speed = _records(base / "speed.json", "speed")
     families = []
-    for model in sorted({name for kind in ("train", "evaluate", "profile") for name in _items(base / kind, ".json")}):
-        kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "profile", "timing")
-        trained, tested, profiled, timed = (_records(base / kind / f"{model}.json", kind) for kind in kinds)
+    for model in sorted({name for kind in ("train", "evaluate", "cost") for name in _items(base / kind, ".json")}):
+        kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "cost", "timing")
+        trained, tested, counted, timed = (_records(base / kind / f"{model}.json", kind) for kind in kinds)
         path = base / "history" / f"{model}.csv"
         rows = read_history(path, "seed") if path.exists() else []
         children = []
@@ -130,8 +130,8 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
                     seconds=_period(timing),
                 )
             )
-        parent = model_run(trained or tested or profiled)
-        exact = [r for r in [*profiled, *(r for r in speed if r["model"] == model)] if r["status"] == "finished"]
+        parent = model_run(trained or tested or counted)
+        exact = [r for r in [*counted, *(r for r in speed if r["model"] == model)] if r["status"] == "finished"]
         periods = [child.seconds for child in children if child.seconds]
         parent = replace(
             parent,

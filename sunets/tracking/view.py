@@ -19,7 +19,7 @@ from sunets.core.config import fingerprint
 from sunets.core.metrics import PRIMARY_METRIC
 
 COSTS = (
-    "cost.params_m", "cost.gmacs", "cost.gmacs_forward_backward", "field.effective_share", "memory.saved_mib",
+    "cost.params_m", "cost.gmacs", "cost.gmacs_forward_backward", "receptive_field.effective_share", "memory.saved_mib",
     "memory.peak_mib", "speed.latency_ms", "speed.step_ms", "speed.images_per_second",
 )  # fmt: skip
 """Costs in MLflow, whose pages are of use with less than about twenty metrics per run, classes aside."""

@@ -21,13 +21,13 @@ class World:
     rank: int = 0
     size: int = 1
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Add the processes' tensors in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value."""
         if self.size == 1:
             return value

@@ -96,7 +96,7 @@ def fit(
         trainer.check_finite()
         if world.rank == 0:
             atomic_save(trainer.weights(), work_dir / "weights.pt")
-        world.sum(torch.zeros(1, device=device))  # nobody returns before the file is there
+        world.all_reduce(torch.zeros(1, device=device))  # nobody returns before the file is there
     return FitResult(
         model=trainer.model.eval(),
         history=trainer.history,

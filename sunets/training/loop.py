@@ -94,15 +94,15 @@ class Trainer:
 
     def _start_epoch(self) -> None:
         self.loss_sum, self.weight_sum = 0.0, 0.0
-        self.tally = self._no_tally()
+        self.counts = self._no_counts()
 
     # What a checkpoint holds.
 
     def save(self) -> None:
         """Write the checkpoint; all processes call it."""
-        self.world.sum(self.tally)  # the epoch so far, of all processes: the first one keeps it from here on
+        self.world.all_reduce(self.counts)  # the epoch so far, of all processes: the first one keeps it from here on
         if self.world.rank != 0:
-            self.tally.zero_()
+            self.counts.zero_()
         if self.world.rank == 0:
             content = {
                 "identity": self.identity,
@@ -111,7 +111,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "sums": {"loss": self.loss_sum, "weight": self.weight_sum, "tally": self.tally},
+                "sums": {"loss": self.loss_sum, "weight": self.weight_sum, "counts": self.counts},
             }
             atomic_save(content, self.path)
         self.saved_at = time.monotonic()
@@ -130,7 +130,7 @@ class Trainer:
                 self._check_identity(content["identity"])
             except CheckpointError as error:
                 content = error
-        content = self.world.share(content)
+        content = self.world.broadcast(content)
         if isinstance(content, CheckpointError):
             raise content
         if content is None:
@@ -141,7 +141,7 @@ class Trainer:
         self.scaler.load_state_dict(content["scaler"])
         self.loss_sum, self.weight_sum = content["sums"]["loss"], content["sums"]["weight"]
         if self.world.rank == 0:
-            self.tally = content["sums"]["tally"].to(self.device)
+            self.counts = content["sums"]["counts"].to(self.device)
         return True
 
     def _check_identity(self, found: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ class Trainer:
         Raises:
             TrainingError: a weight or statistic is not finite.
         """
-        name = self.world.share(first_not_finite(self.model.state_dict()))
+        name = self.world.broadcast(first_not_finite(self.model.state_dict()))
         if name is not None:
             raise TrainingError(f"after iteration {self.iteration}, {name} holds NaN or infinity; {DIVERGENCE_HINT}")
 
@@ -195,7 +195,7 @@ class Trainer:
                 if on_epoch:
                     on_epoch(row)
                 stop = bool(stop_early and stop_early(row))
-            return bool(self.world.share(stop))
+            return bool(self.world.broadcast(stop))
 
         for row in self.history:
             if report(row):
@@ -261,7 +261,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_multiplier"]
         images, targets = self._move(images, targets)
-        weight = self.world.sum(self._weight(targets))
+        weight = self.world.all_reduce(self._weight(targets))
         # A batch without a labelled pixel has loss 0 and gradient 0.
         share = self.world.size / torch.where(weight > 0, weight, 1.0)  # DDP averages over processes
 
@@ -276,9 +276,9 @@ class Trainer:
                 part = self._loss(logits, target, train.label_smoothing)
                 self.scaler.scale(part * share).backward()
             loss += part.detach()
-            self.tally += self._count(logits.detach(), target)
+            self.counts += self._count(logits.detach(), target)
         due = self.world.rank == 0 and time.monotonic() - self.saved_at >= train.checkpoint_seconds
-        summed = self.world.sum(torch.stack([loss.double(), torch.tensor(due, device=self.device).double()]))
+        summed = self.world.all_reduce(torch.stack([loss.double(), torch.tensor(due, device=self.device).double()]))
         loss_sum, flag, weight_sum = torch.cat([summed, weight.double()[None]]).tolist()
         if not math.isfinite(loss_sum):
             epoch, step = divmod(self.iteration, self.per_epoch)
@@ -327,7 +327,7 @@ class Trainer:
             return valid.sum().to(torch.float32)
         return self.weights_of_classes[target[valid]].sum()
 
-    def _no_tally(self) -> Tensor:
+    def _no_counts(self) -> Tensor:
         classes = self.manifest.num_classes
         shape = (classes, classes) if self.manifest.task == "segmentation" else (3,)
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -339,17 +339,17 @@ class Trainer:
         errors = [top_k_errors(logits, target, k) for k in (1, 5)]
         return torch.tensor([len(target), *errors], device=self.device)
 
-    def _scores(self, tally: Tensor) -> dict[str, float | None]:
+    def _scores(self, counts: Tensor) -> dict[str, float | None]:
         if self.manifest.task == "segmentation":
-            scores = scores_from_confusion(tally.cpu().numpy())
+            scores = scores_from_confusion(counts.cpu().numpy())
             return {"miou": scores["score.miou"], "pixel_accuracy": scores["score.pixel_accuracy"]}
-        images, top1, top5 = tally.tolist()
+        images, top1, top5 = counts.tolist()
         return {"top1_error_percent": 100 * top1 / images, "top5_error_percent": 100 * top5 / images}
 
     def _row(self) -> EpochRow:
         """The finished epoch's row; scores the validation split where its turn has come."""
         train, epoch = self.config.train, self.iteration // self.per_epoch
-        name, score = next(iter(self._scores(self.world.sum(self.tally)).items()))
+        name, score = next(iter(self._scores(self.world.all_reduce(self.counts)).items()))
         row: EpochRow = {
             "epoch": epoch,
             "iteration": self.iteration,
@@ -377,13 +377,13 @@ class Trainer:
         dataset = scoring_dataset(self.manifest, config.data.val_split, config)
         indices = range(world.rank, len(dataset), world.size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        tally = self._no_tally()
+        counts = self._no_counts()
         batch_size = max(1, config.train.batch_size // world.size)
         for _, images, targets in eval_batches(dataset, batch_size, config.data.workers, indices):
             images, targets = self._move(images, targets)
             logits = self._logits(self.model, images)
             sums += torch.stack([self._loss(logits, targets), self._weight(targets)]).double()
-            tally += self._count(logits, targets)
-        loss, weight = world.sum(sums).tolist()
+            counts += self._count(logits, targets)
+        loss, weight = world.all_reduce(sums).tolist()
         row: EpochRow = {"val.loss": loss / weight if weight else 0.0}
-        return row | {f"val.{name}": value for name, value in self._scores(world.sum(tally)).items()}
+        return row | {f"val.{name}": value for name, value in self._scores(world.all_reduce(counts)).items()}

@@ -44,7 +44,7 @@ def is_left_by_system(name: str) -> bool:
 
 
 @dataclass
-class Source:
+class RawDataset:
     """What a data set module finds: entries to check, and how their labels are read."""
 
     root: Path

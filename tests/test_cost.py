@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sunets import create_model
 from sunets.profiling import multiply_adds
-from sunets.profiling.cost import profile_model, run_profile
+from sunets.profiling.cost import measure_cost, run_profile
 from sunets.profiling.memory import saved_bytes
 from sunets.profiling.multiply_adds import AuditError, audit, count_macs, sunet_macs
 from sunets.profiling.receptive_field import (
@@ -126,7 +126,7 @@ def test_audit_fails_and_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda *_: {part: n * (1 + (part == "head") / 500) for part, n in sunet_macs(*_).items()},
     )
     with pytest.raises(AuditError, match=r"SUNet at 64x96: multiply-adds of head: .* the formula"):
-        profile_model({"name": "sunet_tiny", "num_classes": 5}, size=(64, 64))
+        measure_cost({"name": "sunet_tiny", "num_classes": 5}, size=(64, 64))
 
 
 def test_audit_leaves_the_network_as_it_is() -> None:
@@ -159,11 +159,11 @@ def test_saved_bytes_by_hand() -> None:
 
 
 def test_memory_efficient_saves_less_and_its_inputs_count() -> None:
-    figures, _ = profile_model({"name": "sunet_tiny", "num_classes": 5}, size=(64, 64))
+    figures, _ = measure_cost({"name": "sunet_tiny", "num_classes": 5}, size=(64, 64))
     plain, efficient = figures["memory.saved_mib"], figures["memory.saved_mib_memory_efficient"]
     model = create_model("sunet_tiny", num_classes=5, memory_efficient=True)
     assert efficient == saved_bytes(model, torch.zeros(1, 3, 64, 64)) / 2**20
-    assert plain == profile_model(
+    assert plain == measure_cost(
         {"name": "sunet_tiny", "num_classes": 5, "memory_efficient": True}, size=(64, 64)
     )[0]["memory.saved_mib"]  # fmt: skip
     inputs = 64 * 16**2 + 128 * 8**2 * 3  # of the blocks that the first stage's pool and blocks do not share
@@ -171,10 +171,10 @@ def test_memory_efficient_saves_less_and_its_inputs_count() -> None:
 
 
 def test_attention_is_counted_apart() -> None:
-    figures, _ = profile_model({"name": "segformer_b0", "num_classes": 5}, size=(64, 64))
+    figures, _ = measure_cost({"name": "segformer_b0", "num_classes": 5}, size=(64, 64))
     assert 0 < figures["cost.gmacs_attention"] < figures["cost.gmacs"]  # type: ignore[operator]
     assert {"softmax", "layer_norm", "add"} <= set(str(figures["cost.uncounted_operators"]).split(", "))
-    figures, _ = profile_model({"name": "resnet18", "num_classes": 5, "task": "classification"}, size=(64, 64))
+    figures, _ = measure_cost({"name": "resnet18", "num_classes": 5, "task": "classification"}, size=(64, 64))
     assert figures["cost.gmacs_attention"] == 0
     assert figures["memory.saved_mib_memory_efficient"] is None
     assert "memory.peak_mib" not in figures, "noisy, hence among the timings"
@@ -239,10 +239,13 @@ def test_context_shows_in_the_field() -> None:
         again, _ = receptive_field(build, (96, 64), seeds=2, images=1)
         assert again == shares[name], "figures repeat"
     assert shares["sunet_tiny"]["field.theoretical_share"] == 1
-    assert shares["sunet_tiny"]["field.theoretical_px"] == 96
-    assert shares["plain_conv_small"]["field.theoretical_px"] == 35
+    assert shares["sunet_tiny"]["receptive_field.theoretical_px"] == 96
+    assert shares["plain_conv_small"]["receptive_field.theoretical_px"] == 35
     assert (
-        shares["plain_conv_small"]["field.effective_share"] < 0.2 < 0.6 < shares["sunet_tiny"]["field.effective_share"]
+        shares["plain_conv_small"]["receptive_field.effective_share"]
+        < 0.2
+        < 0.6
+        < shares["sunet_tiny"]["receptive_field.effective_share"]
     )  # type: ignore[operator]
 
 
@@ -312,7 +315,7 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     assert exact == records
     assert [r["model"] for r in exact] == ["sunet_tiny", "plain_conv_small"]
     assert not [key for r in exact for key in r["cost"] if key.startswith("speed.")], "noisy figures stay apart"
-    assert exact[0]["params"]["profile.size"] == [32, 48]
+    assert exact[0]["params"]["cost.size"] == [32, 48]
     timed = json.loads((tmp_path / "speed.json").read_text())
     assert all(r["cost"]["speed.latency_ms"] > 0 for r in timed)
     with (tmp_path / "exact.csv").open(newline="") as file:
