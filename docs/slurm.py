@@ -39,7 +39,7 @@ def slurm_cluster(options: argparse.Namespace) -> SLURMCluster:
         job_script_prologue=[f"cd '{Path.cwd()}'", "export PYTHONPATH=. MLFLOW_DISABLE_TELEMETRY=true"],
         worker_extra_args=["--memory-limit", "0", *(["--resources", "GPU=1"] if options.gpu else [])],
         log_directory=".work/slurm",
-        scheduler_options={"dashboard": False},
+        scheduler_options={"dashboard": False, "dashboard_address": ":0"},  # any free port, not 8787
     )
 
 
