@@ -53,10 +53,10 @@ paper: env  ## run the authors' recipe: ImageNet, COCO, VOC, multi-scale test, a
 	for model in $(ARCHIVES); do $(PY) -m sunets archive $$model || exit; done
 
 test: env  ## run the tests
-	$(PY) -m pytest --numprocesses 2 --dist loadfile
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: env  ## run the tests that are not marked slow
-	$(PY) -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 verify: env  ## check that dvc.lock and results/ belong to this code and these parameters
 	$(PY) -m sunets verify
