@@ -236,6 +236,11 @@ class TrainConfig(Section):
     """Epochs between two scorings of the validation split; the last epoch is always scored."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Least time between two checkpoints inside an epoch; an epoch's end always writes one."""
+    zero_init_residual: bool = False
+    """Start each residual block as its shortcut, by zeros in the last layer of its branch (torchvision's name).
+    False is the authors' initialisation; True is an error for a network without residual branches."""
+    zero_init_head: bool = False
+    """Start with equal logits, by zeros in the head's last layer. What `init_from` loads replaces both starts."""
     init_from: str | None = None
     """Checkpoint file whose backbone the training starts from, ours or the authors'; `{model}` and `{seed}` stand for
     the model's key and the training seed, so that a chain of trainings stays paired."""
@@ -250,6 +255,8 @@ class TrainConfig(Section):
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: less than epochs ({self.epochs}), not {self.warmup_epochs}")
+        if self.zero_init_residual and self.frozen_bn and self.init_from is None:
+            raise ValueError("zero_init_residual: false with frozen_bn, which would keep a ResNet's branches at zero")
         if isinstance(self.class_weights, tuple) and not any(self.class_weights):
             raise ValueError("class_weights: at least one above 0")
         return self

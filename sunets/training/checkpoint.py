@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sunets.core.config import Config, ModelConfig, derive_seed
 from sunets.data.manifest import Manifest
+from sunets.models.initialization import zero_init_
 from sunets.models.reference import load_reference_weights
 from sunets.models.tensor_file import CheckpointError, check_seal, first_not_finite, read_file
 from sunets.models.zoo import create_model, head_parameters
@@ -123,6 +124,7 @@ def build_network(config: Config, manifest: Manifest) -> tuple[nn.Module, str | 
     train = config.train
     torch.manual_seed(derive_seed(config.seed, "init"))
     model = create_model(**config.model.arguments(), task=manifest.task, num_classes=manifest.num_classes)
+    zero_init_(model, residual=train.zero_init_residual, head=train.zero_init_head)
     init_summary = _initialise(model, config, manifest) if train.init_from else None
     for module in model.modules():
         if isinstance(module, _BatchNorm):

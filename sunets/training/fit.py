@@ -25,6 +25,7 @@ from torch import nn
 from sunets.core.config import Config, ConfigError, fingerprint, flatten
 from sunets.core.provenance import code_hash
 from sunets.data.manifest import Manifest
+from sunets.models.initialization import has_residual_branches
 from sunets.models.tensor_file import CheckpointError, atomic_save
 from sunets.training.checkpoint import build_network, difference, read_weights, starting_file, training_lock
 from sunets.training.device import prepare_torch, select_device
@@ -168,6 +169,9 @@ def check_config(config: Config, manifest: Manifest) -> None:
             raise ConfigError(f"data.{key}: the split {split!r} has no labels; choose another")
     if config.model.in_channels not in (None, 3):
         raise ConfigError(f"model.in_channels: 3, as the images have, not {config.model.in_channels}")
+    if train.zero_init_residual and not has_residual_branches(config.model, config.data.task):
+        reason = "whose published weights it would undo" if config.model.weights else "which has no residual branch"
+        raise ConfigError(f"train.zero_init_residual: false for {config.model.name}, {reason}")
     if train.batch_size % size:
         raise ConfigError(f"train.batch_size: a multiple of the {size} processes, not {train.batch_size}")
     share = train.batch_size // size
