@@ -34,6 +34,13 @@ def test_confusion_matrix_per_image_is_sklearns() -> None:
         np.testing.assert_array_equal(found[image], expected)
 
 
+def test_confusion_matrix_with_as_many_classes_as_masks_can_hold() -> None:
+    target = torch.tensor([[0, 254, 255], [254, 255, 1]])
+    counts = confusion_matrix(torch.tensor([[254, 254, 254], [0, 3, 1]]), target, 255)
+    assert counts.shape == (2, 255, 255)
+    assert counts.nonzero().tolist() == [[0, 0, 254], [0, 254, 254], [1, 1, 1], [1, 254, 0]]
+
+
 def test_confusion_matrix_of_nothing_labelled_is_zero() -> None:
     target = torch.full((2, 3, 3), 255)
     assert confusion_matrix(torch.zeros_like(target), target, CLASSES).tolist() == np.zeros((2, 5, 5)).tolist()

@@ -32,15 +32,16 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
     Args:
         prediction: (B, ...) integer classes 0..K-1.
         target: (B, ...) integer classes; `IGNORE_INDEX` is not counted.
-        num_classes: K.
+        num_classes: K, at most `IGNORE_INDEX`.
 
     Returns:
         (B, K, K) int64 on the device of the input: rows are the truth, columns the prediction.
     """
-    batch, cells = len(target), num_classes**2
+    batch, rows = len(target), IGNORE_INDEX + 1  # ignored pixels are counted and cut off: faster than a mask
     image = (target.new_ones(batch).cumsum(0) - 1).view(-1, *[1] * (target.ndim - 1))
-    index = (image * num_classes + target) * num_classes + prediction
-    return index[target != IGNORE_INDEX].bincount(minlength=batch * cells).view(batch, num_classes, num_classes)
+    index = (image * rows + target) * num_classes + prediction
+    counts = index.flatten().bincount(minlength=batch * rows * num_classes)
+    return counts.view(batch, rows, num_classes)[:, :num_classes]
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:

@@ -84,7 +84,7 @@ class Trainer:
             nesterov = train.nesterov and train.momentum > 0
             self.optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov)
         else:
-            self.optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
+            self.optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
 
         self.iteration = 0
@@ -335,7 +335,8 @@ class Trainer:
     def _count(self, logits: Tensor, target: Tensor) -> Tensor:
         """(K, K) confusion matrix, or for classification (3,): images, errors, errors of the five best."""
         if self.manifest.task == "segmentation":
-            return confusion_matrix(logits.argmax(1), target, self.manifest.num_classes).sum(0)
+            innermost = logits.contiguous(memory_format=torch.channels_last)  # argmax is ten times as fast so on a CPU
+            return confusion_matrix(innermost.argmax(1), target, self.manifest.num_classes).sum(0)
         errors = [top_k_errors(logits, target, k) for k in (1, 5)]
         return torch.tensor([len(target), *errors], device=self.device)
 
