@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ablations.report.figures import importance
 from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study
 from ablations.report.tables import sampled_table, settings_table
-from sunets.core.config import StudyConfig, Suite
+from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, write_json
 
 BASE = {"model.unet_depth": [2, 2, 1], "model.num_blocks": 2, "model.output_stride": 16}
@@ -200,7 +201,16 @@ def test_one_at_a_time_says_what_differs_and_what_does_not() -> None:
     assert re.search(
         r"U-Net depth.*reference 2, 2, 1\): 1: worse, -5\.\d\d \[-5\.\d\d, -4\.\d\d\] points; 3: better", depth
     )
-    assert "Output stride** (`model.output_stride`, reference 16): no difference shown between 16 and 8" in stride
+    assert (
+        "Output stride** (`model.output_stride`, reference 16): 8: equivalent, -0.01 [-0.18, +0.16] points." in stride
+    )
+
+
+def test_an_undecided_difference_says_what_the_seeds_could_have_shown() -> None:
+    strict = replace(study("depth"), report=ReportConfig(equivalence_margin_percent=0))
+    _, stride = findings(strict)
+    assert "no difference shown between 16 and 8; the largest, -0.01 [-0.18, +0.16] points, is undecided" in stride
+    assert re.search(r"\(4 seeds find 0\.[1-3] points with 80 % power\)", stride)
 
 
 def test_a_table_has_a_row_a_setting_with_failures_and_the_same_seeds() -> None:
@@ -218,7 +228,7 @@ def test_a_table_has_a_row_a_setting_with_failures_and_the_same_seeds() -> None:
         "U-Net depth", "Output stride", "Seeds", "mIoU (%)", "Difference", "Verdict", "Parameters (M)",
         "Multiply-adds (G)", "Saved for backward (MiB)", "Effective field (% of image)",
     ]  # fmt: skip
-    assert list(table.view.Verdict) == ["reference", "worse", "better", "within noise"]
+    assert list(table.view.Verdict) == ["reference", "worse", "better", "equivalent"]
 
 
 def test_marginals_compare_on_equal_terms_and_use_every_name_of_a_training() -> None:
@@ -232,7 +242,7 @@ def test_marginals_compare_on_equal_terms_and_use_every_name_of_a_training() -> 
     sentences = findings(joint)
     assert "1: worse, -3." in sentences[0]
     assert "on average over the other axes" in sentences[0]
-    assert "no difference shown" in sentences[3]
+    assert "multi_grid: equivalent, +0.00" in sentences[3]
 
 
 def test_a_missing_score_takes_its_partners_out_of_a_marginal() -> None:

@@ -260,7 +260,8 @@ def test_page_tells_findings_in_the_words_of_the_statistics(site) -> None:
                  "torch 2.14.1", "`d1d1d1d1d1d1d1d1`", "`0123456789abcdef`", "0, 1, 2", "A CPU"):  # fmt: skip
         assert part in page
     assert "Against SUNet-tiny, worse: Plain & local_conv 100%" in page
-    assert "within noise" in page
+    assert "the difference of the next, U-Net (small), is undecided" in page
+    assert "Against SUNet-tiny, undecided: U-Net (small)" in page
     assert "3 seeds: the intervals are wide" in page
     for link in ("figures/accuracy.png", "figures/qualitative.png", "tables/accuracy.tex", "records/evaluate/"):
         assert f"({link})" in page

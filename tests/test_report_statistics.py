@@ -9,10 +9,12 @@ from scipy import stats
 from sunets.core.metrics import mean_iou, scores_from_confusion
 from sunets.report.statistics import (
     bootstrap_scores,
+    detectable_difference,
     holm,
     mean_interval,
     paired_difference,
     percentile_interval,
+    verdict,
 )
 
 
@@ -47,21 +49,22 @@ def test_paired_difference_uses_the_common_seeds_and_the_direction() -> None:
     assert (found.mean, found.n) == (pytest.approx(0.15), 3)
     assert (found.low, found.high) == (pytest.approx(0.15 - 0.1242068856), pytest.approx(0.15 + 0.1242068856))
     assert found.p_value == pytest.approx(stats.ttest_rel([0.5, 0.6, 0.7], [0.4, 0.45, 0.5]).pvalue)
-    assert found.verdict == "better"
-    assert paired_difference(ours, reference, higher_is_better=False).verdict == "worse"
-    assert paired_difference({0: 0.5, 1: 0.3}, {0: 0.4, 1: 0.4}).verdict == "within noise"
+    assert found.sd == pytest.approx(0.05)
+    assert found.wins == 3
+    assert paired_difference(ours, reference, higher_is_better=False).wins == 0
+    assert paired_difference({0: 0.5, 1: 0.3}, {0: 0.4, 1: 0.4}).wins == 1
 
 
 def test_pairing_finds_what_unpaired_intervals_hide() -> None:
     reference = {s: 0.4 + 0.05 * s for s in range(5)}
     ours = {s: v + 0.01 + 0.001 * (s % 2) for s, v in reference.items()}
     assert mean_interval(list(ours.values())).low < mean_interval(list(reference.values())).high
-    assert paired_difference(ours, reference).verdict == "better"
+    assert paired_difference(ours, reference).p_value < 0.05
 
 
 def test_differences_without_spread_or_without_seeds() -> None:
     same = paired_difference({0: 0.5, 1: 0.5}, {0: 0.5, 1: 0.5})
-    assert (same.verdict, same.p_value) == ("within noise", 1.0)
+    assert (same.untested, same.p_value, same.detectable, same.equivalence_p(1.0)) == ("", 1.0, None, None)
     assert (same.mean, same.low, same.high, same.n) == (0.0, None, None, 2)
     for ours, reference in (
         ({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5}),
@@ -69,11 +72,42 @@ def test_differences_without_spread_or_without_seeds() -> None:
         ({0: 0.1 + 0.2, 1: 0.4}, {0: 0.2, 1: 0.3}),  # rounding is no spread
     ):
         shifted = paired_difference(ours, reference)
-        assert (shifted.verdict, shifted.p_value) == ("not tested (the seeds do not differ)", None)
+        assert (shifted.untested, shifted.p_value) == ("not tested (the seeds do not differ)", None)
         assert (shifted.low, shifted.high, shifted.n) == (None, None, 2)
     assert holm([shifted.p_value, 0.03, 0.04]) == [None, pytest.approx(0.06), pytest.approx(0.06)]
-    assert paired_difference({0: 0.5}, {0: 0.4}).verdict == "not tested (1 seed)"
+    assert paired_difference({0: 0.5}, {0: 0.4}).untested == "not tested (1 seed)"
     assert paired_difference({0: 0.5}, {1: 0.4}) is None
+
+
+def test_detectable_difference_has_the_stated_power() -> None:
+    assert detectable_difference(1.64, 3) == pytest.approx(5.4, abs=0.05)
+    assert detectable_difference(1.64, 5) == pytest.approx(2.8, abs=0.05)
+    assert detectable_difference(1.64, 5, power=0.9) > detectable_difference(1.64, 5)
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(detectable_difference(2.0, 4), 2.0, (20_000, 4))
+    assert np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue <= 0.05) == pytest.approx(0.8, abs=0.01)
+    found = paired_difference({0: 0.5, 1: 0.6, 2: 0.7}, {0: 0.4, 1: 0.45, 2: 0.5})
+    assert found.detectable == detectable_difference(found.sd, 3)
+
+
+@pytest.mark.parametrize("mean", [0.3, -0.3, 0.0])
+def test_equivalence_is_that_the_interval_lies_within_the_margin(mean) -> None:
+    found = paired_difference({0: mean - 1, 1: mean, 2: mean + 1}, dict.fromkeys(range(3), 0.0))
+    reach = max(abs(found.low), abs(found.high))
+    assert found.equivalence_p(reach + 1e-6) < 0.05 < found.equivalence_p(reach - 1e-6)
+    assert found.equivalence_p(0.0) >= 0.9
+    low, high = (stats.ttest_1samp([mean - 1, mean, mean + 1], m, alternative=a).pvalue
+                 for m, a in ((-2, "greater"), (2, "less")))  # fmt: skip
+    assert found.equivalence_p(2) == pytest.approx(2 * max(low, high))
+
+
+def test_equivalence_goes_before_better_and_worse_and_neither_is_undecided() -> None:
+    assert verdict(0.1, 0.001, 0.001) == "equivalent"
+    assert verdict(0.1, 0.05, 0.06) == "better"
+    assert verdict(-0.1, 0.05, 0.06) == "worse"
+    assert verdict(-0.1, 0.05, 0.06, higher_is_better=False) == "better"
+    assert verdict(0.1, 0.06, 0.06) == "undecided"
+    assert verdict(0.0, 1.0, None) == "undecided"
 
 
 def test_holm_by_hand() -> None:

@@ -273,7 +273,7 @@ FIGURES = (
         "axes",
         axes_figure,
         "{score} by the value of each axis: every seed (dots), mean and 95 % t-interval. Square and band: the "
-        "reference. Hollow: the paired difference to it is within noise.",
+        "reference. Hollow: neither better nor worse than it.",
     ),
     ("interaction", interaction_figure, "Mean {score} over the seeds and over the axes that are not shown."),
     (

@@ -12,10 +12,10 @@ from ablations.report.results import KINDS, Study, arm_text, axis_name, value_te
 from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import Suite
 from sunets.core.record import read_records, write_text
-from sunets.report.comparison import Comparison, difference_text
+from sunets.report.comparison import Comparison, difference_text, power_text
 from sunets.report.page import commit_unknown
 from sunets.report.records import FAILED
-from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE
+from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
 from sunets.report.write import Table, markdown, write
 
@@ -48,7 +48,7 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
     for name, config in suite.ablations.items():
         path = folder / "records" / "ablations" / f"{name}.json"
         if path.exists() and (records := read_records(path, "trial")):
-            studies.append(Study(name, config, records, records[0]["label"]))
+            studies.append(Study(name, config, records, records[0]["label"], suite.report))
             studies[-1].check(path)
         else:
             absent.append(name)
@@ -176,12 +176,12 @@ def _axis_finding(study: Study, path: str) -> str:
     head = f"**{axis_name(path)}** (`{path}`, reference {base}{mean}): "
     if base is None or not effects:
         return head + "no two values have scores to compare: no difference shown."
-    if all(c.verdict == WITHIN_NOISE for c in effects.values()):
+    if all(c.verdict == UNDECIDED for c in effects.values()):
         largest = max((c.difference for c in effects.values() if c.difference), key=lambda d: abs(d.mean))
         text = f"{difference_text(study.shown, largest)} {_unit(study)}"
         return head + (
-            f"no difference shown between {_join([base, *effects])}; the largest, {text}, is within the noise of "
-            f"{_seeds(largest.n)}."
+            f"no difference shown between {_join([base, *effects])}; the largest, {text}, is undecided "
+            f"({power_text(study.shown, largest) or _seeds(largest.n)})."
         )
     return head + "; ".join(f"{value}: {_words(study, c)}" for value, c in effects.items()) + "."
 
@@ -189,12 +189,13 @@ def _axis_finding(study: Study, path: str) -> str:
 def _words(study: Study, comparison: Comparison) -> str:
     difference = comparison.difference
     if difference is None:
-        return "no common seed, no difference shown"
+        return comparison.verdict
     text = f"{difference_text(study.shown, difference)} {_unit(study)}"
-    if comparison.verdict in (BETTER, WORSE):
+    if comparison.verdict in (BETTER, WORSE, EQUIVALENT):
         return f"{comparison.verdict}, {text}"
-    if comparison.verdict == WITHIN_NOISE:
-        return f"no difference shown ({text})"
+    if comparison.verdict == UNDECIDED:
+        power = power_text(study.shown, difference)
+        return f"no difference shown ({text}{'; ' if power else ''}{power})"
     why = "one seed has no interval" if difference.n == 1 else "the seeds do not differ in it"
     return f"no difference shown, {why} ({text})"
 

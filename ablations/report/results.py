@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sunets.core.config import StudyConfig
+from sunets.core.config import ReportConfig, StudyConfig
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.record import Record, RecordError
 from sunets.report.comparison import Comparison, compare_all
-from sunets.report.records import FINISHED, Quantity, quantity
+from sunets.report.records import FINISHED, Quantity, Runs, quantity
 from sunets.report.statistics import Estimate, mean_interval
 
 NAMES = {
@@ -68,6 +68,8 @@ class Study:
     records: list[Record]
     label: str
     """Of the model."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """What may differ between compared settings, and the margin of equivalence."""
 
     def check(self, path: Path) -> None:
         """Check that the records hold what the report shows.
@@ -144,15 +146,26 @@ class Study:
         """Place of a setting -> how it compares with the reference, among all settings."""
         if self.reference is None:
             return {}
-        others = {i: s.scores for i, s in enumerate(self.settings) if not s.reference}
-        return compare_all(others, self.reference.scores, self.headline)
+        others = {i: Runs(s.scores, s.records) for i, s in enumerate(self.settings) if not s.reference}
+        reference = Runs(self.reference.scores, self.reference.records)
+        return compare_all(others, reference, self.headline, self.report, self.varied)
+
+    @property
+    def varied(self) -> list[str]:
+        """Paths that the study varies or tunes."""
+        return [axis.path for axis in (*self.config.axes, *self.config.nuisance)]
 
     def effects(self, path: str) -> dict[str, Comparison]:
         """Value of an axis -> how it compares with the reference's value, among the values of this axis."""
         values, base = self.marginal(path), self.base(path)
         if base not in values:
             return {}
-        return compare_all({v: s for v, s in values.items() if v != base}, values[base], self.headline)
+        place, records = self.axes.index(path), dict[str, list[Record]]()
+        for arm, setting in self.by_arm().items():
+            records.setdefault(arm[place], []).extend(setting.records)
+        runs = {value: Runs(scores, records[value]) for value, scores in values.items()}
+        reference = runs.pop(base)
+        return compare_all(runs, reference, self.headline, self.report, self.varied)
 
     def base(self, path: str) -> str | None:
         """Value of an axis that the reference has; None without a reference."""

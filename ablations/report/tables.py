@@ -13,6 +13,7 @@ from sunets.report.comparison import (
     difference_text,
     estimate_columns,
     estimate_text,
+    verdict_text,
 )
 from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import mean_interval
@@ -45,7 +46,7 @@ def settings_table(study: Study) -> Table:
         total = len(setting.records)
         line[q.heading] = estimate_text(q, estimate) if estimate else f"{DIVERGED} ({total} of {total})"
         line["Difference"] = difference_text(q, comparison.difference)
-        line["Verdict"] = "reference" if setting.reference else comparison.verdict_text if estimate else ""
+        line["Verdict"] = "reference" if setting.reference else verdict_text(q, comparison) if estimate else ""
         line |= {quantity(key).heading: quantity(key).text(row[key]) for key in COSTS}
         rows.append(row)
         lines.append(line)
@@ -88,7 +89,7 @@ def axes_table(study: Study) -> Table | None:
                     "Seeds": str(estimate.n),
                     q.heading: estimate_text(q, estimate),
                     "Difference": difference_text(q, comparison.difference),
-                    "Verdict": "reference" if value == base else comparison.verdict_text,
+                    "Verdict": "reference" if value == base else verdict_text(q, comparison),
                 }
             )
     note = (

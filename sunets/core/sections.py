@@ -314,13 +314,39 @@ class CostConfig(Section):
     """Random images per initialisation."""
 
 
+class _Comparable(Section):
+    """The sections in which compared rows could differ besides `model`."""
+
+    data: DataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
 class ReportConfig(Section):
-    """What the tables compare with."""
+    """What the tables compare, and with what."""
 
     reference: str = "sunet_tiny"
     """Key of the model that paired differences refer to."""
     title: str = "Synthetic benchmark"
     """Heading of the page."""
+    equivalence_margin_percent: float = Field(2.0, ge=0, le=100)
+    """Points of score (of 100) below which a difference does not matter: a difference whose interval lies within it, on
+    either side of 0, is called equivalent."""
+    declared_differences: tuple[str, ...] = ()
+    """Dotted keys, such as train.init_from, in which compared rows may differ; stated beside the table. Rows that
+    differ in any other key outside `model` are not compared."""
+
+    @field_validator("declared_differences")
+    @classmethod
+    def _keys_exist(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            section: Any = _Comparable
+            for part in key.split("."):
+                fields = getattr(section, "model_fields", {})
+                if part not in fields:
+                    raise ValueError(f"{key}: no key of {', '.join(_Comparable.model_fields)}; check its spelling")
+                section = fields[part].annotation
+        return keys
 
 
 class AxisConfig(Section):

@@ -1,25 +1,30 @@
-"""The one comparison of tables and pages: means, paired differences and their verdicts, as text and as columns."""
+"""The one comparison of tables, figures and pages: what may be compared, differences, verdicts, text, columns."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import json
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sunets.core.config import ReportConfig
 from sunets.core.metrics import higher_is_better
-from sunets.report.records import Quantity
-from sunets.report.statistics import (
-    BETTER,
-    CONFIDENCE,
-    WITHIN_NOISE,
-    WORSE,
-    Difference,
-    Estimate,
-    holm,
-    paired_difference,
-)
+from sunets.core.record import Record
+from sunets.report.records import Quantity, Runs, quantity
+from sunets.report.statistics import POWER, UNDECIDED, Difference, Estimate, holm, paired_difference, verdict
 
 K = TypeVar("K", bound=Hashable)
+
+NOT_COMPARABLE = "not comparable"
+TUNED = ("train.lr", "train.weight_decay", "train.zero_init_residual", "train.zero_init_head")
+"""Keys that tuning chooses: they may differ between rows that were tuned with equal effort."""
+_IGNORED = (
+    "seed", "model", "variant", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds", "train.threads",
+    "train.validate_every", "evaluate.batch_size", "evaluate.num_qualitative", "evaluate.variants",
+)  # fmt: skip
+"""Parameters that are the row's subject, that change no score, or that are compared under another name."""
+_FIRST = ("data_digest", "split", "variant", "tune", "train.epochs", "train.batch_size")
+"""Keys that a verdict names before others."""
 
 
 def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
@@ -40,53 +45,182 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
     return f"{text} [{q.text(difference.low, sign=True)}, {q.text(difference.high, sign=True)}]"
 
 
+def power_text(q: Quantity, difference: Difference | None) -> str:
+    """`3 seeds find 5.4 points with 80 % power`; empty where the differences have no spread."""
+    if difference is None or difference.detectable is None:
+        return ""
+    unit = "points" if q.unit == "%" else q.unit
+    detectable = f"{q.scale * difference.detectable:.1f} {unit}"
+    return f"{difference.n} seeds find {detectable} with {100 * POWER:.0f} % power"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The difference of one row to its table's reference, judged as one of the table's several comparisons."""
 
     difference: Difference | None
-    """Paired by seed; None without a common seed."""
+    """Paired by seed; None without a common seed, and where the rows are not comparable."""
     adjusted_p: float | None
     """Its p-value after Holm's adjustment over the table."""
-
-    @property
-    def verdict(self) -> str:
-        """Better, worse or within noise, adjusted for the number of comparisons; else why nothing was tested."""
-        return WITHIN_NOISE if self._lost else self._alone
-
-    @property
-    def verdict_text(self) -> str:
-        """The verdict as a table shows it, which says where the adjustment changed it."""
-        return f"{self._alone}, but {WITHIN_NOISE} after Holm" if self._lost else self._alone
-
-    @property
-    def _alone(self) -> str:
-        return self.difference.verdict if self.difference else "not tested (no common seed)"
-
-    @property
-    def _lost(self) -> bool:
-        """Whether a difference that is clear by itself may be one of many that chance made."""
-        return self._alone in (BETTER, WORSE) and self.adjusted_p is not None and self.adjusted_p > 1 - CONFIDENCE
+    verdict: str = ""
+    """Better, worse, equivalent or undecided after Holm's adjustment; else why nothing was tested."""
+    unadjusted_verdict: str = ""
+    """The verdict of this comparison alone."""
+    declared: tuple[str, ...] = ()
+    """Declared differences between the rows, such as `train.init_from A / B`."""
 
 
 NO_COMPARISON = Comparison(None, None)
 """That of a reference."""
 
 
+def verdict_text(q: Quantity, comparison: Comparison) -> str:
+    """The verdict in a table: where Holm's adjustment changed it, and what undecided seeds could have shown."""
+    alone, judged, d = comparison.unadjusted_verdict, comparison.verdict, comparison.difference
+    if alone != judged:
+        return f"{alone}, but {judged} after Holm"
+    power = power_text(q, d).partition(" with")[0] if judged == UNDECIDED else ""
+    return f"{judged} ({power})" if power else judged
+
+
 def compare_all(
-    family: Mapping[K, Mapping[int, float]], reference: Mapping[int, float], key: str
+    family: Mapping[K, Runs], reference: Runs, key: str, report: ReportConfig, varied: Collection[str] = ()
 ) -> dict[K, Comparison]:
-    """Compare each member of a family with one reference, p-values adjusted over the family.
+    """Compare each member of a family with one reference, p-values adjusted over those that are comparable.
 
     Args:
-        family: what a row is called -> seed -> score.
-        reference: seed -> score.
+        family: what a row is called -> its runs.
+        reference: the runs that all are compared with.
         key: record key of the score, which has the direction.
+        report: the margin of equivalence and the declared differences.
+        varied: dotted keys that the table varies, such as the axes of a study; they are no obstacle.
     """
-    better = higher_is_better(key)
-    differences = {k: paired_difference(v, reference, higher_is_better=better) for k, v in family.items()}
-    adjusted = holm([d.p_value if d else None for d in differences.values()])
-    return {k: Comparison(d, p) for (k, d), p in zip(differences.items(), adjusted, strict=True)}
+    rising, margin = higher_is_better(key), report.equivalence_margin_percent / quantity(key).scale
+    result: dict[K, Comparison] = {}
+    tested: dict[K, Difference] = {}
+    declared: dict[K, tuple[str, ...]] = {}
+    for name, runs in family.items():
+        difference = paired_difference(runs.scores, reference.scores, higher_is_better=rising)
+        obstacle, declared[name] = differing_settings(runs, reference, report.declared_differences, varied)
+        reason = "not tested (no common seed)" if difference is None else obstacle or difference.untested
+        result[name] = Comparison(None if obstacle else difference, None, reason, reason, declared[name])
+        if difference is not None and not reason:
+            tested[name] = difference
+    p_values = [d.p_value for d in tested.values()]
+    equivalence = [d.equivalence_p(margin) for d in tested.values()]
+    adjusted = zip(holm(p_values), holm(equivalence), strict=True)
+    for (name, d), alone, pair in zip(tested.items(), zip(p_values, equivalence, strict=True), adjusted, strict=True):
+        single, judged = (verdict(d.mean, *p, higher_is_better=rising) for p in (alone, pair))
+        result[name] = Comparison(d, pair[0], judged, single, declared[name])
+    return result
+
+
+def differing_settings(
+    row: Runs, reference: Runs, declared: Collection[str] = (), varied: Collection[str] = ()
+) -> tuple[str, tuple[str, ...]]:
+    """What two rows differ in besides their networks, seed by seed.
+
+    Compared are data digest, code hash and every parameter outside `model` that can change a score: data and split,
+    budget, recipe, tuning effort, precision, augmentation and the settings of the test-time variant. What tuning chose
+    may differ where both rows were tuned alike.
+
+    Args:
+        row: runs of a row.
+        reference: runs that it is to be compared with.
+        declared: dotted keys, or sections, that may differ and are stated.
+        varied: dotted keys, or sections, that may differ since the table is about them.
+
+    Returns:
+        `not comparable: KEY A / B` or an empty text; and `KEY A / B` of each declared difference.
+    """
+    obstacles: dict[str, str] = {}
+    stated: dict[str, str] = {}
+    for seed in sorted(row.scores.keys() & reference.scores.keys()):
+        ours, theirs = (_settings(r for r in runs.records if r["seed"] == seed) for runs in (row, reference))
+        tuned = TUNED if ours.get("tune.trials", _NONE) == theirs.get("tune.trials", _NONE) != _NONE else ()
+        for key in sorted(ours.keys() | theirs.keys(), key=_rank):
+            a, b = ours.get(key, {"absent"}), theirs.get(key, {"absent"})
+            if a == b or _within(key, (*varied, *tuned)):
+                continue
+            text = f"{key} {_shown(a)} / {_shown(b)}"
+            (stated if _within(key, declared) else obstacles).setdefault(key, text)
+    if not obstacles:
+        return "", tuple(stated.values())
+    more = f" and {len(obstacles) - 1} more" if len(obstacles) > 1 else ""
+    return f"{NOT_COMPARABLE}: {next(iter(obstacles.values()))}{more}", tuple(stated.values())
+
+
+_NONE = {"0"}
+"""Values of `tune.trials` of a row that was not tuned."""
+
+
+def _settings(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Key -> values, as text, that the records of one row and seed have of all that a fair comparison holds fixed.
+
+    Where records of several kinds make up a row, trainings and evaluations tell of the same parameters: both count.
+    """
+    settings: dict[str, set[str]] = {}
+    for r in records:
+        params = r["params"]
+        values = {k: v for k, v in params.items() if not _within(k, _IGNORED)}
+        start = f"evaluate.variants.{r['variant']}."
+        values |= {f"evaluate.variants.{k.removeprefix(start)}": v for k, v in params.items() if k.startswith(start)}
+        values |= {"data_digest": r["provenance"]["data_digest"], "task": r["task"]}
+        values[f"code_hash of {r['kind']}"] = r["provenance"]["code_hash"]
+        if r["variant"] is not None:
+            values["variant"] = r["variant"]
+        if "split" in r:
+            values["split"] = r["split"]
+        if isinstance(path := values.get("train.init_from"), str):  # a chain of trainings names model and seed
+            path = f"/{path}".replace(f"/{r['model']}/", "/{model}/").replace(f"seed{r['seed']}.", "seed{seed}.")
+            values["train.init_from"] = path.removeprefix("/")
+        for key, value in values.items():
+            settings.setdefault(key, set()).add(value if isinstance(value, str) else json.dumps(value))
+    return settings
+
+
+def _within(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith((f"{name}.", f"{name} ")) for name in names)
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """Order of the keys in a verdict: the code, which differs with everything else, goes last."""
+    first = next((i for i, name in enumerate(_FIRST) if _within(key, [name])), len(_FIRST))
+    return (first + key.startswith("code_hash"), key)
+
+
+def _shown(values: Collection[str]) -> str:
+    return ", ".join(v if len(v) <= 40 else f"{v[:8]}..." for v in sorted(values))
+
+
+def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
+    """Say below a table what its verdicts mean.
+
+    Args:
+        report: has the margin.
+        q: the score.
+        comparisons: number of tests that Holm's adjustment is over.
+    """
+    margin = f"{report.equivalence_margin_percent:g}"
+    unit = "points" if q.unit == "%" else q.unit
+    adjusted = f" Verdicts are adjusted for {comparisons} comparisons (Holm)." if comparisons > 1 else ""
+    return (
+        f"Equivalent: the interval lies within ± {margin} {unit}; better, worse: it does not, and it excludes 0; "
+        f"undecided: these seeds show neither; they find the difference in brackets with {100 * POWER:.0f} % power."
+        f"{adjusted}"
+    )
+
+
+def declared_notes(compared: Mapping[str, Comparison], labels: Mapping[str, str], reference: str) -> list[str]:
+    """Sentences on declared differences, for beneath a table.
+
+    Args:
+        compared: what a row is called -> its comparison.
+        labels: what a row is called -> its name in the table.
+        reference: name of the reference in the table.
+    """
+    texts = [f"{labels[name]} {text}" for name, c in compared.items() for text in c.declared]
+    return [f"Declared differences to {reference} (report.declared_differences): {'; '.join(texts)}."] if texts else []
 
 
 def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
@@ -110,5 +244,7 @@ def difference_columns(key: str, reference: str, comparison: Comparison) -> dict
         f"{key}.difference.n_seeds": d.n if d else None,
         f"{key}.difference.p": d.p_value if d else None,
         f"{key}.difference.p_holm": comparison.adjusted_p,
-        f"{key}.difference.verdict": d.verdict if d else None,
+        f"{key}.difference.detectable": d.detectable if d else None,
+        f"{key}.difference.wins": f"{d.wins}/{d.n}" if d else None,
+        f"{key}.difference.verdict": comparison.verdict or None,
     }

@@ -20,7 +20,7 @@ from sunets.core.record import Kind, read_rows
 from sunets.report.comparison import compare_all, difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
-from sunets.report.statistics import BETTER, WITHIN_NOISE, WORSE, mean_interval
+from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE, mean_interval
 from sunets.report.write import Table, markdown
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
@@ -107,17 +107,17 @@ def findings(suite: Suite, records: Records) -> list[str]:
         f"**{name[best]}** has the {word} {q.name}: {estimate_text(q, means[best])} {q.unit} ({_seeds(means[best].n)})"
     )
     if len(ranked) > 1:
-        gap = compare_all({m: scores[m] for m in ranked[1:]}, scores[best], key)[ranked[1]]
+        gap = compare_all({m: records.runs(m) for m in ranked[1:]}, records.runs(best), key, suite.report)[ranked[1]]
         verdict = "beyond noise" if gap.verdict in (BETTER, WORSE) else gap.verdict
         shown = f" ({difference_text(q, gap.difference)})" if gap.difference else ""
         lead += f"; the difference of the next, {name[ranked[1]]}, is {verdict}{shown}"
     sentences = [lead + "."]
     groups: dict[str, list[str]] = {}
-    others = {m: s for m, s in scores.items() if m != reference and reference in scores}
-    for model, c in compare_all(others, scores.get(reference, {}), key).items():
-        if c.difference is not None:
-            groups.setdefault(c.verdict, []).append(f"{name[model]} ({difference_text(q, c.difference)})")
-    for verdict in (BETTER, WORSE, WITHIN_NOISE):
+    others = {m: records.runs(m) for m in scores if m != reference and reference in scores}
+    for model, c in compare_all(others, records.runs(reference), key, suite.report).items():
+        shown = f" ({difference_text(q, c.difference)})" if c.difference else ""
+        groups.setdefault(c.verdict, []).append(f"{name[model]}{shown}")
+    for verdict in (BETTER, WORSE, EQUIVALENT, UNDECIDED):
         if members := groups.pop(verdict, []):
             sentences.append(f"Against {name.get(reference, reference)}, {verdict}: {_join(members)}.")
     for verdict, members in groups.items():

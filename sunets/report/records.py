@@ -17,10 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from sunets.core.config import Suite, Task
+from sunets.core.config import ReportConfig, Suite, Task
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED
-from sunets.core.record import Kind, RecordError, read_arrays, read_history, read_json, read_records
+from sunets.core.record import Kind, Record, RecordError, read_arrays, read_history, read_json, read_records
 
 FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run"
 
@@ -92,6 +92,16 @@ def quantity(key: str) -> Quantity:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """The runs behind one row: what they scored, and the records that say how."""
+
+    scores: Mapping[int, float]
+    """Seed -> score of the finished runs."""
+    records: Sequence[Record] = field(repr=False)
+    """Of the trainings and evaluations of these seeds."""
+
+
+@dataclass(frozen=True)
 class Records:
     """All records of one benchmark."""
 
@@ -106,6 +116,8 @@ class Records:
     task: Task
     raw: dict[str, list[dict[str, Any]]] = field(repr=False)
     """Path below `directory` -> its records as read."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """What may differ between compared rows, and the margin of equivalence."""
     classes: tuple[str, ...] = ()
     """Class names in label order; empty where no manifest is at hand."""
     palette: tuple[tuple[int, int, int], ...] = ()
@@ -202,6 +214,12 @@ class Records:
         rows = e[(e.model == model) & (e.variant == (variant or self.variants[0])) & (e.status == FINISHED)]
         return {int(s): float(v) for s, v in zip(rows.seed, rows[key], strict=True) if pd.notna(v)}
 
+    def runs(self, model: str, key: str | None = None, variant: str | None = None) -> Runs:
+        """What stands behind a model's row; arguments as of `scores`."""
+        variant = variant or self.variants[0]
+        evaluated = [r for r in self.raw.get(f"evaluate/{model}.json", []) if r["variant"] == variant]
+        return Runs(self.scores(model, key, variant), [*self.raw.get(f"train/{model}.json", []), *evaluated])
+
     def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
         """Each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""
         path = self.directory / "confusion" / f"{model}.npz"
@@ -266,6 +284,7 @@ def load_records(suite: Suite, root: Path) -> Records:
         variants=tuple(suite.evaluate.variants),
         task=suite.data.task,
         raw=_read_all(directory, labels),
+        report=suite.report,
         classes=manifest.classes,
         palette=manifest.palette,
         data_warnings=manifest.warnings,

@@ -1,10 +1,10 @@
-"""What a handful of seeds allows to be said: means, intervals, paired differences and their verdicts.
+"""Means, intervals, paired differences, verdicts and power from a handful of seeds.
 
-Two sources of uncertainty are kept apart. *Seeds*: the same recipe trained again (`mean_interval`,
-`paired_difference`), which is what a comparison of models needs. *Images*: other test images of the same kind
-(`bootstrap_scores`), which is all that can be had from one seed and says nothing about training again.
+Two kinds of uncertainty: *seeds* (the same recipe trained again: `mean_interval`, `paired_difference`) and *images*
+(another test set of the same kind: `bootstrap_scores`).
 
-Every interval is for one comparison. Where a table makes several against one reference, `holm` adjusts their p-values.
+Every interval is for one comparison. Where a table makes several, `holm` adjusts the p-values, of differences and of
+equivalences alike, and `verdict` judges by the adjusted ones.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from sunets.core.metrics import mean_iou
 
 CONFIDENCE = 0.95
 """Coverage of every interval in tables and figures."""
 
-BETTER, WORSE, WITHIN_NOISE = "better", "worse", "within noise"
+BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
+POWER = 0.8
+"""Probability with which a detectable difference is found."""
 _ROUNDING = 8 * np.finfo(np.float64).eps
 """Relative spread below which values agree to the last digit."""
 
@@ -44,10 +46,57 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Mean paired difference to a reference, with a two-sided p-value and a verdict in words."""
+    """Mean paired difference to a reference, and what tests say of it."""
 
     p_value: float | None
-    verdict: str
+    """Two-sided p-value of no difference; None where nothing was tested."""
+    sd: float | None = None
+    """Standard deviation of the differences over the seeds; None without spread."""
+    wins: int = 0
+    """Seeds on which the row beats its reference."""
+    untested: str = ""
+    """Why nothing was tested."""
+
+    @property
+    def detectable(self) -> float | None:
+        """True difference that these seeds would have found with `POWER`; None without spread."""
+        return None if self.sd is None else detectable_difference(self.sd, self.n)
+
+    def equivalence_p(self, margin: float) -> float | None:
+        """p-value of a true difference of `margin` or more, by two one-sided t-tests (Schuirmann, 1987).
+
+        It is the larger of the two, doubled: at most 0.05 exactly where the 95 % interval lies within +- margin.
+        """
+        if self.sd is None:
+            return None
+        t = (margin - abs(self.mean)) * math.sqrt(self.n) / self.sd
+        return min(1.0, float(2 * stats.t.sf(t, self.n - 1)))
+
+
+def detectable_difference(sd: float, n: int, power: float = POWER) -> float:
+    """Smallest true difference that a paired two-sided t-test at the 5 % level finds with the given power.
+
+    Args:
+        sd: standard deviation of the paired differences; the result has its unit.
+        n: number of pairs, at least 2.
+        power: probability of finding it.
+    """
+    critical = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+    # t² follows a noncentral F with 1 and n - 1 degrees of freedom; this inverts its distribution for noncentrality.
+    return float(sd * math.sqrt(special.ncfdtrinc(1, n - 1, 1 - power, critical**2) / n))
+
+
+def verdict(mean: float, p: float | None, equivalence_p: float | None, *, higher_is_better: bool = True) -> str:
+    """Judge a difference by its p-values: equivalent, better, worse or undecided.
+
+    Equivalence goes first: a difference that is surely smaller than the margin is "equivalent" even where its sign is
+    sure too. "Undecided" means that the seeds exclude neither.
+    """
+    if equivalence_p is not None and equivalence_p <= 1 - CONFIDENCE:
+        return EQUIVALENT
+    if p is not None and p <= 1 - CONFIDENCE:
+        return BETTER if (mean > 0) == higher_is_better else WORSE
+    return UNDECIDED
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
@@ -86,12 +135,11 @@ def paired_difference(
     Args:
         values: seed -> score of a model.
         reference: seed -> score of the model it is compared with.
-        higher_is_better: direction of the score; decides between "better" and "worse".
+        higher_is_better: direction of the score; decides what a win is.
 
     Returns:
-        The difference. Its verdict is "within noise" where the interval contains 0, else "better" or "worse". With
-        one common seed, or where all seeds differ by the same amount, there is no interval, and the verdict says that
-        nothing was tested. None without a common seed.
+        The difference; without an interval and untested where there is one common seed, or where all seeds differ by
+        the same amount. None without a common seed.
 
     Raises:
         ValueError: a value is not finite.
@@ -104,17 +152,16 @@ def paired_difference(
         raise ValueError("paired_difference: values that are not finite")
     delta = ours - theirs
     n, mean = len(delta), float(delta.mean())
+    wins = int((delta > 0).sum() if higher_is_better else (delta < 0).sum())
     if n == 1:
-        return Difference(mean, None, None, 1, None, "not tested (1 seed)")
+        return Difference(mean, None, None, 1, None, None, wins, "not tested (1 seed)")
     if np.ptp(delta) <= _ROUNDING * max(np.abs(ours).max(), np.abs(theirs).max()):
         if not delta.any():
-            return Difference(0.0, None, None, n, 1.0, WITHIN_NOISE)
-        return Difference(mean, None, None, n, None, "not tested (the seeds do not differ)")
-    half = _half_width(delta)
-    p_value = float(2 * stats.t.sf(abs(mean) * math.sqrt(n) / delta.std(ddof=1), n - 1))
-    beyond = BETTER if (mean > 0) == higher_is_better else WORSE
-    verdict = WITHIN_NOISE if abs(mean) <= half else beyond
-    return Difference(mean, mean - half, mean + half, n, p_value, verdict)
+            return Difference(0.0, None, None, n, 1.0)
+        return Difference(mean, None, None, n, None, None, wins, "not tested (the seeds do not differ)")
+    half, sd = _half_width(delta), float(delta.std(ddof=1))
+    p_value = float(2 * stats.t.sf(abs(mean) * math.sqrt(n) / sd, n - 1))
+    return Difference(mean, mean - half, mean + half, n, p_value, sd, wins)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -10,10 +10,13 @@ import pandas as pd
 from sunets.report.comparison import (
     NO_COMPARISON,
     compare_all,
+    declared_notes,
     difference_columns,
     difference_text,
     estimate_columns,
     estimate_text,
+    verdict_note,
+    verdict_text,
 )
 from sunets.report.records import DIVERGED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
 from sunets.report.statistics import bootstrap_scores, mean_interval, percentile_interval
@@ -76,9 +79,8 @@ def accuracy(records: Records, reference: str) -> Table:
     headline, metrics = records.headline, SCORES[records.task]
     q = quantity(headline)
     intervals = {m: _image_interval(records, m) for m in records.labels}
-    compared = compare_all(
-        {m: records.scores(m) for m in records.labels if m != reference}, records.scores(reference), headline
-    )
+    others = {m: records.runs(m) for m in records.labels if m != reference}
+    compared = compare_all(others, records.runs(reference), headline, records.report)
     rows, shown = [], []
     for model, label in records.labels.items():
         status, reason, seeds = model_status(records, model)
@@ -97,7 +99,7 @@ def accuracy(records: Records, reference: str) -> Table:
         comparison = compared.get(model, NO_COMPARISON)
         row |= difference_columns(headline, reference, comparison)
         line[f"Difference to {records.labels[reference]}"] = difference_text(q, comparison.difference)
-        line["Verdict"] = "reference" if model == reference else comparison.verdict_text
+        line["Verdict"] = "reference" if model == reference else verdict_text(q, comparison)
         if not seeds:
             line |= {q.heading: state_text(status, reason), "Verdict": ""}
         rows.append(row)
@@ -115,8 +117,8 @@ def accuracy(records: Records, reference: str) -> Table:
     tests = sum(c.adjusted_p is not None for c in compared.values())
     notes = [
         f"Mean ± half the 95 % t-interval over the seeds. Difference: paired by seed, in points of {q.name}, "
-        "with its 95 % interval; within noise where that contains 0. Each interval is for one comparison"
-        + (f"; Holm's adjustment is over the {tests} comparisons of this table." if tests > 1 else "."),
+        f"with its 95 % interval, which is for one comparison. {verdict_note(records.report, q, tests)}",
+        *declared_notes(compared, records.labels, records.labels[reference]),
         *notes,
         *_without_spread(records),
         *_run_failures(records),
@@ -166,9 +168,10 @@ def test_time(records: Records) -> Table | None:
     names = list(SCORES[records.task])
     rows, shown = [], []
     for model, label in records.labels.items():
-        base = records.scores(model)
-        family = {v: records.scores(model, variant=v) for v in records.variants[1:]}
-        compared = compare_all(family, base, headline)
+        family = {v: records.runs(model, variant=v) for v in records.variants[1:]}
+        compared = compare_all(
+            family, records.runs(model), headline, records.report, varied=("variant", "evaluate.variants")
+        )
         for variant in records.variants:
             status, reason, seeds = model_status(records, model, variant)
             row: dict[str, Any] = {
@@ -188,14 +191,14 @@ def test_time(records: Records) -> Table | None:
             comparison = compared.get(variant, NO_COMPARISON)
             row |= difference_columns(headline, records.variants[0], comparison)
             line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, comparison.difference)
-            line["Verdict"] = "reference" if variant == records.variants[0] else comparison.verdict_text
+            line["Verdict"] = "reference" if variant == records.variants[0] else verdict_text(q, comparison)
             if not seeds:
                 line |= {q.heading: state_text(status, reason), "Verdict": ""}
             rows.append(row)
             shown.append(line)
     notes = (
         "Mean ± half the 95 % t-interval over the seeds; difference to the first variant of the same network, paired "
-        "by seed, with its 95 % interval.",
+        "by seed, with its 95 % interval. " + verdict_note(records.report, q, len(records.variants) - 1),
     )
     return Table(
         "test_time",
