@@ -262,6 +262,8 @@ def _with_reference(points: dict[str, Point], base_key: str, base_arm: Arm) -> t
 
     chosen = base_key if base_key in points else max(points, key=nearness)
     reference = dataclasses.replace(points[chosen], reference=True)
+    if chosen == base_key:  # written as the base is, it has the fingerprint of the benchmark's training
+        reference = dataclasses.replace(reference, setting={})
     if base_arm in reference.same_as:  # of several names of the base, its own
         others = [arm for arm in (reference.arm, *reference.same_as) if arm != base_arm]
         reference = dataclasses.replace(reference, arm=base_arm, same_as=tuple(others))

@@ -3,7 +3,7 @@
 A trial is one training (`sunets.training.fit.fit`) and one scoring. Grids and confirmations are scored on the test
 split, what a sampler looks at on the validation split, under other names (`score.*` and `search.*`), so that the two
 never share a column. Trainings live in `.work/<fingerprint>`, so a killed one goes on, and equal ones of several
-studies are one.
+studies, or of a study and the benchmark, are one, whichever is first; the record says so (`benchmark_training`).
 
     one_at_a_time, grid    every point once a seed
     tuned                  for each arm as many sampled trials; then the arm's best setting on every seed
@@ -65,6 +65,8 @@ class _Plan:
     fingerprint: str
     source: Record
     """Provenance of the study; a trial's own configuration is put in."""
+    benchmark_trainings: frozenset[str]
+    """Fingerprints of the trainings of stage `train`; a trial that is one of them shares its directory and result."""
 
     @property
     def direction(self) -> Direction:
@@ -213,7 +215,9 @@ def run_study(
     with (
         stage(
             f"ablate@{name}", paths, __name__, suite=suite, data_digest=manifest.digest,
-            params=("benchmark", "data", "train", "evaluate", "cost", f"models.{study.model}", f"ablations.{name}"),
+            params=(
+                "benchmark", "seeds", "data", "train", "evaluate", "cost", f"models.{study.model}", f"ablations.{name}",
+            ),
         ) as code,
         open_pool(
             [__name__], paths.data, manifest.digest, device=base.train.device, threads=base.train.threads,
@@ -224,6 +228,7 @@ def run_study(
             suite, name, study, manifest, points, paths,
             fingerprint(study, base, suite.cost, manifest.digest, code, torch.__version__, pool.device),
             provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations")),
+            frozenset(run_fingerprint(suite.config(study.model, seed), manifest) for seed in suite.seeds),
         )  # fmt: skip
         journal = paths.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
         with (
@@ -431,6 +436,7 @@ class _Listener:
             tuned={axis.path: trial.setting[axis.path] for axis in plan.study.nuisance},
             reference=point.reference,
             same_as=list(point.same_as),
+            benchmark_training=run_fingerprint(config, plan.manifest) in plan.benchmark_trainings,
         )
 
     def rows(self, trial: Trial) -> list[Record]:

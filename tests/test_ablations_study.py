@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from sunets.core.config import Suite, load
 from sunets.core.metrics import pareto_front
 from sunets.core.record import read_json, read_rows
 from sunets.data import prepare
+from sunets.stages.train import train_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPTHS = {"path": "model.unet_depth", "values": [1, 2]}
@@ -140,6 +142,42 @@ def test_a_failed_training_is_a_row_and_equal_trainings_are_shared(suite: Suite)
     assert set(Path(".work").glob("*/weights.pt")) == before, "the other two are trainings of the study `depth`"
     row = read_rows("results/tiny/records/ablations/rates.csv")[2]
     assert (row["status"], row["score.miou"]) == ("failed", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["benchmark", "study"])
+def test_the_reference_arm_is_the_training_of_the_benchmark_whichever_runs_first(
+    first: str, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy_of(suite, tmp_path / "checkout"))
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", lambda *_: MagicMock())
+    axes = "[{path: model.unet_depth, values: [[1, 1, 1], [2, 2, 2]]}]"  # written out; the model says 1
+    study = f"{{kind: grid, model: net, seeds: [0, 5], axes: {axes}}}"
+    suite = load("params.yaml", [f"ablations={{depth: {study}}}"])
+
+    def trainings() -> dict[str, int]:
+        return {path.parent.name: path.stat().st_mtime_ns for path in Path(".work").glob("*/checkpoint.pt")}
+
+    if first == "benchmark":
+        train_stage(suite, "net", workers=1)
+        before = trainings()
+        records = run_study(suite, "depth", workers=1)
+    else:
+        records = run_study(suite, "depth", workers=1)
+        before = trainings()
+        train_stage(suite, "net", workers=1)
+    after = trainings()
+    assert before == {name: after[name] for name in before}, "a training of one was changed by the other"
+    assert len(after) == 5, "seeds 0 and 1 of the benchmark; depth 2 on seeds 0 and 5, depth 1 on seed 5"
+    shared = {(r["arm"]["model.unet_depth"][0], r["seed"]): r["benchmark_training"] for r in records}
+    assert shared == {(1, 0): True, (1, 5): False, (2, 0): False, (2, 5): False}
+    benchmark = read_json("results/tiny/records/train/net.json")[0]
+    assert benchmark["provenance"]["config_hash"] == records[0]["provenance"]["config_hash"]
+    history = [row for row in read_rows("results/tiny/records/ablations/depth.history.csv") if row["number"] == 0]
+    for ours, theirs in zip(history, read_rows("results/tiny/records/history/net.csv"), strict=False):
+        assert {key: ours[key] for key in ("epoch", "train.loss")} == {
+            key: theirs[key] for key in ("epoch", "train.loss")
+        }
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from sunets.core.provenance import code_hash
 from sunets.data.manifest import Manifest
 from sunets.models.initialization import has_residual_branches
 from sunets.models.tensor_file import CheckpointError, atomic_save
+from sunets.models.zoo import resolve_config
 from sunets.training.checkpoint import build_network, difference, read_weights, starting_file, training_lock
 from sunets.training.device import prepare_torch, select_device
 from sunets.training.distributed import join_processes, world_size
@@ -186,8 +187,11 @@ def check_config(config: Config, manifest: Manifest) -> None:
 
 
 def _decisions(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Dotted name -> value of what a user decides a training by, and the digest of the data."""
-    flat = {k: v for k, v in flatten(config).items() if not k.startswith(NOT_IN_IDENTITY)}
+    """Dotted name -> value of what a user decides a training by, and the digest of the data.
+
+    The network is stated as it is built, so that a value that is written out and the same value by default are one.
+    """
+    flat = {k: v for k, v in flatten(resolve_config(config)).items() if not k.startswith(NOT_IN_IDENTITY)}
     return flat | {"digest of the data": manifest.digest}
 
 
