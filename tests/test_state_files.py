@@ -22,7 +22,6 @@ from sunets.core.record import RecordError, read_arrays, read_history, read_json
 from sunets.report import build
 from sunets.report.explain import explain
 from sunets.report.page import index_page
-from sunets.report.published import published_everywhere
 from sunets.report.records import find_records, load_records
 from sunets.tracking.sync import _models
 from sunets.verify import code_of_records
@@ -57,7 +56,6 @@ def read_all(root: Path, suite: Suite) -> None:
     code_of_records(results)
     _models(results / "toy")
     index_page(results)
-    published_everywhere(results)
     explain(results, "toy", "accuracy", "sunet_tiny", "score.miou")
 
 

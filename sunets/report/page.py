@@ -17,6 +17,7 @@ import pandas as pd
 from sunets.core.config import Suite
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Kind, read_rows
+from sunets.report.claims import read_results
 from sunets.report.comparison import compare_all, difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
@@ -208,13 +209,18 @@ def index_page(results: Path) -> str:
                 "Seeds": "-".join(dict.fromkeys(str(s) for s in seeds[:1] + seeds[-1:])),
             }
         )
-    table = published_everywhere(results)
+    read = read_results(results)
+    table = published_everywhere(read.benchmarks.values(), read.zoo)
+    unreadable = [
+        f"Left out, since its records cannot be read: {name} ({error})." for name, error in read.unreadable.items()
+    ]
     return "\n\n".join(
         [
             "# Results",
             "Outputs only; each page is made from the records beside it by `dvc repro`. One directory a benchmark: "
             "`records/` (what the runs left), `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF).",
             markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
+            *unreadable,
             "## Published numbers",
             markdown(table.view, table.caption, table.notes).rstrip("\n"),
         ]

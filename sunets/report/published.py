@@ -6,22 +6,24 @@ The quotes are Python, not a data file, so that an edit of one is an edit of the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sunets.core.metrics import higher_is_better
-from sunets.core.record import read_rows
+from sunets.core.record import Record
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.tables import model_status, state_text
 from sunets.report.write import Table
 
 TOLERANCE = 0.5
-"""Percentage points within which a published value counts as reproduced, whatever the interval."""
+"""Percentage points within which a published score counts as reproduced, whatever the interval."""
+COUNT_TOLERANCE = 0.01
+"""Relative difference within which a published count of parameters does: counts are quoted to three digits."""
+PARAMETERS = "cost.params_m"
 
 
 @dataclass(frozen=True)
@@ -31,23 +33,57 @@ class Quote:
     data: str
     """Family of benchmarks that measures the same: `benchmark` in params.yaml up to its first - or _."""
     model: str
-    """Name in the zoo, or, of a other_network, the published network's own."""
+    """Name in the zoo or, of another network, the one it was published under."""
     metric: str
     """Record key."""
-    percent: float | None
-    """As published; None where no source could be opened."""
+    value: float | None
+    """As published, in the unit that tables show (percent, millions); None where no source could be opened."""
     source: str
     """Where it can be read. "torchvision V Enum.MEMBER.meta" is that attribute of the installed package, with which a
-    test compares the value (an error is 100 minus the accuracy there)."""
+    test compares the value (an error is 100 minus the accuracy there). "second-hand, opened: " says what was opened
+    instead of the publication."""
     other_network: bool = False
     """Another network's value, which every model of the benchmark is held against."""
+    params_m: float | None = None
+    """Published parameters of that network, in millions."""
+    pretrained: bool | None = None
+    """Whether its training started from other weights; None where that does not matter or is not known."""
+    minus: str = ""
+    """Name in the zoo of a network whose score is subtracted: the value is a difference."""
+
+    @property
+    def name(self) -> str:
+        """The published network in words; tells quotes of the same data and metric apart."""
+        start = {None: "", True: " (pre-trained)", False: "" if self.other_network else " (from scratch)"}
+        return self.model + (f" minus {self.minus}" if self.minus else "") + start[self.pretrained]
 
 
-_TOP1, _TOP5, _MIOU = "score.top1_error_percent", "score.top5_error_percent", "score.miou"
+_TOP1, _TOP5, _MIOU, _PIXELS = (
+    "score.top1_error_percent", "score.top5_error_percent", "score.miou", "score.pixel_accuracy",
+)  # fmt: skip
 _IMAGENET = "torchvision 0.29.1 {}_Weights.IMAGENET1K_V1.meta"
 _COCO = "torchvision 0.29.1 {}_Weights.COCO_WITH_VOC_LABELS_V1.meta"
 _TIRAMISU = "Jégou et al., arXiv 1611.09326, as listed at https://www.paperswithcode.com/paper/the-one-hundred-layers-tiramisu-fully"
+_SECOND_HAND = "second-hand, opened: "
+_TABLE3 = (
+    f"Jégou et al., arXiv 1611.09326, table 3; {_SECOND_HAND}docs/authors_results_table.png of "
+    "https://github.com/bfortuner/pytorch_tiramisu"
+)
+_THESIS = (
+    f"Shah et al., arXiv 1804.10343; {_SECOND_HAND}W. Dai, MSc thesis, UCL, 2018, {{}}, "
+    "https://github.com/wenliangdai/msc-project"
+)
+_DAI = (
+    f"W. Dai's run, batch 10, read off a figure (±0.5); {_SECOND_HAND}visualisation.ipynb of "
+    "https://github.com/wenliangdai/msc-project"
+)
+_ENET = f"a third party's run; {_SECOND_HAND}README of https://github.com/davidtvs/PyTorch-ENet"
+_UNET = (
+    f"a third party's run; {_SECOND_HAND}README of https://github.com/GitLanx/Semantic-Segmentation-PyTorch at 0eb9465 "
+    "(its versions differ by a point)"
+)
 _SUNET = "not quoted: no source opened (arXiv 1804.10343)"
+_TOP2 = "; the authors' project page says top 2 of the PASCAL VOC challenge, without a score"
 
 QUOTES = (
     Quote("imagenet", "resnet18", _TOP1, 30.242, _IMAGENET.format("ResNet18")),
@@ -63,28 +99,48 @@ QUOTES = (
     Quote("imagenet", "sunet64", _TOP1, None, _SUNET),
     Quote("imagenet", "sunet128", _TOP1, None, _SUNET),
     Quote("imagenet", "sunet7128", _TOP1, None, _SUNET),
+    Quote("imagenet", "sunet64", PARAMETERS, 6.9, _THESIS.format("section 4.1")),
+    Quote("imagenet", "sunet128", PARAMETERS, 24.6, _THESIS.format("section 4.1")),
+    Quote("imagenet", "sunet7128", PARAMETERS, 37.7, _THESIS.format("section 4.1")),
     Quote("coco", "fcn_resnet50", _MIOU, 60.5, _COCO.format("FCN_ResNet50")),
     Quote("coco", "deeplabv3_resnet50", _MIOU, 66.4, _COCO.format("DeepLabV3_ResNet50")),
     Quote("coco", "deeplabv3_resnet101", _MIOU, 67.4, _COCO.format("DeepLabV3_ResNet101")),
     Quote("coco", "lraspp_mobilenet_v3_large", _MIOU, 57.9, _COCO.format("LRASPP_MobileNet_V3_Large")),
-    Quote("camvid", "FC-DenseNet103", _MIOU, 66.9, _TIRAMISU, other_network=True),
-    Quote("camvid", "FC-DenseNet103", "score.pixel_accuracy", 91.5, _TIRAMISU, other_network=True),
-    Quote("voc", "sunet7128", _MIOU, None, _SUNET),
-)
+    *(
+        Quote("camvid", name, _MIOU, miou, _TABLE3, other_network=True, params_m=params, pretrained=pretrained)
+        for name, miou, params, pretrained in (
+            ("Classic Upsampling", 55.2, 20, False), ("FC-DenseNet56", 58.9, 1.5, False),
+            ("FC-DenseNet67", 65.8, 3.5, False), ("FC-DenseNet103", 66.9, 9.4, False), ("SegNet", 46.4, 29.5, True),
+            ("FCN8", 57.0, 134.5, True), ("DeepLab-LFOV", 61.6, 37.3, True), ("Dilation8", 65.3, 140.8, True),
+        )
+    ),
+    Quote("camvid", "FC-DenseNet103", _PIXELS, 91.5, _TIRAMISU, other_network=True, params_m=9.4, pretrained=False),
+    Quote("camvid", "ENet", _MIOU, 52.1, _ENET, other_network=True, params_m=0.37),
+    Quote("camvid", "U-Net", _MIOU, 48.7, _UNET, other_network=True),
+    Quote("camvid", "U-Net", _PIXELS, 85.17, _UNET, other_network=True),
+    Quote("voc", "sunet64", _MIOU, 4.5, _THESIS.format("p. 23"), minus="dilated_resnet101"),
+    Quote("voc", "sunet64", _MIOU, 64.5, _DAI, pretrained=True),
+    Quote("voc", "sunet64", _MIOU, 38.0, _DAI, pretrained=False),
+    Quote("voc", "sunet7128", _MIOU, None, _SUNET + _TOP2),
+)  # fmt: skip
 
 
-def verdict(ours: Estimate, published: float, *, higher_is_better: bool, other_network: bool) -> str:
-    """How a measured value stands to a published one.
+def verdict(ours: Estimate, quote: Quote) -> str:
+    """How a measured value stands to a published one, which is another network's, or one to be reproduced.
 
     Args:
-        ours: percent; mean and interval over the seeds.
-        published: percent.
-        higher_is_better: direction of the score.
-        other_network: the published value is another network's, to be reached rather than reproduced.
+        ours: in the quote's unit; mean and interval over the seeds.
+        quote: with a value.
     """
-    gain = (ours.mean - published) * (1 if higher_is_better else -1)
-    inside = ours.low is not None and ours.high is not None and ours.low <= published <= ours.high
-    if other_network:
+    assert quote.value is not None
+    difference = ours.mean - quote.value
+    if quote.metric == PARAMETERS:
+        if abs(difference) <= COUNT_TOLERANCE * quote.value:
+            return "reproduced"
+        return f"not reproduced ({'more' if difference > 0 else 'fewer'})"
+    gain = difference if higher_is_better(quote.metric) else -difference
+    inside = ours.low is not None and ours.high is not None and ours.low <= quote.value <= ours.high
+    if quote.other_network:
         return "reached within noise" if inside else "reached" if gain >= 0 else "not reached"
     if inside or abs(gain) <= TOLERANCE:
         return "reproduced"
@@ -103,104 +159,154 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
         records: of the benchmark.
         names: key of a model in `params.yaml` -> its name in the zoo.
     """
-    rows: list[dict[str, Any]] = []
+    rows = _benchmark_rows(records, names)
+    return _table(rows, "Published numbers beside ours.") if rows else None
+
+
+def published_everywhere(benchmarks: Iterable[Records], zoo: Iterable[Record]) -> Table:
+    """Every quoted number beside ours; what has no records is "not run".
+
+    Args:
+        benchmarks: records of each benchmark.
+        zoo: cost records of `make zoo`, which count the networks that no benchmark has.
+    """
+    rows = [row for records in benchmarks for row in _benchmark_rows(records, zoo_names(records))]
+    measured = {_key(row) for row in rows if pd.notna(row.get("ours.mean"))}
+    counted = {r["label"]: r["cost"][PARAMETERS] for r in zoo if r["task"] == "classification"}
+    rows = [row for row in rows if row["metric"] != PARAMETERS or _key(row) in measured]
+    present = {_key(row) for row in rows}
+    for quote in QUOTES:
+        row = _quoted("zoo" if quote.metric == PARAMETERS else None, quote)
+        if _key(row) in present:
+            continue
+        if quote.metric == PARAMETERS and quote.model in counted:
+            rows.append(_compared(row, quote, quote.model, quote.model, [counted[quote.model]]))
+        else:
+            rows.append(row | {"verdict": f"not run: no records on {quote.data}"})
+    return _table(rows, "Published numbers beside ours, all benchmarks.")
+
+
+def zoo_names(records: Records) -> dict[str, str]:
+    """Key of each model that has a record -> its name in the zoo."""
+    rows = [row for kind in ("train", "evaluate", "cost") for row in records.all(kind)]
+    return {row["model"]: row["params"].get("model.name") or row["model"] for row in reversed(rows)}
+
+
+def _benchmark_rows(records: Records, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    rows = []
     for quote in (q for q in QUOTES if q.data == family(records.benchmark)):
+        row = _quoted(records.benchmark, quote)
         keys = [k for k, name in names.items() if quote.other_network or name == quote.model]
         if not keys:
-            rows.append(_row(records.benchmark, quote) | {"verdict": "not run: not among this benchmark's models"})
-        for key in keys:
-            q = quantity(quote.metric)
-            values = [q.scale * v for v in records.scores(key, quote.metric).values()]
-            row = _row(records.benchmark, quote) | {"our_model": key, "our_label": records.labels[key]}
-            if not values:
-                status, reason, _ = model_status(records, key)
-                why = state_text(status, reason) if status != FINISHED else "not run: no such score"
-                rows.append(row | {"verdict": why})
-                continue
-            ours = mean_interval(values)
-            row |= {
-                "ours_percent.mean": ours.mean,
-                "ours_percent.ci95_low": ours.low,
-                "ours_percent.ci95_high": ours.high,
-            }
-            row |= {"n_seeds": ours.n, "verdict": "not quoted"}
-            if quote.percent is not None:
-                row["difference_percent"] = ours.mean - quote.percent
-                row["verdict"] = verdict(
-                    ours,
-                    quote.percent,
-                    higher_is_better=higher_is_better(quote.metric),
-                    other_network=quote.other_network,
-                )
-            rows.append(row)
-    if not rows:
-        return None
-    data = pd.DataFrame(rows, columns=_COLUMNS)
-    return Table(
-        "published",
-        "Published numbers beside ours.",
-        data,
-        _view(data),
-        _NOTES,
-    )
+            rows.append(row | {"verdict": "not run: not among this benchmark's models"})
+        rows += [_model_row(row, quote, records, names, key) for key in keys]
+    return rows
 
 
-def published_everywhere(results: Path) -> Table:
-    """Every quoted number with ours from any benchmark under `results`; what has no records is "not run"."""
-    named = ("data", "published_model", "metric")
-    rows = [row for path in sorted(results.glob("*/tables/published.csv")) for row in read_rows(path, named)]
-    seen = {(r["data"], r["published_model"], r["metric"]) for r in rows}
-    rows += [
-        _row(None, q) | {"verdict": f"not run: no records on {q.data}"}
-        for q in QUOTES
-        if (q.data, q.model, q.metric) not in seen
-    ]
-    data = pd.DataFrame(rows, columns=_COLUMNS)
-    return Table("published", "Published numbers beside ours, all benchmarks.", data, _view(data), _NOTES)
+def _model_row(
+    row: dict[str, Any], quote: Quote, records: Records, names: Mapping[str, str], key: str
+) -> dict[str, Any]:
+    """A quote beside one model of a benchmark, or why it cannot be compared."""
+    label = records.labels[key]
+    cost = records.cost.set_index("model")[PARAMETERS].dropna()
+    if quote.metric == PARAMETERS:
+        values = [cost[key]] if key in cost else []
+    else:
+        values = list(_scores(records, quote, names, key).values())
+    row = row | {"our_network": names[key], "ours.params_m": cost.get(key)}
+    if not values:
+        status, reason, _ = model_status(records, key)
+        known = quote.metric != PARAMETERS and status != FINISHED
+        why = state_text(status, reason) if known else "not run: no such score"
+        return row | {"our_model": key, "our_label": label, "verdict": why}
+    scale = quantity(quote.metric).scale
+    compared = _compared(row, quote, key, label, [scale * v for v in values])
+    started = {r["params"].get("train.init_from") is not None for r in records.all("train") if r["model"] == key}
+    if not quote.other_network and quote.pretrained is not None and started != {quote.pretrained}:
+        compared["verdict"] = f"not comparable: {'from scratch' if quote.pretrained else 'pre-trained'} here"
+    return compared
+
+
+def _scores(records: Records, quote: Quote, names: Mapping[str, str], key: str) -> dict[int, float]:
+    """Seed -> score, less that of the network that the quote subtracts."""
+    scores = records.scores(key, quote.metric)
+    if not quote.minus:
+        return scores
+    other = next((k for k, name in names.items() if name == quote.minus), None)
+    subtracted = records.scores(other, quote.metric) if other else {}
+    return {seed: value - subtracted[seed] for seed, value in scores.items() if seed in subtracted}
+
+
+def _compared(row: dict[str, Any], quote: Quote, key: str, label: str, values: list[float]) -> dict[str, Any]:
+    ours = mean_interval(values)
+    row = row | {
+        "our_model": key, "our_label": label, "ours.mean": ours.mean, "ours.ci95_low": ours.low,
+        "ours.ci95_high": ours.high, "n_seeds": None if quote.metric == PARAMETERS else ours.n,
+    }  # fmt: skip
+    if quote.value is None:
+        return row | {"verdict": "not quoted"}
+    return row | {"difference": ours.mean - quote.value, "verdict": verdict(ours, quote)}
 
 
 _COLUMNS = [
-    "benchmark", "data", "published_model", "metric", "published_percent", "our_model", "our_label",
-    "ours_percent.mean", "ours_percent.ci95_low", "ours_percent.ci95_high", "n_seeds", "difference_percent", "verdict",
-    "source",
+    "benchmark", "data", "published_model", "metric", "published", "published_params_m", "our_model", "our_label",
+    "our_network", "ours.params_m", "ours.mean", "ours.ci95_low", "ours.ci95_high", "n_seeds", "difference", "verdict",
+    "source", "second_hand",
 ]  # fmt: skip
 _NOTES = (
     f"Reproduced: the published value lies in our 95 % interval over the seeds, or at most {TOLERANCE} points from our "
-    "mean. Reached: another network's value, and ours is at least as good. Published values are quoted from the source "
-    "in the last column and were not measured here; recipes and image sizes may differ from ours.",
+    f"mean; a count of parameters, at most {100 * COUNT_TOLERANCE:g} % from it. Reached: another network's value, and "
+    "ours is at least as good; of our networks the SUNets and the best are shown, the CSV file has all.",
+    "Published values are quoted from the source in the last column and were not measured here; recipes and image "
+    "sizes may differ from ours. Second-hand: the publication itself was not opened.",
 )
 
 
-def _row(benchmark: str | None, quote: Quote) -> dict[str, Any]:
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["data"], row["published_model"], row["metric"]
+
+
+def _quoted(benchmark: str | None, quote: Quote) -> dict[str, Any]:
     return {
-        "benchmark": benchmark,
-        "data": quote.data,
-        "published_model": quote.model,
-        "metric": quote.metric,
-        "published_percent": quote.percent,
-        "source": quote.source,
-    }
+        "benchmark": benchmark, "data": quote.data, "published_model": quote.name, "metric": quote.metric,
+        "published": quote.value, "published_params_m": quote.params_m, "source": quote.source,
+        "second_hand": _SECOND_HAND in quote.source,
+    }  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]], caption: str) -> Table:
+    data = pd.DataFrame(rows, columns=_COLUMNS)
+    return Table("published", caption, data, _view(data), _NOTES)
 
 
 def _view(data: pd.DataFrame) -> pd.DataFrame:
-    def number(value: Any, sign: bool = False) -> str:
+    def number(value: Any, *, sign: bool = False) -> str:
         return "" if value is None or pd.isna(value) else f"{value:{'+' if sign else ''}.2f}"
 
+    others = {q.name for q in QUOTES if q.other_network}
     lines = []
-    for r in data.to_dict("records"):
-        low, high = r["ours_percent.ci95_low"], r["ours_percent.ci95_high"]
-        half = f" ± {number((high - low) / 2)}" if number(low) else ""
-        lines.append(
-            {
-                "Data": r["data"],
-                "Published model": r["published_model"],
-                "Score": quantity(r["metric"]).heading,
-                "Published": number(r["published_percent"]) or "not quoted",
-                "Our model": r["our_label"] if isinstance(r["our_label"], str) else "",
-                "Ours": number(r["ours_percent.mean"]) + half,
-                "Difference": number(r["difference_percent"], sign=True),
-                "Verdict": r["verdict"] if isinstance(r["verdict"], str) else "",
-                "Source": r["source"],
-            }
-        )
+    for _, quoted in data.groupby(["benchmark", "data", "published_model", "metric"], sort=False, dropna=False):
+        means = quoted["ours.mean"].astype(float)
+        best = means.idxmax() if means.notna().any() else quoted.index[0]  # scores of other networks: more is better
+        for index, r in quoted.iterrows():
+            sunet = str(r["our_network"]).startswith("sunet")
+            if r["published_model"] in others and index != best and not sunet:
+                continue
+            low, high = r["ours.ci95_low"], r["ours.ci95_high"]
+            half = f" ± {number((high - low) / 2)}" if number(low) else ""
+            lines.append(
+                {
+                    "Benchmark": r["benchmark"] if isinstance(r["benchmark"], str) else r["data"],
+                    "Published network": r["published_model"],
+                    "Its parameters (M)": number(r["published_params_m"]),
+                    "Value": quantity(r["metric"]).heading,
+                    "Published": number(r["published"]) or "not quoted",
+                    "Our network": r["our_label"] if isinstance(r["our_label"], str) else "",
+                    "Its parameters here (M)": number(r["ours.params_m"]),
+                    "Ours": number(r["ours.mean"]) + half,
+                    "Difference": number(r["difference"], sign=True),
+                    "Verdict": r["verdict"] if isinstance(r["verdict"], str) else "",
+                    "Source": r["source"],
+                }
+            )
     return pd.DataFrame(lines)
