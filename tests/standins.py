@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from sunets.data.cityscapes import CLASSES as CITYSCAPES_CLASSES
-from sunets.data.manifest import color_map
+from sunets.data.raw_dataset import color_map
 
 COCO_CATEGORIES = {1: "person", 5: "airplane", 24: "zebra", 63: "couch", 72: "tv"}
 """COCO's own ids; zebra is no VOC class."""

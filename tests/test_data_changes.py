@@ -106,7 +106,7 @@ def test_touched_files_are_no_change_and_are_read_once(own: Path, out: Path, mon
         os.utime(path)
     (own / "images" / ".DS_Store").write_text("left by a Mac")
     load_manifest(out, folder(own))
-    monkeypatch.setattr("sunets.data.changes.see", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr("sunets.data.changes.file_state", lambda path: pytest.fail(f"{path} is read again"))
     load_manifest(out, folder(own))
     monkeypatch.setattr(module, "_check", lambda *_: pytest.fail("checked again"))
     prepare(folder(own), out)
@@ -224,7 +224,7 @@ def test_two_at_once_in_one_directory(own: Path, out: Path, monkeypatch: pytest.
     first = threading.Thread(target=prepare, args=(folder(own), out))
     first.start()
     assert inside.wait(60)
-    with pytest.raises(DataError, match="another command prepares it"):
+    with pytest.raises(DataError, match="another command is preparing it"):
         prepare(folder(own), out)
     leave.set()
     first.join()

@@ -88,7 +88,7 @@ def test_processes_share_the_same_global_batches(small):
     whole = list(train_batches(dataset, **kwargs))
     halves = [list(train_batches(dataset, **kwargs, rank=r, world_size=2)) for r in (0, 1)]
     assert equal(whole, [tuple(map(torch.cat, zip(a, b))) for a, b in zip(*halves)])
-    with pytest.raises(DataError, match=r"train\.batch_size: 6 cannot be shared equally by 4 processes"):
+    with pytest.raises(DataError, match=r"train\.batch_size: 6 is not a multiple of 4 processes"):
         train_batches(dataset, **kwargs, world_size=4)
 
 

@@ -108,7 +108,7 @@ def test_several_pictures_in_one_file_are_refused(tmp_path: Path, suffix: str) -
     path = tmp_path / f"a.{suffix}"
     first, second = Image.fromarray(COLOR), Image.fromarray(COLOR[::-1])
     first.save(path, save_all=True, append_images=[second])
-    with pytest.raises(DataError, match="holds 2 pictures"):
+    with pytest.raises(DataError, match="holds 2 images"):
         read_picture(path)
     assert read_picture(saved(tmp_path / "still.gif", first)).shape == (20, 30, 3)
 

@@ -319,7 +319,7 @@ def test_no_file_is_left_out_without_a_count(tmp_path):
     shutil.copy(root / "images" / "photo 0.jpg", root / "images" / "more" / "deep")
     warnings = "\n".join(prepare(own_config(root), tmp_path / "data").warnings)
     assert "images: 4 files left out" in warnings
-    assert "1 in directories below, 1 with suffix .CR2, 1 with suffix .cr2, 1 with suffix .txt" in warnings
+    assert "1 in subdirectories, 1 with suffix .CR2, 1 with suffix .cr2, 1 with suffix .txt" in warnings
     assert "masks: 1 files left out, which are no images of the data set: 1 without suffix" in warnings
     (root / "splits").mkdir()
     for split, numbers in (("train", [0, 1]), ("val", [2]), ("test", [3])):
@@ -342,7 +342,7 @@ def test_no_file_of_a_class_is_left_out_without_a_count(tmp_path):
     (root / "train" / "readme.txt").write_text("x")
     manifest = prepare(config, tmp_path / "data")
     assert len(manifest.splits["train"]) == count + 2
-    assert any("train: 3 files left out" in w and "3 in directories below" in w for w in manifest.warnings)
+    assert any("train: 3 files left out" in w and "3 in subdirectories" in w for w in manifest.warnings)
     assert any("train/: 1 files beside the class folders" in w for w in manifest.warnings)
 
 
@@ -455,6 +455,6 @@ def test_text_is_utf8_in_every_locale(tmp_path, locale):
 def test_text_of_another_encoding_is_a_fault(tmp_path):
     root = make_folder(tmp_path / "own")
     (root / "classes.txt").write_bytes("Straße\nb\nc\n".encode("latin-1"))
-    assert "classes.txt: no text in UTF-8 (byte 4); save it as UTF-8" in faults_of(own_config(root), tmp_path / "d")[0]
+    assert "classes.txt: not UTF-8 text (byte 4); save it as UTF-8" in faults_of(own_config(root), tmp_path / "d")[0]
     (root / "classes.txt").write_text("a\nb\x1b[0m\nc\n")
     assert "control characters" in faults_of(own_config(root), tmp_path / "d")[0]

@@ -169,7 +169,7 @@ def test_coco_faults(tmp_path):
     for text in ("annotation 1 of 000000000101.jpg", "000000000002.jpg: missing", "000000000003.jpg has 20x20"):
         assert any(text in f for f in faults), (text, faults)
     path.write_text("{}")
-    with pytest.raises(DataError, match=r"instances_val2017\.json: no COCO"):
+    with pytest.raises(DataError, match=r"instances_val2017\.json: not COCO"):
         prepare(config, tmp_path / "data")
     path.unlink()
     with pytest.raises(DataError, match="missing"):

@@ -1,6 +1,6 @@
-"""CamVid (Brostow et al., 2008) in the SegNet tutorial's layout: train/, trainannot/, val/, valannot/, ...
+"""CamVid (Brostow et al., 2008) in the directories of the SegNet tutorial: train/, trainannot/, val/, valannot/, ...
 
-Images are .png or .jpg; an annotation has its image's stem, labels 0..10, and 11 for void, which becomes 255.
+Images are .png or .jpg; an annotation has the stem of its image, labels 0..10, and 11 for void, which becomes 255.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _VOID = 11
 def find(config: DataConfig, work: Path) -> RawDataset:
     """List the used splits."""
     root = existing_root(config)
-    source = RawDataset(root, list(CLASSES), list(CLASSES.values()))
-    source.label_map = {k: k for k in range(len(CLASSES))} | {_VOID: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX}
+    raw = RawDataset(root, list(CLASSES), list(CLASSES.values()))
+    raw.label_map = {k: k for k in range(len(CLASSES))} | {_VOID: IGNORE_INDEX, IGNORE_INDEX: IGNORE_INDEX}
     for split in used_splits(config):
         images, masks = split_path(root, split), split_path(root, split, "annot")
         absent = [
-            f"{d}: no such directory; data.root is the one that holds train/ and trainannot/"
+            f"{d}: no such directory; data.root must hold train/ and trainannot/"
             for d in (images, masks)
             if not d.is_dir()
         ]
-        source.faults += absent
+        raw.faults += absent
         if not absent:
-            source.splits[split] = source.pair(images, masks)
-    if len(source.splits) < len(used_splits(config)):
-        raise DataError(source.faults)
-    return source
+            raw.splits[split] = raw.pair(images, masks)
+    if len(raw.splits) < len(used_splits(config)):
+        raise DataError(raw.faults)
+    return raw

@@ -3,7 +3,7 @@
     data.root/leftImg8bit/<split>/<city>/<id>_leftImg8bit.png
     data.root/gtFine/<split>/<city>/<id>_gtFine_labelIds.png
 
-The labels of the test split are not public (its files hold dummies), so it has none here.
+The labels of the test split are not public, so it has none here (its files hold dummies).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CLASSES: dict[str, tuple[int, Color]] = {
     "motorcycle": (32, (0, 0, 230)),
     "bicycle": (33, (119, 11, 32)),
 }
-"""Training class: its label in the labelIds files, its colour."""
+"""Training class: its label in the labelIds files, and its colour."""
 _LABELS = 34
 _IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
 _COUNTS = {"train": 2975, "val": 500, "test": 1525}
@@ -44,8 +44,8 @@ _COUNTS = {"train": 2975, "val": 500, "test": 1525}
 def find(config: DataConfig, work: Path) -> RawDataset:
     """List the used splits."""
     root = existing_root(config)
-    source = RawDataset(root, list(CLASSES), [color for _, color in CLASSES.values()])
-    source.label_map = dict.fromkeys([*range(_LABELS), 255], IGNORE_INDEX) | {
+    raw = RawDataset(root, list(CLASSES), [color for _, color in CLASSES.values()])
+    raw.label_map = dict.fromkeys([*range(_LABELS), 255], IGNORE_INDEX) | {
         stored: label for label, (stored, _) in enumerate(CLASSES.values())
     }
     for split in used_splits(config):
@@ -59,25 +59,25 @@ def find(config: DataConfig, work: Path) -> RawDataset:
         ]
         if absent:
             raise DataError(absent)
-        source.splits[split] = [
+        raw.splits[split] = [
             Entry(identity, path, None if split == "test" else masks / path.parent.name / f"{identity}{_MASK}")
-            for path in _files(source, images, _IMAGE)
+            for path in _files(raw, images, _IMAGE)
             for identity in [path.name.removesuffix(_IMAGE)]
         ]
-        known = {e.id for e in source.splits[split]}
+        known = {e.id for e in raw.splits[split]}
         if split != "test":
-            source.faults += [
+            raw.faults += [
                 f"{path}: its image is missing in {images / path.parent.name}; extract the archive again"
-                for path in _files(source, masks, _MASK)
+                for path in _files(raw, masks, _MASK)
                 if path.name.removesuffix(_MASK) not in known
             ]
-        count = len(source.splits[split])
+        count = len(raw.splits[split])
         if count != _COUNTS[split]:
-            source.warnings.append(f"split {split!r}: {count} images, published are {_COUNTS[split]}")
-    return source
+            raw.warnings.append(f"split {split!r}: {count} images, published are {_COUNTS[split]}")
+    return raw
 
 
-def _files(source: RawDataset, directory: Path, suffix: str) -> list[Path]:
-    """The files of a split's cities whose names end with the suffix; the archives hold others beside them."""
-    cities = [directory / city.name for city in source.entries_of(directory) if city.is_dir()]
-    return source.named_files(cities, suffix)
+def _files(raw: RawDataset, directory: Path, suffix: str) -> list[Path]:
+    """List the files with this suffix in the cities of a split; the archives hold others beside them."""
+    cities = [directory / city.name for city in raw.list_directory(directory) if city.is_dir()]
+    return raw.files_ending(cities, suffix)

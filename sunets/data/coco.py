@@ -1,8 +1,8 @@
-"""COCO 2017 (Lin et al., 2014), its objects drawn as masks of the 21 PASCAL VOC classes.
+"""COCO 2017 (Lin et al., 2014), with masks of the 21 PASCAL VOC classes drawn from its objects.
 
     data.root/annotations/instances_{train,val}2017.json, data.root/{train,val}2017/*.jpg
 
-Only images with over 1,000 labelled pixels are kept. Where objects overlap, the first in the file is in front; crowds
+Images with at most 1,000 labelled pixels are left out. Where objects overlap, the first in the file is in front; crowds
 (run-length encoded) count as their class. `prepare` writes the masks.
 """
 
@@ -47,16 +47,16 @@ def find(config: DataConfig, work: Path) -> RawDataset:
     if absent:
         raise DataError(absent)
     labels = {name: label for label, name in enumerate(CLASSES)}
-    source = RawDataset(root, CLASSES, color_map(len(CLASSES)))
+    raw = RawDataset(root, CLASSES, color_map(len(CLASSES)))
     annotations: dict[Path, _Annotations] = {}
     for split, (path, images) in files.items():
-        source.files[path] = None
-        found = annotations[path] = _Annotations(path, labels)
-        names = source.named(path, found.names)
-        source.splits[split] = [Entry(Path(name).stem, images / name, path) for name in names]
-        if found.without_object:
-            source.warnings.append(
-                f"split {split!r}: {found.without_object} images have no object of a PASCAL VOC class; left out"
+        raw.files[path] = None
+        annotation = annotations[path] = _Annotations(path, labels)
+        names = raw.valid_names(path, annotation.names)
+        raw.splits[split] = [Entry(Path(name).stem, images / name, path) for name in names]
+        if annotation.without_object:
+            raw.warnings.append(
+                f"split {split!r}: {annotation.without_object} images have no object of a PASCAL VOC class; left out"
             )
 
     def read_labels(entry: Entry) -> np.ndarray | None:
@@ -64,8 +64,8 @@ def find(config: DataConfig, work: Path) -> RawDataset:
         mask = annotations[entry.target].draw(entry.image.name)
         return mask if np.count_nonzero(mask) > _MIN_PIXELS else None
 
-    source.read_labels = read_labels
-    return source
+    raw.read_labels = read_labels
+    return raw
 
 
 class _Annotations:
@@ -77,7 +77,7 @@ class _Annotations:
         except ImportError:
             raise DataError("COCO needs the package pycocotools: pip install 'sunets[coco]'") from None
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
                 self.coco = COCO()
                 with open_regular(path) as file:  # COCO(path) reads it in the locale's encoding
                     self.coco.dataset = json.loads(file.read().decode())
@@ -94,15 +94,15 @@ class _Annotations:
         except DataError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-            raise DataError(f"{path}: no COCO instance annotations ({error!r}); extract the archive again") from None
+            raise DataError(f"{path}: not COCO instance annotations ({error!r}); extract the archive again") from None
         self.path = path
         self.names = list(self.objects)
 
     def draw(self, name: str) -> np.ndarray:
-        """The mask of an image, (height, width) uint8.
+        """Draw the mask of an image, (height, width) uint8.
 
         Raises:
-            DataError: a polygon or run-length code that cannot be drawn.
+            DataError: a polygon or run-length code cannot be drawn.
         """
         mask: np.ndarray | None = None
         for label, annotation in self.objects[name]:
@@ -115,7 +115,7 @@ class _Annotations:
                     mask = np.zeros((image["height"], image["width"]), np.uint8)
                 if inside is not None:
                     mask[(inside > 0) & (mask == 0)] = label
-            except Exception as error:  # pycocotools raises whatever its C code meets
+            except Exception as error:  # pycocotools' C code fails in many ways
                 raise DataError(
                     f"{self.path}: annotation {annotation.get('id')} of {name} cannot be drawn ({error!r})"
                 ) from None

@@ -1,7 +1,7 @@
-"""From a manifest to batches: decoding, random changes, order.
+"""From a manifest to batches: decoding, augmentation, order.
 
-What a sample looks like depends on (seed, pass, index) and the order of an epoch on (seed, epoch) alone: neither worker
-processes, nor the number of training processes, nor a resumed training changes a bit of either.
+A sample depends only on (seed, epoch, index) and the order of an epoch only on (seed, epoch): loader processes, the
+number of training processes and resuming change no bit of either.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import MIN_SIDE, DataError, read_mask, read_picture
 
 Key: TypeAlias = int | tuple[int, int]
-"""(pass, index), or an index alone for pass 0."""
+"""(epoch, index), or an index for epoch 0."""
 
-# Principal components of ImageNet's RGB values, 0..1 (Krizhevsky et al., 2012), as every re-implementation has them.
+# Principal components of ImageNet's RGB values, 0..1 (Krizhevsky et al., 2012), as in all re-implementations.
 _LIGHTING_VALUES = (0.2175, 0.0188, 0.0045)
 _LIGHTING_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 class RandomScale(v2.Transform):
-    """Resize by one random factor; torchvision's own draw a target size instead, or keep the canvas."""
+    """Resize by a random factor; torchvision's transforms draw a target size instead, or keep the canvas."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         self.low, self.high = low, high
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The size that all inputs get."""
+        """Draw the new size of all inputs."""
         factor = torch.empty(()).uniform_(self.low, self.high).item()
         return {"size": [max(1, round(side * factor)) for side in v2.query_size(flat_inputs)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Bilinear for images; `resize_mask` for masks."""
+        """Resize an image by bilinear interpolation, a mask by `resize_mask`."""
         if isinstance(inpt, tv_tensors.Mask):
             return resize_mask(inpt, params["size"])
         return self._call_kernel(F.resize, inpt, params["size"], antialias=True)
 
 
 def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize labels (H, W) so that each is what lies at the centre of its pixel.
+    """Resize labels (H, W) by sampling at pixel centres.
 
-    torchvision resizes masks by `nearest`, which takes a pixel's upper left corner: against the image, which is resized
-    about the centres, labels would move by up to half a pixel.
+    torchvision resizes masks by `nearest`, which samples the upper left corner of a pixel: relative to the image, which
+    is resized about the centres, labels would move by up to half a pixel.
     """
     labels = mask.as_subclass(Tensor)[None, None]
     return tv_tensors.wrap(interpolate(labels, list(size), mode="nearest-exact")[0, 0], like=mask)
 
 
 class Lighting(v2.Transform):
-    """Add noise along the principal components of ImageNet's colours (Krizhevsky et al., 2012); image becomes float."""
+    """Noise along the principal components of ImageNet's colours (Krizhevsky et al., 2012); the image becomes float."""
 
     _transformed_types = (tv_tensors.Image,)
 
@@ -70,20 +70,20 @@ class Lighting(v2.Transform):
         self.components = torch.tensor(_LIGHTING_VECTORS) * torch.tensor(_LIGHTING_VALUES)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """One RGB offset for the image."""
+        """Draw the RGB offset of an image."""
         return {"offset": (self.components @ (torch.randn(3) * self.std)).view(3, 1, 1)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """(3, H, W) uint8 -> float 0..1 and a little beyond."""
+        """Add the offset: (3, H, W) uint8 -> float, about 0..1."""
         return F.to_dtype(inpt, torch.float32, scale=True) + params["offset"]
 
 
 def training_transforms(augment: AugmentConfig, mean: Sequence[float]) -> v2.Transform | None:
-    """The random changes of a training image and its mask, in the order scale, rotate, crop, flip, colour, lighting.
+    """Build the augmentation of an image and its mask, in the order scale, rotate, crop, flip, colour, lighting.
 
     Args:
-        augment: which of them.
-        mean: RGB, 0..1; what an image is padded with, so that padding is about 0 for the network. Masks get 255.
+        augment: the settings.
+        mean: RGB, 0..1, to pad images with, so that padding is about 0 after normalisation. Masks are padded with 255.
     """
     fill: dict[Any, Any] = {tv_tensors.Image: [255 * m for m in mean], tv_tensors.Mask: IGNORE_INDEX}
     steps: list[v2.Transform] = []
@@ -107,7 +107,7 @@ def training_transforms(augment: AugmentConfig, mean: Sequence[float]) -> v2.Tra
 class ImageDataset(Dataset[tuple[Tensor, Any]]):
     """A split of a manifest; made by `make_dataset`.
 
-    `dataset[pass, index]` and `dataset[index]` (pass 0) return the image, float32 (3, H, W), normalised by the
+    `dataset[epoch, index]` and `dataset[index]` (epoch 0) return the image, float32 (3, H, W), normalised by the
     manifest's mean and std, and its target: int64 (H, W) with 255 ignored, the class, or None without labels.
     """
 
@@ -139,7 +139,7 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         return self._normalize(image), _long(target)
 
     def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, Any]:
-        """A batch at once (the loader calls this): images (B, 3, H, W) and targets (B, H, W), (B,) or None."""
+        """Return a batch, for the loader: images (B, 3, H, W) and targets (B, H, W), (B,) or None."""
         images, targets = zip(*map(self._sample, keys), strict=True)
         if targets[0] is None:
             stacked = None
@@ -150,13 +150,13 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         return self._normalize(torch.stack(images)), stacked
 
     def output_size(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image as an evaluation sees it."""
+        """Return (height, width) of an image in evaluation."""
         if self.center_crop is not None:
             return self.center_crop, self.center_crop
         return self.size or (self.items[index].height, self.items[index].width)
 
     def _sample(self, key: Key) -> tuple[Tensor, Any]:
-        """Image (3, H, W), uint8 or float 0..1, and its target as stored, after the random changes."""
+        """Return the augmented image (3, H, W), uint8 or float 0..1, and its target in the stored type."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, target = self._cache[index] if self._cache is not None else self._read(self.items[index])
         if self.transforms is not None:
@@ -182,7 +182,7 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         return image, target
 
     def _normalize(self, images: Tensor) -> Tensor:
-        """(..., 3, H, W), uint8 or float 0..1 -> float32 with the training split's mean 0 and standard deviation 1."""
+        """(..., 3, H, W), uint8 or float 0..1 -> float32 with mean 0 and standard deviation 1 on the training split."""
         images = images.as_subclass(Tensor)
         scaled = images.float().div_(255) if images.dtype == torch.uint8 else images
         return scaled.sub(self._mean).div_(self._std)
@@ -201,21 +201,21 @@ def make_dataset(
     *,
     center_crop: int | None = None,
 ) -> ImageDataset:
-    """A split as a map-style data set.
+    """Make a map-style data set of a split.
 
     Args:
         manifest: from `prepare` or `load_manifest`.
         split: name of the split.
         config: size and cache.
-        augment: random changes for training; None for evaluation.
-        seed: seed of the random changes.
+        augment: augmentation for training; None for evaluation.
+        seed: seed of the augmentation.
         center_crop: classification without `augment`: resize the shorter side to 256/224 of this and crop the centre.
 
     Raises:
-        DataError: the split is not there, or its images would not fit into one batch.
+        DataError: the split does not exist, or its images do not fit into one batch.
     """
     if split not in manifest.splits:
-        raise DataError(f"split {split!r}: not prepared; there are {', '.join(manifest.splits)}")
+        raise DataError(f"split {split!r}: not prepared; prepared are {', '.join(manifest.splits)}")
     if augment is not None:
         if augment.resized_crop is not None and manifest.task != "classification":
             raise DataError("train.augment.resized_crop: for classification; use scale and crop for segmentation")
@@ -228,7 +228,7 @@ def make_dataset(
         small = next((i for i in manifest.splits[split] if min(i.height, i.width) < MIN_SIDE), None)
         if small is not None and augment.resized_crop is None and config.size is None:
             raise DataError(
-                f"{small.image}: {small.width}x{small.height} pixels; at least {MIN_SIDE} a side are needed; "
+                f"{small.image}: {small.width}x{small.height} pixels; at least {MIN_SIDE} per side are needed; "
                 "enlarge or remove it, or set train.augment.resized_crop"
             )
         if not cropped and config.size is None and len(sizes) > 1:
@@ -241,20 +241,20 @@ def make_dataset(
 
 
 def iterations_per_epoch(n: int, batch_size: int) -> int:
-    """Batches that hold every one of `n` samples: the last is completed from the epoch's beginning."""
+    """Return the number of batches of `n` samples: the last is filled up from the beginning of the epoch."""
     return math.ceil(n / batch_size)
 
 
 class _EpochBatches:
-    """The (pass, index) keys of one process' share of an epoch's batches."""
+    """Batches of one process in an epoch, as (epoch, index) keys."""
 
     def __init__(self, n: int, batch_size: int, seed: int, epoch: int, start: int, rank: int, world_size: int) -> None:
         generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
         self.order = torch.randperm(n, generator=generator).tolist()
         self.epoch, self.batch_size, self.start = epoch, batch_size, start
         self.stop = iterations_per_epoch(n, batch_size)
-        share = batch_size // world_size
-        self.positions = range(rank * share, (rank + 1) * share)
+        local_size = batch_size // world_size
+        self.positions = range(rank * local_size, (rank + 1) * local_size)
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
@@ -277,25 +277,23 @@ def train_batches(
     world_size: int = 1,
     workers: int = 0,
 ) -> DataLoader[tuple[Tensor, Any]]:
-    """One epoch of full batches: images (B, 3, H, W) float32 and targets (B, H, W) or (B,) int64.
+    """Load one epoch of full batches: images (B, 3, H, W) float32 and targets (B, H, W) or (B,) int64.
 
     Args:
-        dataset: with the random changes of training.
-        batch_size: images of a global batch; a process gets `batch_size / world_size` consecutive ones of it.
-        seed: of the order.
-        epoch: of the order and of the random changes.
-        start_iteration: batches to leave out, in a resumed training.
-        rank: this process.
+        dataset: with augmentation.
+        batch_size: images per global batch; a process gets `batch_size / world_size` consecutive ones of it.
+        seed: seed of the order.
+        epoch: for the order and the augmentation.
+        start_iteration: number of batches to skip, in a resumed training.
+        rank: rank of this process.
         world_size: number of processes.
-        workers: loader processes.
+        workers: number of loader processes.
 
     Raises:
-        DataError: the number of processes does not divide the batch.
+        DataError: the batch cannot be divided by the number of processes.
     """
     if batch_size % world_size:
-        raise DataError(
-            f"train.batch_size: {batch_size} cannot be shared equally by {world_size} processes; use a multiple"
-        )
+        raise DataError(f"train.batch_size: {batch_size} is not a multiple of {world_size} processes; use a multiple")
     batches = _EpochBatches(len(dataset), batch_size, seed, epoch, start_iteration, rank, world_size)
     return _loader(dataset, batches, workers)
 
@@ -303,13 +301,13 @@ def train_batches(
 def eval_batches(
     dataset: ImageDataset, batch_size: int, workers: int = 0, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[list[str], Tensor, Any]]:
-    """(ids, images, targets) in the split's order; a batch ends where the image size changes.
+    """Load (ids, images, targets) in the order of the split; a batch ends where the image size changes.
 
     Args:
-        dataset: without random changes.
-        batch_size: most images of a batch.
-        workers: loader processes.
-        indices: which items, for a part of the split; None is all of them.
+        dataset: without augmentation.
+        batch_size: most images per batch.
+        workers: number of loader processes.
+        indices: items to load; None loads all.
 
     Yields:
         ids of B images; images (B, 3, H, W) float32; targets (B, H, W) or (B,) int64, or None without labels.
@@ -329,12 +327,12 @@ def eval_batches(
 
 
 def _loader(dataset: ImageDataset, batches: Any, workers: int) -> DataLoader[tuple[Tensor, Any]]:
-    # its own generator: the loader draws a base seed for its workers, which would advance the training's generator
+    # a separate generator: the loader draws a base seed for its workers, which would advance the training's generator
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_identity, generator=torch.Generator()
     )
 
 
-def _as_it_is(batch: Any) -> Any:
-    """`ImageDataset.__getitems__` has made the batch."""
+def _identity(batch: Any) -> Any:
+    """Return the batch that `ImageDataset.__getitems__` has made."""
     return batch

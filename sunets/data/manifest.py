@@ -1,13 +1,13 @@
-"""What a prepared data set is: its items, classes and statistics, and the files under `out_dir` that hold them.
+"""A prepared data set: its items, classes and statistics, and the files in `out_dir` that hold them.
 
     out_dir/manifest.json       classes, palette, digest, counts, class histogram, mean, std, warnings
-    out_dir/splits/<split>.csv  one line an item: id, image, target, height, width
+    out_dir/splits/<split>.csv  one line per item: id, image, target, height, width
     out_dir/files.csv           path, size and SHA-256 of every file read or drawn
     out_dir/samples.png         training images with their masks
     out_dir/images, masks       what `prepare` drew or converted
 
 Paths in the lists begin with `root/` (`data.root` of the configuration that reads them) or `out/` (`out_dir`), so that
-neither a move of the data nor of the checkout changes a byte of them.
+moving the data or the checkout changes no byte of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from sunets.core.config import DataConfig, Task
-from sunets.data.changes import Seen, check_unchanged, write_seen
+from sunets.data.changes import FileState, check_unchanged, write_states
 from sunets.data.picture import DataError, open_regular
-from sunets.data.raw_dataset import Color, color_map, existing_root, split_path, used_splits
-
-__all__ = ["DataError", "Item", "Manifest", "color_map", "load_manifest", "read_split", "read_tree", "write_manifest"]
+from sunets.data.raw_dataset import Color, existing_root, split_path, used_splits
 
 _KINDS: dict[str, type] = {
     "name": str, "task": str, "classes": list, "palette": list, "digest": str, "mean": list, "std": list,
@@ -69,7 +67,7 @@ class Manifest:
     class_pixels: Mapping[str, list[int]]
     """Per split, pixels (classification: images) of each class."""
     warnings: tuple[str, ...] = ()
-    """What is unusual but no fault, such as a class without a pixel."""
+    """Anything unusual that is no fault, such as a class without a pixel."""
 
     @property
     def num_classes(self) -> int:
@@ -78,7 +76,7 @@ class Manifest:
 
 
 def relative(path: Path, directory: Path, root: Path | None) -> str:
-    """A path as the lists hold it: below `out/` (the manifest's directory) or `root/` (the data set's)."""
+    """Return a path as in the lists: below `out/` (the manifest's directory) or `root/` (the data set's)."""
     if path.is_relative_to(directory):
         return f"out/{path.relative_to(directory).as_posix()}"
     assert root is not None
@@ -86,10 +84,10 @@ def relative(path: Path, directory: Path, root: Path | None) -> str:
 
 
 def write_manifest(
-    manifest: Manifest, directory: Path, root: Path | None, seen: Mapping[str, Seen] | None = None
+    manifest: Manifest, directory: Path, root: Path | None, states: Mapping[str, FileState] | None = None
 ) -> None:
-    """Write manifest.json, the split lists and files.csv; the bytes depend on the arguments' content alone."""
-    seen = seen or {}
+    """Write manifest.json, the split lists and files.csv; the bytes depend on the content of the arguments only."""
+    states = states or {}
     tree = {
         "name": manifest.name,
         "task": manifest.task,
@@ -101,7 +99,7 @@ def write_manifest(
         "counts": {split: len(items) for split, items in manifest.splits.items()},
         "class_pixels": dict(manifest.class_pixels),
         "warnings": list(manifest.warnings),
-        "files": len(seen),
+        "files": len(states),
     }
     text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
     (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
@@ -113,19 +111,19 @@ def write_manifest(
             for i in items:
                 target = relative(i.target, directory, root) if isinstance(i.target, Path) else i.target
                 rows.writerow([i.id, relative(i.image, directory, root), target, i.height, i.width])
-    write_seen(seen, directory)
+    write_states(states, directory)
 
 
 def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
-    """Read what `prepare` wrote, and check that the files of the data set are still those that it saw.
+    """Read what `prepare` wrote, and check that the files of the data set have not changed since.
 
     Args:
         out_dir: the directory `prepare` wrote to.
-        config: where the data set lies and which splits are used.
+        config: directory of the data set, and the splits in use.
 
     Raises:
-        DataError: nothing prepared there, another data set, a split that is not in it, no directory `data.root`, files
-            that changed since, or a damaged list; names the file and the remedy.
+        DataError: `out_dir` holds no or another data set, a split is missing, `data.root` does not exist, files have
+            changed, or a list is damaged; names the file and the remedy.
     """
     out_dir = Path(out_dir)
     tree = read_tree(out_dir, *_KINDS)
@@ -133,8 +131,8 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
         raise DataError(f"{out_dir}: holds the data set {tree['name']!r}, not {config.name!r}; {_REMEDY} again")
     absent = [s for s in used_splits(config) if s not in tree["counts"]]
     if absent:
-        there = ", ".join(tree["counts"])
-        raise DataError(f"{out_dir}: prepared with the splits {there}, without {', '.join(absent)}; {_REMEDY} again")
+        prepared = ", ".join(tree["counts"])
+        raise DataError(f"{out_dir}: prepared with the splits {prepared}, without {', '.join(absent)}; {_REMEDY} again")
     bases = {"out": out_dir}
     if not config.name.startswith("synthetic"):
         bases["root"] = existing_root(config)
@@ -155,14 +153,14 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
 
 
 def read_tree(out_dir: Path, *needed: str) -> dict[str, Any]:
-    """Read manifest.json and check it.
+    """Read and check manifest.json.
 
     Args:
         out_dir: its directory.
-        needed: keys that have to be there.
+        needed: required keys.
 
     Raises:
-        DataError: it is absent or damaged; names it and the remedy.
+        DataError: the file is missing or damaged; names it and the remedy.
     """
     path = out_dir / "manifest.json"
     if not path.exists():
@@ -171,11 +169,11 @@ def read_tree(out_dir: Path, *needed: str) -> dict[str, Any]:
         with open_regular(path) as file:
             tree = json.loads(file.read().decode())
         if not isinstance(tree, dict):
-            raise ValueError("no mapping")
-        if wrong := [key for key in _KINDS if not isinstance(tree.get(key), _KINDS[key]) and key in {*tree, *needed}]:
-            raise ValueError(f"{wrong[0]} is absent or of another kind")
+            raise ValueError("not a mapping")
+        if bad := [key for key in _KINDS if not isinstance(tree.get(key), _KINDS[key]) and key in {*tree, *needed}]:
+            raise ValueError(f"{bad[0]} is missing or of another type")
         if any(len(color) != 3 for color in tree.get("palette", [])):
-            raise ValueError("palette is no list of colours")
+            raise ValueError("palette is not a list of colours")
         for key in {"mean", "std"} & tree.keys():
             red, green, blue = map(float, tree[key])
             tree[key] = (red, green, blue)
@@ -193,10 +191,10 @@ def read_split(out_dir: Path, tree: Mapping[str, Any], split: str, root: Path | 
         out_dir: directory of the manifest.
         tree: content of manifest.json, its task at least.
         split: its name.
-        root: the data set's directory; None where nothing of it is used.
+        root: the data set's directory; None for a drawn data set.
 
     Raises:
-        DataError: the list is absent or damaged; names it and the remedy.
+        DataError: the list is missing or damaged; names it and the remedy.
     """
     path = split_path(out_dir / "splits", split, ".csv")
     bases = {"out": out_dir} | ({"root": root} if root is not None else {})
@@ -223,6 +221,6 @@ def read_split(out_dir: Path, tree: Mapping[str, Any], split: str, root: Path | 
         if len(items) != (count := tree.get("counts", {}).get(split, len(items))):
             raise ValueError(f"{len(items)} lines instead of {count}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        reason = f"{error.args[0]} is absent" if isinstance(error, KeyError) else error
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise DataError(f"{path}: damaged ({reason}); {_REMEDY} again") from None
     return items

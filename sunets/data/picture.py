@@ -1,7 +1,7 @@
-"""The one reader of images and masks: `prepare`, training, evaluation and `predict` see the same pixels, or an error.
+"""The one reader of images and masks: `prepare`, training, evaluation and `predict` see the same pixels.
 
-An image becomes 8-bit RGB: 16 bits are scaled, transparency is laid on white, an EXIF orientation is applied. A mask
-keeps the integers that the file stores. What has no defined conversion is refused, with the file's name.
+An image becomes 8-bit RGB: 16 bits are scaled, transparency is blended with white, an EXIF orientation is applied. A
+mask keeps the integers that the file stores. A file without a defined conversion is an error that names it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 from sunets.core.names import name_fault, printable
 
 MIN_SIDE = 16
-"""Least height and width in pixels that the networks take (`sunets.models.sunet.MIN_SIZE`)."""
+"""Least height and width in pixels for the networks (`sunets.models.sunet.MIN_SIZE`)."""
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)
-"""Most pixels of an image or mask: more is taken for a decompression bomb, as in Pillow."""
+"""Most pixels of an image or mask; a larger one is treated as a decompression bomb, as by Pillow."""
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -37,7 +37,7 @@ _KINDS = {
 
 
 class DataError(ValueError):
-    """Data that cannot be used. `faults` holds every fault found, each one line that names its file and the remedy."""
+    """Unusable data. `faults` holds one line per fault, which names the file and the remedy."""
 
     def __init__(self, faults: str | Sequence[str]) -> None:
         self.faults = tuple(map(printable, (faults,) if isinstance(faults, str) else faults))
@@ -59,10 +59,10 @@ class Picture(NamedTuple):
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """Open a regular file for reading; never waits for a FIFO or a device.
+    """Open a regular file for reading; never wait for a FIFO or a device.
 
     Raises:
-        DataError: it is absent, of another kind or unreadable, or its name is unfit; names it.
+        DataError: the file is missing, of another kind or unreadable, or its name is invalid; names it.
     """
     fault = name_fault(Path(path).name)
     if fault:
@@ -70,7 +70,7 @@ def open_regular(path: str | Path) -> BufferedReader:
     try:
         if kind := _KINDS.get(stat.S_IFMT(Path(path).stat().st_mode)):
             raise DataError(f"{path}: not a file but {kind}; remove it or name another")
-        # O_NONBLOCK: a FIFO that takes the file's place meanwhile must not hold us up
+        # O_NONBLOCK: a FIFO may have replaced the file since
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
         (H, W, 3) RGB.
 
     Raises:
-        DataError: it is absent, damaged or of a kind without a defined conversion; names the file.
+        DataError: the file is missing, damaged or has no defined conversion; names it.
     """
     with open_regular(path) as file:
         return decode_picture(path, file).pixels
@@ -99,19 +99,19 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
 def decode_picture(path: str | Path, file: BufferedReader) -> Picture:
     """Decode an open image file, as `read_picture` does."""
     image = _open(path, file)
-    kind = image.format
+    file_format = image.format
     try:
         turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode == "F" or (image.mode == "I" and kind == "TIFF"):
-            kinds = {"F": "floating-point values", "I": "32-bit or signed values"}
-            raise DataError(f"{path}: {kinds[image.mode]} have no defined white; save it with 8 or 16 bits")
+        if image.mode == "F" or (image.mode == "I" and file_format == "TIFF"):
+            values = {"F": "floating-point values", "I": "32-bit or signed values"}[image.mode]
+            raise DataError(f"{path}: {values} have no defined white; save it with 8 or 16 bits")
         if image.mode.startswith("I"):
-            values = np.asarray(image).astype(np.int64)
-            if values.min() < 0 or values.max() > 65535:
+            gray = np.asarray(image).astype(np.int64)
+            if gray.min() < 0 or gray.max() > 65535:
                 raise DataError(f"{path}: values outside 0..65535; save it with 8 or 16 bits")
-            image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+            image = Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -129,7 +129,7 @@ def read_mask(path: str | Path) -> NDArray[np.integer]:
         (H, W).
 
     Raises:
-        DataError: it is absent, damaged, or does not hold labels exactly; names the file.
+        DataError: the file is missing, damaged, or does not store labels exactly; names it.
     """
     with open_regular(path) as file:
         return decode_mask(path, file)
@@ -141,15 +141,15 @@ def decode_mask(path: str | Path, file: BufferedReader) -> NDArray[np.integer]:
     if image.format in _LOSSY:
         raise DataError(f"{path}: {image.format} does not keep labels exactly; save masks as PNG")
     if image.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
-        raise DataError(f"{path}: mode {image.mode}; a mask has one channel of 8 or 16 bits; save it so")
-    # Pillow spreads 2 and 4 bits over 0..255, and inverts a TIFF whose 0 is white: not the labels that the file holds.
+        raise DataError(f"{path}: mode {image.mode}; save the mask with one channel of 8 or 16 bits")
+    # Pillow scales 2 and 4 bits to 0..255, and inverts a TIFF whose 0 is white: not the stored labels.
     tiles: list[Any] = getattr(image, "tile", [])
     for _, _, _, arguments in tiles:
         raw = arguments[0] if isinstance(arguments, tuple) else arguments
         if image.mode == "L" and isinstance(raw, str) and raw != "L":
-            raise DataError(f"{path}: gray values stored as {raw}, which change when read; save it as PNG of 8 bits")
+            raise DataError(f"{path}: gray values stored as {raw}, which change when read; save it as 8-bit PNG")
     if image.format == "PPM" and tiles[0][0] != "raw":
-        raise DataError(f"{path}: a PGM whose values change when read; save it as PNG of 8 bits")
+        raise DataError(f"{path}: a PGM whose values change when read; save it as 8-bit PNG")
     try:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
@@ -159,7 +159,7 @@ def decode_mask(path: str | Path, file: BufferedReader) -> NDArray[np.integer]:
 
 
 def _open(path: str | Path, file: BufferedReader) -> Image.Image:
-    """The image of an open file, its header read and checked."""
+    """Read and check the header of an open image file."""
     try:
         Image.init()
         image = Image.open(file, formats=[f for f in _FORMATS if f in Image.OPEN])
@@ -168,14 +168,14 @@ def _open(path: str | Path, file: BufferedReader) -> Image.Image:
         raise DataError(_undecodable(path, error)) from None
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{path}: {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read; cut it up")
-    if frames > 1 and image.format != "MPO":  # the first picture of an MPO is the photo, by its standard
-        raise DataError(f"{path}: holds {frames} pictures; save the one that is meant as a file")
+    if frames > 1 and image.format != "MPO":  # the first image of an MPO is the photo, by its standard
+        raise DataError(f"{path}: holds {frames} images; save the one to use as a file")
     return image
 
 
 def _undecodable(path: str | Path, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        reason = "no image of a known kind"
+        reason = "not an image of a known format"
     else:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
     return f"{path}: cannot be decoded ({reason}); fetch, extract or save it again"

