@@ -4,7 +4,7 @@ A search draws a batch of settings at once, from the results of the batches befo
 their results in the order of drawing. Between two rungs (epochs) a trial is one job, which goes on from the checkpoint
 of the job before; who goes on is decided when the whole batch has reached the rung. Nothing depends on which job ends
 first. Optuna's storage is written and never decided by: a driver that starts again draws the same trials anew and finds
-their results by fingerprint (`sunets.core.results`).
+their results by fingerprint (`sunets.core.executor`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -113,8 +114,9 @@ def test_results_of_other_code_data_or_arguments_are_not_taken(tmp_path: Path) -
         pool.drive([at_once([job("square", 3, log)])])
         pool.drive([at_once([job("square", 3, log, more=1)])])
         for name, value in (("code", {}), ("torch", "0"), ("digest", "e"), ("device", "cuda")):
-            assert pool.store.get(job("square", 3, log), pool.needs) is not None
-            assert pool.store.get(job("square", 3, log), pool.needs | {name: value}) is None
+            other = dataclasses.replace(pool, needs=pool.needs | {name: value})
+            assert pool.path(job("square", 3, log)).exists()
+            assert not other.path(job("square", 3, log)).exists()
     assert log.read_text().split() == ["3", "3"]
 
 
@@ -162,7 +164,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         pool.drive([at_once([job("square", 3, tmp_path / "log")])])
         (path,) = (tmp_path / "results").glob("*.npz")
         path.write_bytes(path.read_bytes()[:50])
-        with pytest.raises(ValueError, match=f"{path}: not readable .* delete it"):
+        with pytest.raises(ValueError, match=f"{path}: no readable archive .* delete it"):
             pool.drive([at_once([job("square", 3, tmp_path / "log")])])
 
 
@@ -178,17 +180,23 @@ def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("needs", "message"),
     [
-        ({"code": {"sunets/core/record.py": "0"}}, r"sunets/core/record\.py differs from the driver's; update it"),
-        ({"digest": "e"}, r"data/manifest\.json: digest is d here, and e for the driver"),
+        (
+            {"code": {"sunets/core/record.py": "0"}},
+            r"sunets/core/record\.py differs from the driver's \(\w+ here, 0 there",
+        ),
+        ({"digest": "e"}, r"data/manifest\.json differs from the driver's \(d here, e there\); mend it and restart"),
         ({"data": "/nowhere"}, r"/nowhere/manifest\.json: no such file; prepare the data there"),
-        ({"torch": "0.4"}, r"torch is [\d.+a-z]+ here, and 0\.4 for the driver"),
-        ({"device": "cuda", "device_is_auto": True}, "device is cpu here, and cuda for the driver"),
+        ({"torch": "0.4"}, r"torch differs from the driver's \([\d.+a-z]+ here, 0\.4 there\)"),
+        (
+            {"device": "cuda", "train.device": "auto"},
+            r"train\.device: auto differs from the driver's \(cpu here, cuda there",
+        ),
     ],
 )
 def test_a_worker_that_differs_is_named(needs: dict[str, Any], message: str, tmp_path: Path) -> None:
     if needs.get("device") and executor.device_type("auto") == "cuda":
         needs |= {"device": "cpu"}
-        message = "device is cuda here, and cpu for the driver"
+        message = r"train\.device: auto differs from the driver's \(cuda here, cpu there\)"
     with opened(tmp_path, 1) as pool:
         pool.needs.update(needs)
         with pytest.raises(JobError, match=f"job 3 on {socket.gethostname()}: .*{message}"):

@@ -124,7 +124,7 @@ def test_what_changes_while_a_stage_runs_is_not_credited_to_it(
         return fit(*arguments, **options)
 
     monkeypatch.setattr(sunets.stages.train, "fit", edited)
-    monkeypatch.setattr("sunets.core.executor.ResultStore.get", lambda *_: None)
+    monkeypatch.setattr("sunets.core.executor._stored", lambda *_: None)
     one = load("params.yaml", ["seeds=[0]"])
     with pytest.raises(StageError, match=message):
         train_stage(one, "net", workers=1)

@@ -32,6 +32,8 @@ Record = dict[str, Any]
 T = TypeVar("T")
 REASON_LENGTH = 500
 """Most characters of the reason of a failed run: it stands in tables, pages and MLflow."""
+_VALUES = "plain values"
+"""Name of the array of a `write_values` file that holds the plain values."""
 REMEDY = "delete it and run its stage again"
 
 
@@ -310,6 +312,27 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:  # a damaged archive fails in many ways
             raise _damaged(path, f"no readable archive of arrays ({error})", error) from None
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays by name as an .npz file, compressed, atomically."""
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+
+
+def write_values(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write plain values and arrays by name to one .npz file, atomically; returns them as `read_values` does."""
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    plain = json.dumps({name: value for name, value in values.items() if name not in arrays}).encode()
+    with replacing(path) as temporary:
+        np.savez(temporary, **{_VALUES: np.frombuffer(plain, np.uint8), **arrays})  # type: ignore[arg-type]
+    return {**json.loads(plain), **arrays}
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """Read what `write_values` wrote; raises as `read_arrays` does."""
+    arrays = read_arrays(path)
+    return {**json.loads(arrays.pop(_VALUES).tobytes()), **arrays}
 
 
 @contextmanager
