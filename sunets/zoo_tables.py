@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.progress import track
-
-from sunets.core.config import Task
+from sunets.core.config import ModelConfig, Task
+from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, provenance
 from sunets.core.record import Record, make_record, write_json, write_text
 from sunets.models.structure import VARIANTS
 from sunets.models.zoo import list_models
-from sunets.profiling.cost import cost
+from sunets.profiling.cost import cost, cost_parameters
 from sunets.report.tables import cost_frames
 from sunets.report.write import markdown, write_table
 
@@ -42,7 +40,12 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
     """
     folder, shown, everything = root / "results" / "zoo", [], []
     for part in PARTS:
-        records = [_record(part, name, stride) for name, stride in track(_rows(part), description=part.task)]
+        records = []
+        with progress_bar(transient=True) as progress:
+            task = progress.add_task(part.task, total=len(_rows(part)), last="")
+            for name, stride in _rows(part):
+                records.append(_record(part, name, stride))
+                progress.update(task, advance=1, last=name)
         frame, view = cost_frames(records)
         height, width = part.size
         caption = f"{part.title}: cost at 3 x {height} x {width}, {part.num_classes} classes"
@@ -70,14 +73,10 @@ def _rows(part: _Part) -> list[tuple[str, int | None]]:
 
 
 def _record(part: _Part, name: str, stride: int | None) -> Record:
-    params: dict[str, Any] = {
-        "model.name": name,
-        "model.output_stride": stride,
-        "model.num_classes": part.num_classes,
-        "cost.size": list(part.size),
-        "cost.batch_size": 1,
-    }
-    source = provenance(None, code_hash(__name__), params, "make zoo")
+    settings = {"size": list(part.size), "batch_size": 1}
+    params = cost_parameters(settings, ModelConfig(name=name, output_stride=stride), part.task)
+    params["model.num_classes"] = part.num_classes
+    origin = provenance(None, code_hash(__name__), params, "make zoo")  # before the work
     arguments = {"name": name, "task": part.task, "num_classes": part.num_classes, "output_stride": stride}
     return make_record(
         "cost",
@@ -88,5 +87,5 @@ def _record(part: _Part, name: str, stride: int | None) -> Record:
         config=params,
         cost=cost(arguments, size=part.size),
         environment=environment("cpu", 1),
-        provenance=source,
+        provenance=origin,
     )

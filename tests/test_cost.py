@@ -316,6 +316,8 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     assert [r["model"] for r in exact] == ["sunet_tiny", "plain_conv_small"]
     assert not [key for r in exact for key in r["cost"] if key.startswith("speed.")], "noisy figures stay apart"
     assert exact[0]["params"]["cost.size"] == [32, 48]
+    assert [r["params"]["model.output_stride"] for r in exact] == [16, 4], "as built, never null"
+    assert exact[0]["params"]["model.unet_depth"] == [2, 2, 1]
     timed = json.loads((tmp_path / "speed.json").read_text())
     assert all(r["cost"]["speed.latency_ms"] > 0 for r in timed)
     with (tmp_path / "exact.csv").open(newline="") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from sunets.core.record import replacing
 
 SEAL = "sha256"
 """Key of the digest of everything else in a file that `atomic_save` wrote."""
@@ -22,14 +23,9 @@ class CheckpointError(ValueError):
 
 
 def atomic_save(content: Mapping[str, Any], path: Path) -> None:
-    """Write with `torch.save` such that a reader, or a kill at any moment, sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:  # given a file name, torch would write it into the archive
+    """Write atomically with `torch.save`, sealed by a SHA-256 of the content."""
+    with replacing(path) as temporary, temporary.open("wb") as file:  # torch would store a file's name in the archive
         torch.save({**content, SEAL: content_digest(content)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_file(path: str | Path, remedy: str, error: type[ValueError] = CheckpointError) -> Any:

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sunets.core.config import CostConfig
+from sunets.core.config import CostConfig, ModelConfig, flatten
 from sunets.core.provenance import code_hash, command_line, environment, provenance
 from sunets.core.record import make_record, write_json, write_rows
 from sunets.models.sunet import MIN_SIZE, SUNet
-from sunets.models.zoo import create_model, list_models
+from sunets.models.zoo import create_model, list_models, resolve
 from sunets.profiling.memory import saved_bytes, to_mib
 from sunets.profiling.modes import Figures, Size, input_channels, usual_algorithms
 from sunets.profiling.multiply_adds import CONV_AND_LINEAR, Uncounted, audit, compare_with_formula, count_macs
@@ -79,6 +79,12 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
         "memory.saved_mib": to_mib(saved_bytes(model, x)),
         "memory.saved_mib_memory_efficient": efficient,
     }
+
+
+def cost_parameters(settings: Mapping[str, Any], model: ModelConfig, task: str) -> dict[str, Any]:
+    """Return the flat parameters of a cost or speed record: settings of the measurement and the resolved structure."""
+    resolved = flatten(resolve(model, task))
+    return {f"cost.{k}": v for k, v in settings.items()} | {f"model.{k}": v for k, v in resolved.items()}
 
 
 def _build(arguments: Mapping[str, Any]) -> nn.Module:
@@ -211,11 +217,13 @@ def run_profile(
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=120)
-    params: dict[str, Any] = {f"cost.{key}": value for key, value in settings.model_dump(mode="json").items()}
-    params |= {"model.output_stride": output_stride, "model.num_classes": num_classes}
-    shared: dict[str, Any] = {"benchmark": "none", "task": task, "config": params}
-    origin = provenance(None, code_hash(__name__), params, command_line())
     names = list(dict.fromkeys(models))
+    shared: dict[str, dict[str, Any]] = {}
+    for name in names:
+        model = ModelConfig(name=name, output_stride=output_stride)
+        params = cost_parameters(settings.model_dump(mode="json"), model, task) | {"model.num_classes": num_classes}
+        origin = provenance(None, code_hash(__name__), params, command_line())
+        shared[name] = {"benchmark": "none", "task": task, "model": name, "config": params, "provenance": origin}
     arguments = {
         name: {"name": name, "task": task, "num_classes": num_classes, "output_stride": output_stride} for name in names
     }
@@ -232,7 +240,7 @@ def run_profile(
         if gradient is not None:
             maps[name] = gradient
         host = environment("auto", torch.get_num_threads())
-        records.append(make_record("cost", model=name, cost=figures, environment=host, provenance=origin, **shared))
+        records.append(make_record("cost", cost=figures, environment=host, **shared[name]))
     timings = []
     if speed:
         with console.status("timing"):
@@ -246,8 +254,7 @@ def run_profile(
             )
         host = environment("auto", settings.threads)
         timings = [
-            make_record("speed", model=name, cost=figures, environment=host, provenance=origin, **shared)
-            for name, figures in measured.items()
+            make_record("speed", cost=figures, environment=host, **shared[name]) for name, figures in measured.items()
         ]
     times = {timing["model"]: timing["cost"] for timing in timings}
     shown = [record | {"cost": record["cost"] | times.get(record["model"], {})} for record in records]

@@ -9,14 +9,14 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from sunets.core.config import Section, Suite, flatten
+from sunets.core.config import Suite
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.record import make_record, replacing, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
-from sunets.models.zoo import create_model, resolve
-from sunets.profiling.cost import measure_cost
+from sunets.models.zoo import create_model
+from sunets.profiling.cost import cost_parameters, measure_cost
 from sunets.profiling.speed import measure_speed
 
 
@@ -81,8 +81,7 @@ def _recorder(
     kind: Literal["cost", "speed"], suite: Suite, key: str, code: str, command: str
 ) -> Callable[..., dict[str, Any]]:
     """What makes a model's record of its `cost` and `environment`; the provenance is that of now, before measuring."""
-    sections: dict[str, Section] = {"cost": suite.cost, "model": resolve(suite.models[key], suite.data.task)}
-    params = {f"{name}.{path}": v for name, section in sections.items() for path, v in flatten(section).items()}
+    params = cost_parameters(suite.cost.model_dump(mode="json"), suite.models[key], suite.data.task)
     return partial(
         make_record,
         kind,
