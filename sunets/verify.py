@@ -6,13 +6,14 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sunets.core.config import Suite
 from sunets.core.provenance import code_hash
-from sunets.core.record import Record, parameters, parameters_hash, read_json, read_records
+from sunets.core.record import Record, check_records, parameters, parameters_hash, read_json
 from sunets.models.zoo import resolve_config
 
 _MODULES = {
@@ -25,7 +26,7 @@ _MACHINE = {"data.root", "data.workers", "data.cache"}
 
 @dataclass
 class Verdict:
-    """What `verify` found, one line each."""
+    """Outcome of `verify`, one line each."""
 
     faults: list[str] = field(default_factory=list)
     """Reasons why the results do not belong to this code and these parameters."""
@@ -40,14 +41,15 @@ def verify(suite: Suite, root: Path = Path()) -> Verdict:
 
     Args:
         suite: the content of params.yaml.
-        root: of the checkout.
+        root: root of the checkout.
 
     Raises:
         RecordError: a file of records is damaged; names it.
     """
     verdict = Verdict()
     _ask_dvc(root, verdict)
-    made_by = code_of_records(root / "results")
+    files = list(_record_files(root / "results"))
+    made_by = _code_of_records(files)
     if suite.benchmark not in made_by:
         verdict.faults.append(f"{suite.benchmark}: results/ holds no records of it; run `dvc repro`")
     for benchmark, kinds in made_by.items():
@@ -58,33 +60,59 @@ def verify(suite: Suite, root: Path = Path()) -> Verdict:
             by = f"other code, of commit {commits}" if commits else "this code"
             lines = verdict.earlier if commits and benchmark == suite.benchmark else verdict.notes
             lines.append(f"{benchmark}: records of {', '.join(names)} were made by {by}")
-    wrong = [
-        f"{path}: {_name(record)}: {fault}"
-        for path in sorted((root / "results").glob("*/records/**/*.json"))
-        for record in _records_of_this_code(path)
-        if (fault := _fault(suite, record))
-    ]
-    if wrong:
-        verdict.faults.append(wrong[0] + (f" (and {len(wrong) - 1} more records)" if wrong[1:] else ""))
+    faults = []
+    for file in files:
+        if any(_is_current(record) for record in file.records):
+            check_records(file.rows, file.path)
+            faults += [f"{file.path}: {_name(r)}: {fault}" for r in file.rows if (fault := _fault(suite, r))]
+    if faults:
+        verdict.faults.append(faults[0] + (f" (and {len(faults) - 1} more records)" if faults[1:] else ""))
     return verdict
 
 
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    benchmark: str
+    rows: list[Any]
+    records: list[Record]
+    """The rows that have a kind and provenance, in the form of any version of the code; timings have none."""
+
+
+def _record_files(results_dir: Path) -> Iterator[_File]:
+    for folder in sorted(results_dir.glob("*/records")):
+        for path in sorted(folder.glob("**/*.json")):
+            content = read_json(path)
+            rows = content if isinstance(content, list) else [content]
+            records = [r for r in rows if isinstance(r, dict) and r.get("kind") in _MODULES]
+            records = [r for r in records if isinstance(r.get("provenance"), dict)]
+            yield _File(path, folder.parent.name, rows, records)
+
+
 def code_of_records(results_dir: Path) -> dict[str, dict[str, str | None]]:
-    """Tell for each benchmark whether the code beside its records is the code that made them.
+    """Tell for each benchmark whether its records were made by this code.
 
     Returns:
-        Benchmark -> kind of record -> None where it is, else the commits that did make them.
+        Benchmark -> kind of record -> None if so, else the commits that made them.
+
+    Raises:
+        RecordError: a file of records is damaged; names it.
     """
-    found: dict[str, dict[str, str | None]] = {}
-    for folder in sorted(results_dir.glob("*/records")):
-        others: dict[str, dict[str, None]] = {}  # kind -> commits of other code, each once
-        for path in sorted(folder.glob("**/*.json")):
-            for record in _made_records(path):
-                commits = others.setdefault(record["kind"], {})
-                if record["provenance"].get("code_hash") != _code_now(record["kind"]):
-                    commits[record["provenance"].get("git_commit") or "unknown"] = None
-        found[folder.parent.name] = {kind: ", ".join(commits) or None for kind, commits in others.items()}
-    return found
+    return _code_of_records(_record_files(results_dir))
+
+
+def _code_of_records(files: Iterable[_File]) -> dict[str, dict[str, str | None]]:
+    commits: dict[str, dict[str, dict[str, None]]] = {}  # benchmark -> kind -> commits of other code, each once
+    for file in files:
+        kinds = commits.setdefault(file.benchmark, {})
+        for record in file.records:
+            others = kinds.setdefault(record["kind"], {})
+            if not _is_current(record):
+                others[record["provenance"].get("git_commit") or "unknown"] = None
+    return {
+        benchmark: {kind: ", ".join(others) or None for kind, others in kinds.items()}
+        for benchmark, kinds in commits.items()
+    }
 
 
 @functools.cache
@@ -92,17 +120,8 @@ def _code_now(kind: str) -> str:
     return code_hash(_MODULES[kind])
 
 
-def _made_records(path: Path) -> list[Record]:
-    """The records of a file, in the form of whatever code made them; rows of timings are none."""
-    content = read_json(path)
-    rows = [row for row in (content if isinstance(content, list) else [content]) if isinstance(row, dict)]
-    return [row for row in rows if row.get("kind") in _MODULES and isinstance(row.get("provenance"), dict)]
-
-
-def _records_of_this_code(path: Path) -> list[Record]:
-    """The records of a file, checked whole, if this code made one of them."""
-    made = [row["provenance"].get("code_hash") == _code_now(row["kind"]) for row in _made_records(path)]
-    return read_records(path) if any(made) else []
+def _is_current(record: Record) -> bool:
+    return bool(record["provenance"].get("code_hash") == _code_now(record["kind"]))
 
 
 def _name(record: Record) -> str:
@@ -111,28 +130,28 @@ def _name(record: Record) -> str:
 
 
 def _fault(suite: Suite, record: Record) -> str | None:
-    """How a record contradicts itself or today's parameters; None where it does not."""
-    there = record["params"]
-    if record["provenance"]["config_hash"] != parameters_hash(there):
+    """Say how a record contradicts itself or the current parameters; None if it does not."""
+    params = record["params"]
+    if record["provenance"]["config_hash"] != parameters_hash(params):
         return "its config_hash is not that of its params: edited by hand; run its stage again"
     if record["benchmark"] != suite.benchmark or record["kind"] not in ("train", "evaluate"):
         return None
     if record["seed"] not in suite.seeds:
         return "this seed is not one of `seeds` in params.yaml; run its stage again"
     try:
-        now = parameters(resolve_config(suite.config(record["model"], record["seed"])))
+        current = parameters(resolve_config(suite.config(record["model"], record["seed"])))
     except ValueError as error:
         return str(error)
-    for key in sorted((now.keys() | there.keys()) - _MACHINE):
+    for key in sorted((current.keys() | params.keys()) - _MACHINE):
         if record["kind"] == "train" and key.startswith("evaluate."):
-            continue  # how it is scored later does not make another training
-        if now.get(key) != there.get(key):
-            return f"{key} is {there.get(key)!r} in the record and {now.get(key)!r} in params.yaml; run its stage again"
+            continue  # scoring does not change the training
+        if (old := params.get(key)) != (new := current.get(key)):
+            return f"{key} is {old!r} in the record and {new!r} in params.yaml; run its stage again"
     return None
 
 
 def _ask_dvc(root: Path, verdict: Verdict) -> None:
-    """Add what `dvc status` says; outputs that a fresh clone lacks and DVC's cache holds for others are no change."""
+    """Add the findings of `dvc status`, except outputs that only DVC's cache of another clone holds."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "dvc", "status", "--json"], cwd=root, capture_output=True, encoding="utf-8",
@@ -160,7 +179,7 @@ def _ask_dvc(root: Path, verdict: Verdict) -> None:
         return any(path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in absent)
 
     def why(parts: list[Any]) -> str | None:
-        """The first change that makes a stage run."""
+        """Name the first change that makes a stage run."""
         for part in parts:
             for items in part.values():
                 for path, state in items.items() if isinstance(items, dict) else [("its command", "modified")]:

@@ -337,9 +337,9 @@ def _cluster(address: str, needs: dict[str, Any]) -> Iterator[tuple[Executor, An
         print(f"{address}: waiting for a worker", file=sys.stderr)
     gpus = any("GPU" in worker.get("resources", {}) for worker in workers)
     on_gpu = needs["train.device"] == "cuda" or (needs["train.device"] == "auto" and gpus)
-    needs |= {"device": "cuda" if on_gpu else "cpu", "topic": client.id}
+    needs |= {"device": "cuda" if on_gpu else "cpu", "topic": f"sunets-{client.id}"}
     messages: Any = queue.SimpleQueue()
-    client.subscribe_topic(client.id, lambda event: messages.put(event[1]))
+    client.subscribe_topic(needs["topic"], lambda event: messages.put(event[1]))
     try:
         yield client.get_executor(pure=False, resources={"GPU": 1} if on_gpu else None), messages  # pure merges calls
     finally:

@@ -254,7 +254,11 @@ def read_records(path: str | Path, kind: Kind | Literal["timing"] | None = None)
         RecordError: it is damaged, or a record lacks a key or holds a value of another type.
     """
     content = read_json(path)
-    rows = content if isinstance(content, list) else [content]
+    return check_records(content if isinstance(content, list) else [content], path, kind)
+
+
+def check_records(rows: list[Any], path: str | Path, kind: Kind | Literal["timing"] | None = None) -> list[Record]:
+    """Check the content of a file of records as `read_records` does, and return it."""
     schema = {"timing": _StoredTiming, "trial": _StoredTrial}.get(kind or "", _Stored)
     try:
         TypeAdapter(list[schema]).validate_python(rows)  # type: ignore[valid-type]
