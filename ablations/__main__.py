@@ -16,12 +16,44 @@ from rich.table import Table
 from sunets.core import cli
 from sunets.core.cli import PARAMS, GpuTflops, Params, Settings
 from sunets.core.config import Suite, load
+from sunets.core.recipes import skip_tuning
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Ablations: which part of a Stacked U-Net matters. Studies are data, under `ablations` in the parameter file.",
+    help="Recipes tuned alike for all models, and ablations: which part of a Stacked U-Net matters. Both are data, "
+    "under `tune` and `ablations` in the parameter file.",
 )
+
+
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Jobs at a time. Default: one per GPU, or what the cores carry; on a Dask cluster, as many as it takes. "
+        "The records do not depend on it.",
+    ),
+]
+
+
+@app.command()
+def tune(
+    key: Annotated[str, typer.Argument(metavar="MODEL", help="Key under `models` in the parameter file.")],
+    params: Params = PARAMS,
+    settings: Settings = None,
+    workers: Workers = None,
+) -> None:
+    """Choose a model's recipe on the validation split, as section `tune` says; `train` takes it from there.
+
+    With tune.trials 0 nothing is tried. The environment variables of `run` hold here too.
+    """
+    suite = load(params, settings or [])
+    if suite.tune.trials:
+        from ablations.tune import tune_stage
+
+        tune_stage(suite, key, workers=workers)
+    else:
+        skip_tuning(suite, key)
 
 
 @app.command()
@@ -29,14 +61,7 @@ def run(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="Name under `ablations`; see `list`.")],
     params: Params = PARAMS,
     settings: Settings = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Jobs at a time. Default: one per GPU, or what the cores carry; on a Dask cluster, as many as it "
-            "takes. The records do not depend on it.",
-        ),
-    ] = None,
+    workers: Workers = None,
     fresh: Annotated[
         bool,
         typer.Option("--fresh", help="Score and tell all trials again; finished trainings are kept."),

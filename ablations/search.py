@@ -35,6 +35,8 @@ from sunets.core.names import printable
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+STORAGE = "OPTUNA_STORAGE"
+"""Environment variable with the address of the storage that Optuna's studies are written to."""
 REDRAWS = 50
 """Draws after which a setting that is new is looked for in another way."""
 ENUMERATED = 2000
@@ -66,6 +68,8 @@ class Search:
     """Epochs at which trials below the median of those that got as far are stopped."""
     startup: int = 5
     """Trials drawn at random before the sampler learns."""
+    first: Setting | None = None
+    """Setting of the first trial, in place of a drawn one."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,8 @@ def _draw(
     for number in range(len(told), len(told) + size):
         copy: tuple[Setting, int] | None = None
         fault: ConfigError | None = None
-        for setting in settings():
+        given = [spec.fixed | spec.first] if spec.first is not None and number == 0 else []
+        for setting in itertools.chain(given, settings()):
             try:
                 key = identity(setting)
             except ConfigError as error:

@@ -24,7 +24,18 @@ import torch
 from filelock import FileLock
 from rich.progress import TaskID
 
-from ablations.search import BaseStorage, Direction, MakeJob, Search, Setting, Trial, open_storage, repeat, search
+from ablations.search import (
+    STORAGE,
+    BaseStorage,
+    Direction,
+    MakeJob,
+    Search,
+    Setting,
+    Trial,
+    open_storage,
+    repeat,
+    search,
+)
 from ablations.space import Arm, Point, Space, check_study, identity, rungs, study_config, trial_config
 from sunets.core.config import Config, CostConfig, StudyConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
@@ -33,6 +44,7 @@ from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
+from sunets.core.recipes import tuned
 from sunets.core.record import Record, make_record, parameters, parameters_hash, read_json, write_json, write_rows
 from sunets.core.stage import stage
 from sunets.data.manifest import Manifest, load_manifest
@@ -44,8 +56,6 @@ from sunets.training.device import select_device
 from sunets.training.fit import fit, run_fingerprint
 from sunets.training.loop import TrainingError
 
-STORAGE = "OPTUNA_STORAGE"
-"""Environment variable with the address of the storage that Optuna's studies are written to."""
 T = TypeVar("T")
 Kind = Literal["grid", "tuning", "search", "confirmation"]
 FINAL = ("grid", "confirmation")
@@ -202,13 +212,15 @@ def run_study(
         One record a trial, in a fixed order.
 
     Raises:
-        ConfigError, ValueError: something is wrong with the study, before the first trial; or another driver runs it.
+        ConfigError, ValueError: something is wrong with the study, or the model's recipe is not tuned yet, before the
+            first trial; or another driver runs it.
         JobError: a trial ended without a result; run again to go on.
         StageError: the study runs already, or the code was changed meanwhile.
     """
     paths = BenchmarkPaths(suite.benchmark, root)
     study = study_config(suite, name)
     manifest = load_manifest(paths.data, suite.data)
+    suite = tuned(suite, paths, [study.model], manifest.digest)
     points = check_study(suite, name, manifest)
     base = trial_config(suite, name, {}, 0)
     parts = {"tuned": len(points), "search": 1 + study.confirm}.get(study.kind, len(points))
@@ -216,7 +228,8 @@ def run_study(
         stage(
             f"ablate@{name}", paths, __name__, suite=suite, data_digest=manifest.digest,
             params=(
-                "benchmark", "seeds", "data", "train", "evaluate", "cost", f"models.{study.model}", f"ablations.{name}",
+                "benchmark", "seeds", "data", "train", "tune", "evaluate", "cost", f"models.{study.model}",
+                f"ablations.{name}",
             ),
         ) as code,
         open_pool(

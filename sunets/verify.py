@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from sunets.core.config import Suite
+from sunets.core.metrics import higher_is_better
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import code_hash
-from sunets.core.record import Record, check_records, parameters, parameters_hash, read_json
+from sunets.core.recipes import tune_record, tuned
+from sunets.core.record import Record, check_records, parameters, parameters_hash, read_json, read_rows
 from sunets.models.zoo import resolve_config
 
 _MODULES = {
     "train": "sunets.stages.train", "evaluate": "sunets.stages.evaluate", "cost": "sunets.stages.cost",
-    "speed": "sunets.stages.cost", "trial": "ablations.study",
+    "speed": "sunets.stages.cost", "trial": "ablations.study", "tune": "ablations.tune",
 }  # fmt: skip
 _MACHINE = {"data.root", "data.workers", "data.cache"}
 """Parameters that may differ between machines without changing a result."""
@@ -61,10 +64,11 @@ def verify(suite: Suite, root: Path = Path()) -> Verdict:
             lines = verdict.earlier if commits and benchmark == suite.benchmark else verdict.notes
             lines.append(f"{benchmark}: records of {', '.join(names)} were made by {by}")
     faults = []
+    paths = BenchmarkPaths(suite.benchmark, root)
     for file in files:
         if any(_is_current(record) for record in file.records):
             check_records(file.rows, file.path)
-            faults += [f"{file.path}: {_name(r)}: {fault}" for r in file.rows if (fault := _fault(suite, r))]
+            faults += [f"{file.path}: {_name(r)}: {fault}" for r in file.rows if (fault := _fault(suite, r, paths))]
     if faults:
         verdict.faults.append(faults[0] + (f" (and {len(faults) - 1} more records)" if faults[1:] else ""))
     return verdict
@@ -129,24 +133,45 @@ def _name(record: Record) -> str:
     return ", ".join(f"{k} {v}" for k, v in parts.items())
 
 
-def _fault(suite: Suite, record: Record) -> str | None:
+def _fault(suite: Suite, record: Record, paths: BenchmarkPaths) -> str | None:
     """Say how a record contradicts itself or the current parameters; None if it does not."""
     params = record["params"]
     if record["provenance"]["config_hash"] != parameters_hash(params):
         return "its config_hash is not that of its params: edited by hand; run its stage again"
-    if record["benchmark"] != suite.benchmark or record["kind"] not in ("train", "evaluate"):
+    if record["benchmark"] != suite.benchmark or record["kind"] not in ("train", "evaluate", "tune"):
         return None
+    model, digest = record["model"], record["provenance"]["data_digest"]
+    if record["kind"] == "tune":
+        return _tuning_fault(suite, model, paths)
     if record["seed"] not in suite.seeds:
         return "this seed is not one of `seeds` in params.yaml; run its stage again"
     try:
-        current = parameters(resolve_config(suite.config(record["model"], record["seed"])))
+        suite = tuned(suite, paths, [model], digest)
+        current = parameters(resolve_config(suite.config(model, record["seed"])))
     except ValueError as error:
         return str(error)
     for key in sorted((current.keys() | params.keys()) - _MACHINE):
         if record["kind"] == "train" and key.startswith("evaluate."):
             continue  # scoring does not change the training
         if (old := params.get(key)) != (new := current.get(key)):
-            return f"{key} is {old!r} in the record and {new!r} in params.yaml; run its stage again"
+            chosen_by = "the tuned recipe" if key in suite.recipes.get(model, {}) else "params.yaml"
+            return f"{key} is {old!r} in the record and {new!r} in {chosen_by}; run its stage again"
+    return None
+
+
+def _tuning_fault(suite: Suite, model: str, paths: BenchmarkPaths) -> str | None:
+    """Say how the record of a tuning contradicts the current parameters or its own table of trials."""
+    try:
+        record = tune_record(suite, paths, model)
+    except ValueError as error:
+        return str(error)
+    ((score, value),) = record["scores"].items()
+    rows = [row for row in read_rows(paths.records / "tune" / f"{model}.csv") if row[score] is not None]
+    sign = 1 if higher_is_better(score) else -1
+    best = max(rows, key=lambda row: sign * row[score])  # of equal scores the first
+    stated = {"number": record["trial"], score: value, **record["chosen"]}
+    if edited := [name for name, value in stated.items() if str(best.get(name)) != str(value)]:
+        return f"{edited[0]} is not that of the best trial in {model}.csv: edited by hand; run its stage again"
     return None
 
 

@@ -136,6 +136,7 @@ def _stages() -> dict:
 # The module that does a stage's work; its closure is what the stage depends on.
 STAGE_MODULES = {
     "prepare": "sunets.stages.prepare",
+    "tune": "ablations.tune",
     "train": "sunets.stages.train",
     "evaluate": "sunets.stages.evaluate",
     "cost": "sunets.stages.cost",

@@ -1,7 +1,7 @@
 """`params.yaml` as a `Suite`, and the `Config` of one training: read, check, override, flatten, fingerprint.
 
-A `Suite` holds all models, seeds and studies; `Suite.run` narrows it to the `Config` of one training. A YAML key is a
-field of a class in `sections`, and the same dotted name is the MLflow parameter, the Optuna parameter, the key in a
+A `Suite` holds all models, seeds and studies; `Suite.config` narrows it to the `Config` of one training. A YAML key is
+a field of a class in `sections`, and the same dotted name is the MLflow parameter, the Optuna parameter, the key in a
 record and the column of a table. Nothing here imports torch.
 """
 
@@ -41,11 +41,14 @@ from sunets.core.sections import (
     SyntheticConfig,
     Task,
     TrainConfig,
+    TuneConfig,
+    TuningEffort,
     VariantConfig,
 )
 
 __all__ = [
     "IGNORE_INDEX",
+    "NOT_IN_IDENTITY",
     "AugmentConfig",
     "AxisConfig",
     "Config",
@@ -68,6 +71,8 @@ __all__ = [
     "SyntheticConfig",
     "Task",
     "TrainConfig",
+    "TuneConfig",
+    "TuningEffort",
     "VariantConfig",
     "derive_seed",
     "fingerprint",
@@ -77,6 +82,12 @@ __all__ = [
     "parse_yaml",
     "read_yaml",
 ]
+
+
+NOT_IN_IDENTITY = (
+    "benchmark", "evaluate.", "tune.", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds",
+)  # fmt: skip
+"""Configuration that a training's result does not depend on (of the data, their digest speaks)."""
 
 
 class ConfigError(ValueError):
@@ -97,6 +108,8 @@ class Config(Section):
     model: ModelConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    tune: TuningEffort = TuningEffort()
+    """How the recipe under `train` was chosen."""
 
 
 class Suite(Section):
@@ -110,6 +123,7 @@ class Suite(Section):
     models: Annotated[dict[str, ModelEntry], Names]
     """The networks that are compared, by key."""
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cost: CostConfig = CostConfig()
     report: ReportConfig = ReportConfig()
@@ -117,6 +131,7 @@ class Suite(Section):
     """Studies by name."""
     watch: dict[Literal["files"], Literal[True]] = Field({})
     """{files: true} makes `dvc repro` look each time for changed files of `data.root` and of `train.init_from`."""
+    _recipes: dict[str, tuple[dict[str, Any], TuningEffort]] = PrivateAttr({})
     _options: tuple[str, ...] = PrivateAttr(())
     _read_from: tuple[Path, tuple[str, ...]] | None = PrivateAttr(None)
 
@@ -124,6 +139,11 @@ class Suite(Section):
     def options(self) -> tuple[str, ...]:
         """What a command line needs to read these parameters again: --params and --set, where `load` was given them."""
         return self._options
+
+    @property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """Key of each model whose tuned recipe is known -> dotted path below `train` -> value."""
+        return {model: dict(recipe) for model, (recipe, _) in self._recipes.items()}
 
     def changes(self, names: Sequence[str]) -> list[str]:
         """Which of these parameters the parameter file has other values of than when it was read.
@@ -167,6 +187,7 @@ class Suite(Section):
         seed = suite.seeds[0]
         for model in suite.models:
             suite.config(model, seed, source=f"{source}: models.{model}")
+            suite._check_tuning(model, source)
         for name, study in suite.ablations.items():
             for group, axes in (("axes", study.axes), ("nuisance", study.nuisance)):
                 for axis in axes:
@@ -180,6 +201,9 @@ class Suite(Section):
     ) -> Config:
         """The configuration of one training.
 
+        Later ones win: `train`, the recipe that the model's tuning chose (once `sunets.core.recipes.tuned` has read
+        it), the model's own `train`, overrides.
+
         Args:
             model: key under `models`.
             seed: training seed.
@@ -192,6 +216,7 @@ class Suite(Section):
         if model not in self.models:
             raise ConfigError(f"models.{model}: no such key; there are {', '.join(self.models)}")
         entry = self.models[model]
+        recipe, effort = self._recipes.get(model, ({}, TuningEffort()))
         config = Config(
             benchmark=self.benchmark,
             seed=seed,
@@ -199,12 +224,53 @@ class Suite(Section):
             model=ModelConfig(**{k: getattr(entry, k) for k in ModelConfig.model_fields}),
             train=self.train,
             evaluate=self.evaluate,
+            tune=effort,
         )
-        values = {f"train.{k}": v for k, v in entry.train.items()} | dict(overrides or {})
+        values = recipe | {f"train.{k}": v for k, v in entry.train.items()} | dict(overrides or {})
         start = values.get("train.init_from", self.train.init_from)
         if isinstance(start, str):
             values["train.init_from"] = start.replace("{model}", model).replace("{seed}", str(seed))
         return override(config, values, source=source or f"models.{model}")
+
+    def with_recipe(self, model: str, recipe: Mapping[str, Any], effort: TuningEffort) -> Self:
+        """A copy whose trainings of a model have a tuned recipe.
+
+        Args:
+            model: key under `models`.
+            recipe: dotted paths below `train` and their values.
+            effort: what was spent on it.
+        """
+        copy = self.model_copy()
+        copy._recipes = {**self._recipes, model: (dict(recipe), effort)}
+        return copy
+
+    def free_axes(self, model: str) -> list[AxisConfig]:
+        """The axes of `tune.space` whose value the model's own `train` leaves open."""
+        fixed = tuple(f"train.{key}." for key in self.models[model].train)
+        return [axis for axis in self.tune.space if not f"{axis.path}.".startswith(fixed)]
+
+    def _check_tuning(self, model: str, source: str) -> None:
+        """Check the values of a model's tuning.
+
+        Raises:
+            ConfigError: a value is not allowed, or the recipe of the parameter file, which is tried first, lies outside
+                of the space.
+        """
+        if not self.tune.trials:
+            return
+        epochs = {"train.epochs": self.tune.epochs} if self.tune.epochs else {}
+        base = flatten(self.config(model, 0, epochs, source=f"{source}: models.{model}, with tune.epochs"))
+        for axis in self.free_axes(model):
+            ends = [epochs | {axis.path: value} for value in axis.values or (axis.low, axis.high)]
+            allowed = [flatten(self.config(model, 0, end, source=f"{source}: tune.space")) for end in ends]
+            if axis.path not in base:
+                raise ConfigError(f"{source}: tune.space: {axis.path}: a section, not a value; name a key of it")
+            value, values = base[axis.path], [tree[axis.path] for tree in allowed]
+            if value not in values and (axis.values or value is None or not values[0] < value < values[1]):
+                raise ConfigError(
+                    f"{source}: tune.space: {axis.path}: {value}, with which models.{model} is tried first, lies "
+                    "outside; widen the space"
+                )
 
 
 def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sunets.core.config import Section, Task, fingerprint, flatten
 from sunets.core.names import printable
 
-Kind = Literal["train", "evaluate", "cost", "speed", "trial"]
+Kind = Literal["train", "evaluate", "cost", "speed", "trial", "tune"]
 Status = Literal["finished", "failed", "pruned"]
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def make_record(
         cost: `cost.*`, `memory.*`, `receptive_field.*` or `speed.*`.
         environment: what `environment()` returned.
         provenance: what `provenance()` returned, before the work began.
-        extra: keys of a trial: study, number, phase, arm.
+        extra: keys of a trial (study, number, phase, arm) or of a tuning (trial, chosen, space).
 
     Raises:
         ValueError: a failed or pruned run without a reason, or a reason where there was no failure.
@@ -228,6 +228,21 @@ class _StoredTrial(_Stored):
     same_as: list[dict[str, Any]]
 
 
+class _StoredTune(_Stored):
+    """The tuning of one model; params are those of its first trial and of section `tune`."""
+
+    trial: int | None
+    """Number of the chosen trial; None where none ended with a score."""
+    chosen: dict[str, Any]
+    """Dotted path -> value, of every axis."""
+    space: list[dict[str, Any]]
+    """The axes that were sampled."""
+    left_out: dict[str, str]
+    """Path of an axis that the model does not have -> why."""
+    fingerprint: str
+    """Digest of all that decides the recipe, but for data and code."""
+
+
 class _StoredTiming(BaseModel):
     """A row of records/timing: noisy figures, kept out of the records."""
 
@@ -259,7 +274,7 @@ def read_records(path: str | Path, kind: Kind | Literal["timing"] | None = None)
 
 def check_records(rows: list[Any], path: str | Path, kind: Kind | Literal["timing"] | None = None) -> list[Record]:
     """Check the content of a file of records as `read_records` does, and return it."""
-    schema = {"timing": _StoredTiming, "trial": _StoredTrial}.get(kind or "", _Stored)
+    schema = {"timing": _StoredTiming, "trial": _StoredTrial, "tune": _StoredTune}.get(kind or "", _Stored)
     try:
         TypeAdapter(list[schema]).validate_python(rows)  # type: ignore[valid-type]
     except ValidationError as error:

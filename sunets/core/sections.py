@@ -379,6 +379,44 @@ class AxisConfig(Section):
         return self
 
 
+class TuneConfig(Section):
+    """How every model's recipe is tuned before its trainings: with equal effort, and on the validation split."""
+
+    trials: int = Field(0, ge=0, le=1_000_000)
+    """Recipes that are tried per model, that of the parameter file first; 0 trains with that one."""
+    epochs: int | None = Field(None, ge=1, le=1_000_000)
+    """Epochs of a trial; None takes those of the training."""
+    batch: int = Field(4, ge=1, le=10_000)
+    """Recipes drawn at once, from the results of the batches before; see the same key of a study."""
+    seed: Seed = 0
+    """Seed of the sampler. The trials share a training seed that is derived from it and is none of `seeds`."""
+    space: tuple[AxisConfig, ...] = ()
+    """What is sampled: paths below `train`. A key that a model's own `train` fixes is not tuned for that model."""
+
+    @model_validator(mode="after")
+    def _space_is_a_recipe(self) -> Self:
+        paths = [axis.path for axis in self.space]
+        if self.trials and not paths:
+            raise ValueError("space: at least one axis, or trials: 0")
+        if len(set(paths)) < len(paths):
+            raise ValueError("space: a path stands twice")
+        for path in paths:
+            if not path.startswith("train.") or path in ("train.epochs", "train.init_from"):
+                raise ValueError(f"space: a path below train, neither epochs nor init_from, not {path}")
+        return self
+
+
+class TuningEffort(Section):
+    """What was spent on a recipe before the training; nothing where it is that of the parameter file."""
+
+    trials: int = 0
+    """Recipes that were tried."""
+    epochs: int | None = None
+    """Epochs of each."""
+    seed: int | None = None
+    """Seed of the sampler."""
+
+
 class StudyConfig(Section):
     """One ablation study."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from sunets.core.config import ConfigError, Suite
 from sunets.core.names import name_fault, printable
 from sunets.core.paths import BenchmarkPaths
+from sunets.core.recipes import tuned
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
 from sunets.data.preparation import prepare
@@ -55,11 +56,13 @@ def archive_stage(
     seed = suite.seeds[0] if seed is None else seed
     if seed not in suite.seeds:
         raise ConfigError(f"--seed {seed}: not trained; seeds are {', '.join(map(str, suite.seeds))}")
-    config, paths = suite.config(key, seed), BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark, root)
+    suite = tuned(suite, paths, [key])
+    config = suite.config(key, seed)
     weights = paths.weights(key, seed)
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; train {key} first")
-    params = ("benchmark", "seeds", "data", "train", "evaluate", f"models.{key}")
+    params = ("benchmark", "seeds", "data", "train", "tune", "evaluate", f"models.{key}")
     with stage(f"archive@{key}", paths, __name__, suite=suite, params=params):
         check_weights(weights, config, load_manifest(paths.data, suite.data), f"train {key} again")
         if split in (suite.data.train_split, suite.data.val_split, suite.data.test_split):

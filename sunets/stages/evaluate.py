@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sunets.core.config import Config, Suite
+from sunets.core.config import NOT_IN_IDENTITY, Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import environment, provenance, stage_command
+from sunets.core.recipes import tuned
 from sunets.core.record import make_record, parameters, read_records, replacing, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import Manifest, load_manifest
@@ -23,7 +24,7 @@ from sunets.evaluation.evaluate import evaluate as score
 from sunets.models.zoo import resolve_config
 from sunets.training.checkpoint import difference, load_trained
 from sunets.training.device import select_device
-from sunets.training.fit import NOT_IN_IDENTITY, check_weights
+from sunets.training.fit import check_weights
 from sunets.training.recipe import check_scoring
 
 
@@ -74,13 +75,14 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
         The records, one a seed and variant; a training that failed gives a failed record with its reason.
 
     Raises:
-        ConfigError: the test split cannot be scored so.
+        ConfigError: the test split cannot be scored so, or the model's recipe is not tuned yet.
         FileNotFoundError, CheckpointError: weights that are not there, damaged, or of another training.
         ValueError: a failed training of other parameters.
         JobError, StageError: as of `train_stage`.
     """
     paths = BenchmarkPaths(suite.benchmark, root)
     manifest = load_manifest(paths.data, suite.data)
+    suite = tuned(suite, paths, [key], manifest.digest)
     trained = read_records(paths.records / "train" / f"{key}.json", "train")
     configs = {seed: suite.config(key, seed) for seed in suite.seeds}
     failed = [r for r in trained if r["status"] == "failed" and r["seed"] in configs]
@@ -88,7 +90,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
     for record in failed:
         _check_failure(record, configs[record["seed"]], manifest)
     check_scoring(configs[suite.seeds[0]], manifest)
-    params = ("benchmark", "seeds", "data", "train", "evaluate", f"models.{key}")
+    params = ("benchmark", "seeds", "data", "train", "tune", "evaluate", f"models.{key}")
     with stage(f"evaluate@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
         trained_seeds = [seed for seed in configs if seed not in failures]
         jobs = [_job(key, configs[seed], paths, manifest) for seed in trained_seeds]

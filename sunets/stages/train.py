@@ -16,6 +16,7 @@ from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import environment, provenance, stage_command, utc_now
+from sunets.core.recipes import tuned
 from sunets.core.record import make_record, replacing, write_json, write_rows
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
@@ -67,7 +68,9 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
 
 def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
-    """Train `models.<key>` on every seed of the suite; finished trainings are reused, interrupted ones go on.
+    """Train `models.<key>` on every seed of the suite, with the recipe that its tuning chose, if it was tuned.
+
+    Finished trainings are reused, interrupted ones go on.
 
     A training that diverges is a result: its record says so, the terminal too, and the pipeline goes on.
 
@@ -75,19 +78,21 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         The records, one a seed.
 
     Raises:
-        ConfigError, ValueError: the model cannot be built or trained as configured; raised before any training.
+        ConfigError, ValueError: the model cannot be built or trained as configured, or its recipe is not tuned yet;
+            raised before any training.
         JobError, StageError: a training ended without a result, or source, parameters or data changed meanwhile; run
             again to go on.
     """
     paths = BenchmarkPaths(suite.benchmark, root)
-    configs = [suite.config(key, seed) for seed in suite.seeds]
     manifest = load_manifest(paths.data, suite.data)
+    suite = tuned(suite, paths, [key], manifest.digest)
+    configs = [suite.config(key, seed) for seed in suite.seeds]
     started_from = {config.train.init_from: config for config in reversed(configs)}  # may differ from seed to seed
     summaries = [check(config, manifest) for config in reversed(started_from.values())]
     speaks = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes one
     for summary in filter(None, summaries if speaks else []):
         print(f"{key}: {summary}", flush=True)
-    params = ("benchmark", "seeds", "data", "train", f"models.{key}")
+    params = ("benchmark", "seeds", "data", "train", "tune", f"models.{key}")
     with stage(f"train@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
         from sunets.tracking.live import Tracker
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sunets.core.config import Config, ConfigError, fingerprint, flatten
+from sunets.core.config import NOT_IN_IDENTITY, Config, ConfigError, fingerprint, flatten
 from sunets.core.provenance import code_hash
 from sunets.data.manifest import Manifest
 from sunets.models.initialization import has_residual_branches
@@ -34,8 +34,6 @@ from sunets.training.distributed import join_processes, world_size
 from sunets.training.loop import EpochRow, Trainer
 from sunets.training.recipe import check_batch_norm, check_scoring
 
-NOT_IN_IDENTITY = ("benchmark", "evaluate.", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds")
-"""Configuration that a training's result does not depend on (of the data, the digest speaks)."""
 _START = "digest of train.init_from"
 
 

@@ -1,0 +1,287 @@
+"""Stage `tune`: the recipe of one model, chosen on the validation split with the same effort as every other's.
+
+The first trial is the recipe of the parameter file, so that the chosen one is never worse on the validation split; the
+others are drawn by Optuna within `tune.space`. All trials of a benchmark train with one seed, which no row of its
+tables has. What a model cannot have, or has fixed in its own `train`, is left out of its space; the record says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablations.search import STORAGE, Direction, Search, Setting, Trial, open_storage, search
+from sunets.core import recipes
+from sunets.core.config import AxisConfig, Config, Suite, flatten, override
+from sunets.core.config import fingerprint as digest_of
+from sunets.core.executor import Job, Send, open_pool
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better
+from sunets.core.paths import BenchmarkPaths
+from sunets.core.progress import progress_bar
+from sunets.core.provenance import provenance, stage_command
+from sunets.core.record import Record, make_record, parameters
+from sunets.core.stage import StageError, stage
+from sunets.data.manifest import Manifest, load_manifest
+from sunets.models.initialization import has_residual_branches
+from sunets.models.zoo import resolve_config
+from sunets.stages.train import train_one
+from sunets.training.fit import check, run_fingerprint
+
+
+def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
+    """Train one recipe and take the validation score of its last epoch, in a worker process.
+
+    Args:
+        arguments: as of `sunets.stages.train.train_one`, and score (column of the history).
+        send: takes the row of each epoch.
+
+    Returns:
+        status, reason, values and curve (of the score), history and environment.
+
+    Raises:
+        ValueError: the validation split has no labelled pixel.
+    """
+    score = arguments["score"]
+    outcome = train_one(arguments, send)
+    rows = outcome["rows"]
+    result = {k: outcome[k] for k in ("status", "reason", "environment")} | {"history": rows, "values": {}}
+    result["curve"] = [[row["epoch"], row[score]] for row in rows if row.get(score) is not None]
+    if outcome["status"] == "finished":
+        if rows[-1].get(score) is None:
+            raise ValueError(f"{score}: the validation split has no labelled pixel; choose another data.val_split")
+        result["values"] = {score: rows[-1][score]}
+    return result
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """What is tried for a model."""
+
+    suite: Suite
+    key: str
+    manifest: Manifest
+    paths: BenchmarkPaths
+    base: Config
+    """Of the first trial."""
+    space: dict[str, AxisConfig]
+    left_out: dict[str, str]
+    """Path of an axis that the model does not have -> why."""
+
+    @property
+    def score(self) -> str:
+        """Column of the history that recipes are chosen by."""
+        return PRIMARY_METRIC[self.manifest.task].replace("score.", "val.")
+
+    @property
+    def direction(self) -> Direction:
+        return "maximize" if higher_is_better(self.score) else "minimize"
+
+    def config(self, setting: Setting) -> Config:
+        return override(self.base, setting, source=f"models.{self.key}: tuning")
+
+    def job(self, number: int, setting: Setting, until: int | None) -> Job:
+        config = self.config(setting)
+        arguments = {
+            "config": config.model_dump(mode="json"),
+            # Holds the content of `train.init_from`, of which `config` has the path alone.
+            "training": run_fingerprint(config, self.manifest),
+            "score": self.score,
+        }
+        paths = {"data": str(self.paths.data), "work": str(self.paths.work)}
+        return Job(f"{self.key} trial {number}", f"{__name__}:{run_trial.__name__}", arguments, paths)
+
+    def best(self, trials: Sequence[Trial]) -> list[Trial | None]:
+        """The best trial so far after each; of equal scores the earlier one, None where all have diverged."""
+        best: list[Trial | None] = []
+        for trial in trials:
+            last = best[-1] if best else None
+            better = trial.status == "finished" and (last is None or self._gain(trial, last) > 0)
+            best.append(trial if better else last)
+        return best
+
+    def _gain(self, trial: Trial, other: Trial) -> float:
+        gain = float(trial.result["values"][self.score] - other.result["values"][self.score])
+        return gain if self.direction == "maximize" else -gain
+
+
+def plan_tuning(suite: Suite, key: str, manifest: Manifest, paths: BenchmarkPaths) -> _Tuning:
+    """Make out what is tried for `models.<key>`, and check it before the first trial.
+
+    Raises:
+        ConfigError, CheckpointError, ValueError, FileNotFoundError: the model cannot be trained as configured.
+    """
+    base = recipes.first_trial(suite, key)
+    check(base, manifest)
+    free = {axis.path: axis for axis in suite.free_axes(key)}
+    left_out = {axis.path: f"fixed by models.{key}.train" for axis in suite.tune.space if axis.path not in free}
+    path = "train.zero_init_residual"
+    if path in free and not has_residual_branches(base.model, manifest.task):
+        del free[path]
+        left_out[path] = "no residual branches, or published weights" if base.model.weights else "no residual branches"
+    return _Tuning(suite, key, manifest, paths, base, free, left_out)
+
+
+def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> Record:
+    """Tune the recipe of `models.<key>`, or go on with it; writes its record, the table of trials and their histories.
+
+    A trial that diverges is a result, the worst; one that ends without a result is an error, and no trial. A recipe
+    that was drawn before is not trained again.
+
+    Args:
+        suite: the parameters; tune.trials is at least 1.
+        key: of the model.
+        workers: trainings at a time. None: one per GPU, or as many as the cores carry. The files do not depend on it.
+        root: of the checkout.
+
+    Returns:
+        The record.
+
+    Raises:
+        ConfigError, ValueError: the model cannot be trained as configured, or another driver tunes it.
+        JobError: a trial ended without a result; run again to go on.
+        StageError: all trials diverged: the files are written, and no training takes a recipe from them. Or the stage
+            runs already, or its code, parameters or data changed meanwhile.
+    """
+    paths = BenchmarkPaths(suite.benchmark, root)
+    manifest = load_manifest(paths.data, suite.data)
+    tuning = plan_tuning(suite, key, manifest, paths)
+    params = ("benchmark", "data", "train", "tune", f"models.{key}")
+    with stage(f"tune@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
+        head = _record_head(tuning, code)
+        train = tuning.base.train
+        with open_pool(
+            [__name__], paths.data, manifest.digest, device=train.device, threads=train.threads,
+            jobs=min(suite.tune.batch, suite.tune.trials), results=paths.job_results, workers=workers,
+        ) as pool:  # fmt: skip
+            decides = (head["fingerprint"], manifest.digest, code, torch.__version__, pool.device)
+            spec = _search(tuning, f"{suite.benchmark}, tuning of {key} ({digest_of(*decides)})")
+            journal = paths.work / "tune" / suite.benchmark / f"{key}-{digest_of(*decides)}.journal"
+            with (
+                open_storage(os.environ.get(STORAGE) or str(journal), f"{suite.benchmark}/tune/{key}") as storage,
+                _Progress(tuning) as progress,
+            ):
+
+                def identity(setting: Setting) -> str:
+                    return digest_of(tuning.config(setting))
+
+                plan = search(spec, storage, tuning.job, identity, progress.end)
+                (trials,) = pool.drive([plan], progress.hear)
+        record = make_record("tune", **head, **_outcome(tuning, trials))
+        best = tuning.best(trials)
+        rows = [_row(tuning, trial, so_far) for trial, so_far in zip(trials, best, strict=True)]
+        history = [{"number": trial.number, **row} for trial in trials for row in trial.result["history"]]
+        recipes.write_tuning(paths, key, record, rows, history)
+    if record["status"] == "failed":
+        raise StageError(f"models.{key}: {record['reason']}")
+    values = ", ".join(f"{path}={value}" for path, value in record["chosen"].items())
+    score = record["scores"][tuning.score]
+    print(f"{key}: trial {record['trial']} of {len(trials)} chosen: {values}: {tuning.score} {score:.4f}", flush=True)
+    return record
+
+
+def _search(tuning: _Tuning, name: str) -> Search:
+    tune, base = tuning.suite.tune, flatten(tuning.base)
+    return Search(
+        name,
+        {tuning.score: tuning.direction},
+        tuning.space,
+        fixed={},
+        trials=tune.trials,
+        batch=tune.batch,
+        seed=tune.seed,
+        startup=min(10, max(3, tune.trials // 3)),
+        first={path: base[path] for path in tuning.space},
+    )
+
+
+def _record_head(tuning: _Tuning, code: str) -> Record:
+    """The keys of the record that are known before the first trial."""
+    suite, key = tuning.suite, tuning.key
+    params = parameters(resolve_config(tuning.base)) | recipes.tune_parameters(suite)
+    command = stage_command(suite, "tune", key, package="ablations")
+    return {
+        "benchmark": suite.benchmark,
+        "task": tuning.manifest.task,
+        "model": key,
+        "label": suite.models[key].label,
+        "seed": tuning.base.seed,
+        "config": params,
+        "provenance": provenance(tuning.manifest.digest, code, params, command),
+        "space": [axis.model_dump(mode="json") for axis in tuning.space.values()],
+        "left_out": tuning.left_out,
+        "fingerprint": recipes.fingerprint(suite, tuning.base),
+    }
+
+
+def _outcome(tuning: _Tuning, trials: Sequence[Trial]) -> Record:
+    """The keys of the record that the trials decide."""
+    best = tuning.best(trials)[-1]
+    if best is None:
+        remedy = "lower the learning rates of tune.space and of train, and run `python -m ablations tune` again"
+        return {
+            "status": "failed",
+            "reason": f"not tuned: all {len(trials)} trials diverged ({trials[0].reason}); {remedy}",
+            "trial": None,
+            "chosen": {},
+            "environment": trials[0].result["environment"],
+        }
+    return {
+        "trial": best.number,
+        "chosen": best.setting,
+        "scores": best.result["values"],
+        "environment": best.result["environment"],
+    }
+
+
+def _row(tuning: _Tuning, trial: Trial, best: Trial | None) -> Record:
+    """A trial as a row of the table."""
+    head = {name: getattr(trial, name) for name in recipes.COLUMNS}
+    values = {k: str(v) if isinstance(v, list) else v for k, v in trial.setting.items()}
+    score = trial.result["values"].get(tuning.score)
+    return head | values | {tuning.score: score, "best": None if best is None else best.result["values"][tuning.score]}
+
+
+@dataclass
+class _Progress:
+    """One bar of trials on a terminal; elsewhere a line per epoch, and one per trial that has ended."""
+
+    tuning: _Tuning
+
+    def __post_init__(self) -> None:
+        self._bars = progress_bar()
+        self._total = self.tuning.suite.tune.trials
+        self._task = self._bars.add_task(f"{self.tuning.key}: tuning", total=self._total, last="")
+
+    def __enter__(self) -> _Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def hear(self, name: str, row: Record) -> None:
+        """Take the row of an epoch of a trial."""
+        epoch = f"epoch {row['epoch']}/{self.tuning.base.train.epochs}"
+        self._say(f"{name} {epoch}: {_shown(row)}", last=f"{name} {epoch}")
+
+    def end(self, trial: Trial) -> None:
+        """Take a trial that has ended."""
+        values = ", ".join(f"{path}={value}" for path, value in trial.setting.items())
+        outcome = trial.reason or _shown(trial.result["values"])
+        self._say(f"{self.tuning.key} trial {trial.number} of {self._total}: {values}: {outcome}", last=outcome)
+        self._bars.update(self._task, advance=1)
+
+    def _say(self, line: str, last: str) -> None:
+        if self._bars.disable:
+            print(line, flush=True)
+        else:
+            self._bars.update(self._task, last=last)
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.4f}" for k, v in values.items() if "." in k and v is not None)

@@ -1,0 +1,368 @@
+"""The tuning of recipes: the same trials with any number of workers, and every stage trains with what was chosen."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import SUNET
+
+import ablations.tune
+import sunets.tracking.live
+from ablations.study import run_study
+from ablations.tune import tune_stage
+from sunets.core.config import ConfigError, Suite, load
+from sunets.core.paths import BenchmarkPaths
+from sunets.core.recipes import tuned
+from sunets.core.record import read_json, read_records, read_rows, write_json
+from sunets.core.stage import StageError
+from sunets.data import prepare
+from sunets.stages.evaluate import evaluate_stage
+from sunets.stages.train import train_stage
+from sunets.verify import verify
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE = {"path": "train.lr", "low": 0.001, "high": 0.1, "log": True}
+RESIDUAL = {"path": "train.zero_init_residual", "values": [False, True]}
+HEAD = {"path": "train.zero_init_head", "values": [False, True]}
+PARAMS: dict[str, Any] = {
+    "benchmark": "tiny",
+    "seeds": [0, 1],
+    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "models": {
+        "net": {k.removeprefix("model."): v for k, v in SUNET.items()},
+        "plain": {"name": "plain_conv_small", "width": 4, "train": {"weight_decay": 0.0}},
+    },
+    "train": {"epochs": 2, "batch_size": 8},
+    "tune": {
+        "trials": 4, "batch": 2, "epochs": 1,
+        "space": [RATE, {"path": "train.weight_decay", "low": 1e-4, "high": 0.1, "log": True}, RESIDUAL, HEAD],
+    },
+    "evaluate": {"batch_size": 4, "variants": {"plain": {}}},
+    "cost": {"size": [32, 32], "receptive_field_seeds": 1, "receptive_field_images": 1},
+    "report": {"reference": "net"},
+    "ablations": {
+        "depth": {
+            "kind": "one_at_a_time", "model": "net", "seeds": [0],
+            "axes": [{"path": "model.unet_depth", "values": [1]}],
+        },
+    },
+}  # fmt: skip
+PATHS = BenchmarkPaths("tiny")
+
+
+class QuietTracker:
+    """Takes what a live tracker takes."""
+
+    def __init__(self, *arguments: Any) -> None: ...
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
+def write(tree: dict[str, Any], **tune: Any) -> Suite:
+    """Write params.yaml with other values of section `tune`, and read it."""
+    tree = copy.deepcopy(tree)
+    tree["tune"] |= tune
+    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return load("params.yaml")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("prepared")
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
+    prepare(load(root / "params.yaml").data, root / "data/prepared/tiny")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which both models are tuned, by one worker."""
+    root = tmp_path_factory.mktemp("finished")
+    shutil.copytree(prepared, root, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for key in ("net", "plain"):
+            tune_stage(load(), key, workers=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", QuietTracker)
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+
+
+@pytest.fixture
+def empty(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with prepared data alone, and the current directory."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def checkout(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the tuned checkout, and the current directory."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(root: Path = Path()) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / PATHS.records / "tune").iterdir())}
+
+
+def count_trainings(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[str]:
+    """Note each training of a trial from now on; one of them ends without a result."""
+    made: list[str] = []
+    real = ablations.tune.train_one
+
+    def train_one(arguments: Any, send: Any) -> dict[str, Any]:
+        made.append(arguments["training"])
+        if len(made) - 1 == fail_at:
+            raise MemoryError
+        return real(arguments, send)
+
+    monkeypatch.setattr(ablations.tune, "train_one", train_one)
+    return made
+
+
+# The trials ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_recipe_is_chosen_and_the_first_is_that_of_the_parameter_file(checkout: Path) -> None:
+    (record,) = read_records(PATHS.records / "tune/net.json", "tune")
+    rows = read_rows(PATHS.records / "tune/net.csv")
+    assert [row["number"] for row in rows] == [0, 1, 2, 3]
+    axes = ["train.lr", "train.weight_decay", "train.zero_init_residual", "train.zero_init_head"]
+    assert [rows[0][axis] for axis in axes] == [0.003, 0.01, "False", "False"]
+    assert len({tuple(row[axis] for axis in axes) for row in rows}) == 4
+    scores = [row["val.miou"] for row in rows]
+    assert [row["best"] for row in rows] == [max(scores[: n + 1]) for n in range(4)]
+    assert record["trial"] == scores.index(max(scores))
+    assert record["scores"] == {"val.miou": max(scores)}
+    assert [str(record["chosen"][axis]) for axis in axes] == [str(rows[record["trial"]][axis]) for axis in axes]
+    params = record["params"]
+    assert [params[f"tune.{k}"] for k in ("trials", "epochs", "batch", "seed")] == [4, 1, 2, 0]
+    assert (params["train.epochs"], params["train.lr"], params["model.unet_depth"]) == (1, 0.003, [1, 1, 1])
+    assert [axis["path"] for axis in record["space"]] == axes
+    assert record["seed"] not in load().seeds
+    history = read_rows(PATHS.records / "tune/net.history.csv")
+    assert [(row["number"], row["epoch"]) for row in history] == [(n, 1) for n in range(4)]
+    assert [row["val.miou"] for row in history] == scores
+
+
+def test_a_choice_that_a_network_cannot_have_or_has_made_is_left_out(checkout: Path) -> None:
+    (record,) = read_records(PATHS.records / "tune/plain.json", "tune")
+    assert record["left_out"] == {
+        "train.weight_decay": "fixed by models.plain.train",
+        "train.zero_init_residual": "no residual branches",
+    }
+    assert record["chosen"].keys() == {"train.lr", "train.zero_init_head"}
+    rows = read_rows(PATHS.records / "tune/plain.csv")
+    assert len(rows) == 4
+    assert not {"train.weight_decay", "train.zero_init_residual"} & rows[0].keys()
+
+
+def test_two_workers_and_a_second_run_write_the_same_bytes(
+    finished: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("net", "plain"):
+        tune_stage(load(), key, workers=2)
+    assert files() == files(finished)
+    made = count_trainings(monkeypatch)
+    tune_stage(load(), "net", workers=1)
+    assert files() == files(finished)
+    assert not made
+
+
+def test_a_trial_that_ends_without_a_result_is_no_trial(
+    finished: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = count_trainings(monkeypatch, fail_at=2)
+    with pytest.raises(Exception, match="memory"):
+        tune_stage(load(), "net", workers=1)
+    assert not (PATHS.records / "tune/net.json").exists()
+    tune_stage(load(), "net", workers=1)
+    assert len(made) == 5
+    assert made[2] == made[3]
+    assert {k: v for k, v in files(finished).items() if k.startswith("net.")} == files()
+
+
+def test_a_recipe_that_was_drawn_before_is_not_trained_again(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = write(PARAMS, space=[HEAD], trials=4)
+    made = count_trainings(monkeypatch)
+    record = tune_stage(suite, "net", workers=1)
+    rows = read_rows(PATHS.records / "tune/net.csv")
+    assert [row["duplicate_of"] is None for row in rows] == [True, True, False, False]
+    assert [row["val.miou"] for row in rows[2:]] == [rows[row["duplicate_of"]]["val.miou"] for row in rows[2:]]
+    assert len(made) == 2
+    assert record["trial"] in (0, 1)
+
+
+def test_a_diverged_trial_is_the_worst_and_all_of_them_are_an_error(empty: Path) -> None:
+    tree = copy.deepcopy(PARAMS)
+    tree["train"]["lr"] = 1e30
+    suite = write(tree, space=[{"path": "train.lr", "values": [1e30, 0.003]}], trials=2)
+    record = tune_stage(suite, "net", workers=1)
+    rows = read_rows(PATHS.records / "tune/net.csv")
+    assert [(row["status"], row["val.miou"] is None, row["best"] is None) for row in rows] == [
+        ("failed", True, True), ("finished", False, False),
+    ]  # fmt: skip
+    assert (record["trial"], record["chosen"]) == (1, {"train.lr": 0.003})
+
+    suite = write(tree, space=[{"path": "train.lr", "values": [1e30, 1e29]}], trials=2)
+    with pytest.raises(StageError, match=r"models\.net: not tuned: all 2 trials diverged"):
+        tune_stage(suite, "net", workers=1)
+    assert read_records(PATHS.records / "tune/net.json")[0]["status"] == "failed"
+    with pytest.raises(ConfigError, match=r"models\.net: not tuned: all 2 trials diverged"):
+        train_stage(suite, "net", workers=1)
+
+
+# What uses them ------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_trains_scores_and_checks_the_chosen_recipe(checkout: Path, finished: Path) -> None:
+    (record,) = read_records(PATHS.records / "tune/net.json")
+    chosen = {"train.lr": 0.0123, "train.weight_decay": 0.002, "train.zero_init_residual": True}
+    record["chosen"] |= chosen  # none of the first trial's values
+    write_json(PATHS.records / "tune/net.json", [record])
+    suite = load()
+    effort = {"tune.trials": 4, "tune.epochs": 1, "tune.seed": 0}
+    trained = train_stage(suite, "net", workers=1)
+    scored = evaluate_stage(suite, "net", workers=1)
+    (trial,) = run_study(suite, "depth", workers=1)
+    for made in (*trained, *scored, trial):
+        assert {k: made["params"][k] for k in (chosen | effort)} == chosen | effort
+        assert made["params"]["train.epochs"] == 2
+    assert len(list(Path(".work").glob("*/weights.pt"))) == 4 + 4 + 2, "the study's training is that of the benchmark"
+    plain = tuned(suite, PATHS, ["plain"]).config("plain", 0)
+    assert plain.train.weight_decay == 0
+    assert suite.config("net", 0).tune.model_dump() == {"trials": 0, "epochs": None, "seed": None}
+
+    assert faults(suite) == [
+        f"results/tiny/records/tune/net.json: model net, seed {record['seed']}: train.lr is not that of the best trial "
+        "in net.csv: edited by hand; run its stage again"
+    ], "the trainings are those of the record"
+    shutil.copy(finished / PATHS.records / "tune/net.json", PATHS.records / "tune")
+    (fault,) = faults(suite)
+    assert "train.lr is 0.0123 in the record and " in fault
+    assert "in the recipe that was tuned; run its stage again" in fault
+
+
+def faults(suite: Suite) -> list[str]:
+    return [fault for fault in verify(suite).faults if "records/" in fault]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"train.lr": 0.003', '"train.lr": 0.004', "config_hash"),
+        ('"trial": ', '"trial": 1', "number is not that of the best trial in plain.csv"),
+        ('"val.miou": 0', '"val.miou": 1', "val.miou is not that of the best trial in plain.csv"),
+    ],
+)
+def test_an_edited_recipe_is_found(checkout: Path, old: str, new: str, words: str) -> None:
+    suite, path = load(), PATHS.records / "tune/plain.json"
+    assert not faults(suite)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    (fault,) = faults(suite)
+    assert words in fault
+
+
+def test_a_missing_or_stale_recipe_is_one_clear_error(checkout: Path) -> None:
+    def refused(suite: Suite, words: str, stage: Callable[..., Any] = train_stage, name: str = "net") -> None:
+        with pytest.raises(ConfigError, match=words) as caught:
+            stage(suite, name, workers=1)
+        assert "run `python -m ablations tune net` first" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    refused(write(PARAMS, trials=5), r"tuned with other parameters: tune\.trials 4 / 5;")
+    refused(write(PARAMS, space=[RATE]), r"tuned with other parameters: tune\.space;")
+    tree = copy.deepcopy(PARAMS)
+    tree["train"]["clip_grad_norm"] = 1.0
+    refused(write(tree), r"train\.clip_grad_norm None / 1\.0;")
+    tree = copy.deepcopy(PARAMS)
+    tree["models"]["net"]["width"] = 6
+    refused(write(tree), r"other parameters: of models\.net;")
+    tree = copy.deepcopy(PARAMS)
+    tree["evaluate"]["variants"]["plain"] = {"flip": True}
+    tree["models"]["plain"]["width"] = 6
+    tuned(write(tree), PATHS, ["net"])  # neither has a part in it
+    with pytest.raises(ConfigError, match="tuned on other data"):
+        tuned(write(PARAMS), PATHS, ["net"], "0" * 16)
+    (PATHS.records / "tune/net.json").unlink()
+    refused(load(), "its recipe is not tuned")
+    refused(load(), "its recipe is not tuned", run_study, "depth")
+    (PATHS.records / "train").mkdir()
+    write_json(PATHS.records / "train/net.json", [])
+    refused(load(), "its recipe is not tuned", evaluate_stage)
+
+
+def test_without_trials_nothing_is_tried_and_nothing_heavy_is_imported(empty: Path) -> None:
+    write(PARAMS, trials=0)
+    before = {path.relative_to(empty) for path in empty.rglob("*") if path.is_file()}
+    code = (
+        "import sys; from typer.testing import CliRunner; from ablations.__main__ import app;"
+        "done = CliRunner().invoke(app, ['tune', 'net']); assert done.exit_code == 0, done.output;"
+        "assert not {'torch', 'optuna', 'mlflow', 'pandas'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT)}, timeout=60)
+    assert read_json(PATHS.records / "tune/net.json") == []
+    assert read_rows(PATHS.records / "tune/net.csv") == []
+    written = {path.relative_to(empty) for path in empty.rglob("*") if path.is_file()} - before
+    assert {path.parent for path in written} == {PATHS.records / "tune"}
+    assert tuned(load(), PATHS, ["net"]).config("net", 0).train.lr == 0.003
+
+
+# The parameter file --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tune", "words"),
+    [
+        ({"space": []}, "space: at least one axis"),
+        ({"space": [RATE, RATE]}, "space: a path stands twice"),
+        ({"space": [{"path": "train.epochs", "values": [2, 3]}]}, "not train.epochs"),
+        ({"space": [{"path": "model.width", "values": [2, 3]}]}, "not model.width"),
+        ({"space": [{"path": "train.lrr", "values": [2, 3]}]}, "unknown key 'train.lrr'"),
+        ({"space": [{"path": "train.augment", "values": [{"flip": True}]}]}, "train.augment: a section"),
+        ({"space": [{"path": "train.lr", "values": [0.003, -1]}]}, "train.lr: Input should be greater than 0"),
+        ({"space": [{"path": "train.lr", "values": [0.1, 0.2]}]}, "train.lr: 0.003, with which models.net is tried"),
+        ({"space": [RATE | {"low": 0.01}]}, "train.lr: 0.003, with which models.net is tried first, lies outside"),
+        ({"epochs": 0}, "tune.epochs"),
+        ({"trials": -1}, "tune.trials"),
+    ],
+)
+def test_nonsense_is_refused_when_the_file_is_read(
+    tune: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        write(PARAMS, **tune)
+    assert words in str(caught.value)
+
+
+def test_a_value_at_the_end_of_the_space_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(PARAMS, space=[RATE | {"low": 0.003}])
+    write(PARAMS, space=[RATE | {"high": 0.003}])
+    write(PARAMS, space=[{"path": "train.bn_momentum", "values": [None, 0.1]}])
+
+
+def test_a_trial_of_less_than_the_warm_up_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree = copy.deepcopy(PARAMS)
+    tree["train"]["warmup_epochs"] = 1.5
+    with pytest.raises(ConfigError, match=r"tune\.epochs.*warmup_epochs: less than epochs"):
+        write(tree)
