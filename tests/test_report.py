@@ -20,7 +20,7 @@ from scipy import stats
 from sunets.core.config import Suite
 from sunets.core.metrics import scores_from_confusion
 from sunets.core.names import PREPARED
-from sunets.core.record import RecordError
+from sunets.core.record import RecordError, parameters_hash
 from sunets.report import figures, style, tables
 from sunets.report import images as report_images
 from sunets.report.build import build_report
@@ -54,7 +54,7 @@ def write(path: Path, value: Any) -> None:
 
 def record(kind: str, model: str, label: str, **fields: Any) -> dict[str, Any]:
     """One record as the contract has it."""
-    return {
+    content = {
         "kind": kind, "status": "finished", "reason": None, "benchmark": "toy", "task": "segmentation",
         "model": model, "label": label, "seed": None, "variant": None, "scores": {}, "cost": {},
         "params": {"train.epochs": 9, "train.batch_size": 16, "train.optimizer": "adamw", "train.lr": 0.003,
@@ -62,9 +62,11 @@ def record(kind: str, model: str, label: str, **fields: Any) -> dict[str, Any]:
         "environment": {"python": "3.11.7", "torch": "2.14.1", "torchvision": "0.29.1", "platform": "Linux",
                         "cpu": "A CPU", "cpu_count": 2, "threads": 1, "device": "cpu"},
         "provenance": {"git_commit": "0123456789abcdef0123", "git_dirty": False, "data_digest": "d1" * 8,
-                       "code_hash": "c0de" * 4, "config_hash": f"cafe{fields.get('seed')}",
-                       "command": f"python -m sunets {kind} {model}"},
+                       "code_hash": "c0de" * 4, "command": f"python -m sunets {kind} {model}"},
     } | fields  # fmt: skip
+    content["params"] = content["params"] | {"seed": content["seed"]}
+    content["provenance"]["config_hash"] = parameters_hash(content["params"])
+    return content
 
 
 def confusion(rng: np.random.Generator, skill: float, images: int = 24) -> np.ndarray:
@@ -559,6 +561,11 @@ def test_architecture_figure_is_drawn_twice_alike(tmp_path) -> None:
 # --- back to the records ---------------------------------------------------------------------------------------------
 
 
+def _config_hash(root: Path, model: str) -> str:
+    records = json.loads((root / f"results/toy/records/evaluate/{model}.json").read_text())
+    return str(records[0]["provenance"]["config_hash"])
+
+
 def test_explain_leads_from_a_number_to_its_runs(site) -> None:
     root, _, _ = site
     text = explain(root / "results", "toy", "accuracy", "unet_small", "score.miou")
@@ -566,7 +573,8 @@ def test_explain_leads_from_a_number_to_its_runs(site) -> None:
     for seed, value in zip(SEEDS, values, strict=True):
         assert f"evaluate, seed {seed}, single_scale: score.miou = {value}" in text.replace("variant ", "")
     for part in ("git commit: 0123456789abcdef0123", f"data digest: {'d1' * 8}", f"code hash: {'c0de' * 4}",
-                 "config hash: cafe0 (seed 0)", "command: python -m sunets evaluate unet_small", "torch 2.14.1",
+                 f"config hash: {_config_hash(root, 'unet_small')} (seed 0)",
+                 "command: python -m sunets evaluate unet_small", "torch 2.14.1",
                  "records/evaluate/unet_small.json", "difference to sunet_tiny"):  # fmt: skip
         assert part in text
     assert f"seed 1: score.miou = {_scores(root, 'sunet_tiny')[1]}" in text

@@ -1,0 +1,165 @@
+"""Rows that differ in more than their network are not compared: edited records, declared differences, tuned recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import fabricate, make_suite
+
+from sunets.core.config import ConfigError, Suite, load
+from sunets.core.record import parameters_hash
+from sunets.report import tables
+from sunets.report.page import findings
+from sunets.report.records import Records, load_records
+
+SUNET, OTHER = "sunet_tiny", "plain_conv_small"
+
+
+@pytest.fixture
+def suite() -> Suite:
+    return make_suite({SUNET: None, OTHER: None}, (0, 1, 2))
+
+
+def edited(root: Path, suite: Suite, edit: Callable[[dict[str, Any]], Any], kinds: str = "train evaluate") -> Records:
+    """The records of made-up results, those of one model changed by somebody who keeps the fingerprints right."""
+    fabricate(root, suite)
+    for kind in kinds.split():
+        path = root / f"results/toy/records/{kind}/{OTHER}.json"
+        rows = json.loads(path.read_text())
+        for row in rows:
+            edit(row)
+            row["provenance"]["config_hash"] = parameters_hash(row["params"])
+        path.write_text(json.dumps(rows))
+    return load_records(suite, root)
+
+
+def verdict(records: Records) -> str:
+    table = tables.accuracy(records, SUNET)
+    return str(table.data.set_index("model").loc[OTHER, "score.miou.difference.verdict"])
+
+
+def parameter(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda r: r["params"].update({key: value})
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "data": (lambda r: r["provenance"].update(data_digest="ab" * 8), "data_digest abababababababab / d1d1d1d1d1d1d1d1"),
+    "code": (lambda r: r["provenance"].update(code_hash="beef"), "code_hash of evaluate beef / c0dec0dec0dec0de"),
+    "epochs": (parameter("train.epochs", 60), "train.epochs 60 / 9"),
+    "batch": (parameter("train.batch_size", 8), "train.batch_size 8 / 16"),
+    "crop": (parameter("train.augment.crop", [64, 64]), "train.augment.crop [64, 64] / absent"),
+    "split": (parameter("data.test_split", "train"), "data.test_split train / test"),
+    "scale": (parameter("evaluate.variants.single_scale.scales", [0.5]), "evaluate.variants.scales [0.5] / absent"),
+    "augmentation": (parameter("train.augment.flip", True), "train.augment.flip true / absent"),
+    "precision": (parameter("train.amp", "bf16"), "train.amp bf16 / absent"),
+    "scoring": (parameter("evaluate.boundary_tolerance", 0.1), "evaluate.boundary_tolerance 0.1 / absent"),
+    "recipe": (parameter("train.lr", 0.01), "train.lr 0.01 / 0.003"),
+    "tuning": (parameter("tune.trials", 30), "tune.trials 30 / absent"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_record_is_not_compared(name, suite, tmp_path) -> None:
+    edit, difference = EDITS[name]
+    records = edited(tmp_path, suite, edit)
+    found = verdict(records)
+    assert found.startswith(f"not comparable: {difference}")
+    table = tables.accuracy(records, SUNET)
+    row = table.data.set_index("model").loc[OTHER]
+    assert row[["score.miou.difference.mean", "score.miou.difference.p", "score.miou.difference.p_holm"]].isna().all()
+    assert found in table.view.iloc[1].tolist()
+    sentences = findings(suite, records)
+    assert f"is {found}" in sentences[0]
+    assert f"Against sunet_tiny, {found}: plain_conv_small." in sentences
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_one_edited_kind_of_record_is_enough(kind, suite, tmp_path) -> None:
+    assert "train.epochs" in verdict(edited(tmp_path, suite, parameter("train.epochs", 60), kind))
+
+
+def test_records_of_the_same_protocol_are_compared(suite, tmp_path) -> None:
+    for edit in (
+        parameter("model.output_stride", 8),
+        parameter("train.threads", 7),
+        parameter("data.root", "elsewhere"),
+        lambda r: r["params"].update({"train.init_from": f"outputs/a/{r['model']}/seed{r['seed']}.pt"}),
+    ):
+        records = edited(tmp_path, suite, edit)
+        if "train.init_from" in records.raw[f"train/{OTHER}.json"][0]["params"]:
+            for r in (*records.raw[f"train/{SUNET}.json"], *records.raw[f"evaluate/{SUNET}.json"]):
+                edit(r)
+        assert verdict(records) == "worse"
+
+
+def test_one_seed_of_another_budget_is_named(suite, tmp_path) -> None:
+    records = edited(tmp_path, suite, lambda r: r["params"].update({"train.epochs": 9 if r["seed"] else 6}))
+    assert verdict(records) == "not comparable: train.epochs 6 / 9"
+
+
+def test_several_differences_are_counted_and_the_code_goes_last(suite, tmp_path) -> None:
+    def edit(r: dict[str, Any]) -> None:
+        r["params"].update({"train.lr": 1.0, "train.epochs": 6})
+        r["provenance"]["code_hash"] = "beef"
+
+    assert verdict(edited(tmp_path, suite, edit)) == "not comparable: train.epochs 6 / 9 and 3 more"
+
+
+def test_what_equal_tuning_chose_is_no_obstacle(suite, tmp_path) -> None:
+    records = edited(tmp_path, suite, lambda r: r["params"].update({"tune.trials": 8, "train.lr": 0.01}))
+    assert verdict(records).startswith("not comparable: tune.trials 8 / absent")
+    for r in (*records.raw[f"train/{SUNET}.json"], *records.raw[f"evaluate/{SUNET}.json"]):
+        r["params"]["tune.trials"] = 8
+    assert verdict(records) == "worse"
+    for r in (*records.raw[f"train/{SUNET}.json"], *records.raw[f"evaluate/{SUNET}.json"]):
+        r["params"]["train.warmup_epochs"] = 3
+    assert verdict(records) == "not comparable: train.warmup_epochs absent / 3"
+
+
+@pytest.mark.parametrize("key", ["train.lr", "train"])
+def test_a_declared_difference_is_compared_and_stated(key, tmp_path) -> None:
+    report = {"reference": SUNET, "declared_differences": [key]}
+    records = edited(
+        tmp_path, make_suite({SUNET: None, OTHER: None}, (0, 1, 2), report=report), parameter("train.lr", 0.01)
+    )
+    assert verdict(records) == "worse"
+    (note,) = [n for n in tables.accuracy(records, SUNET).notes if n.startswith("Declared")]
+    assert note == (
+        "Declared differences to sunet_tiny (report.declared_differences): plain_conv_small train.lr 0.01 / 0.003."
+    )
+
+
+def test_rows_that_are_not_comparable_do_not_count_in_the_adjustment(tmp_path) -> None:
+    suite = make_suite({SUNET: None, OTHER: None, "unet_small": None}, (0, 1, 2))
+    fabricate(tmp_path, suite)
+    before = tables.accuracy(load_records(suite, tmp_path), SUNET).data.set_index("model").loc["unet_small"]
+    after = edited(tmp_path, suite, parameter("train.epochs", 60))
+    row = tables.accuracy(after, SUNET).data.set_index("model").loc["unet_small"]
+    assert row["score.miou.difference.p_holm"] == row["score.miou.difference.p"]
+    assert before["score.miou.difference.p"] == row["score.miou.difference.p"]
+
+
+def test_variants_of_one_network_are_compared_unless_more_differs(suite, tmp_path) -> None:
+    def edit(r: dict[str, Any]) -> None:
+        r["params"] |= {"evaluate.variants.single_scale.scales": [1.0], "evaluate.variants.multi_scale_flip.flip": True}
+        if r["variant"] == "multi_scale_flip":
+            r["params"]["data.test_split"] = "train"
+
+    frame = tables.test_time(edited(tmp_path, suite, edit)).data.set_index(["model", "variant"])
+    verdicts = frame["score.miou.difference.verdict"]
+    assert verdicts[OTHER, "multi_scale_flip"] == "not comparable: data.test_split test, train / test"
+    assert not verdicts[SUNET, "multi_scale_flip"].startswith("not comparable")
+
+
+def test_a_declared_difference_that_is_no_key_is_an_error(tmp_path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        "benchmark: x\ndata: {name: synthetic}\nmodels: {sunet_tiny: {name: sunet_tiny}}\n"
+        "report: {declared_differences: [train.learning_rate]}\n"
+    )
+    with pytest.raises(ConfigError, match=r"report\.declared_differences: train\.learning_rate: no key of data, train"):
+        load(path)
