@@ -20,6 +20,7 @@ from sunets.core.names import child
 from sunets.core.record import replacing
 from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import MIN_SIDE, DataError, open_regular, read_picture
+from sunets.data.samples import overlay
 from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.models.tensor_file import CheckpointError
 from sunets.training.checkpoint import load_trained
@@ -99,12 +100,10 @@ def predict_images(
     for path, (mask_file, overlay_file) in results.items():
         picture = read_picture(path)
         labels = predictor(picture)
-        colors = np.array(predictor.info["palette"], dtype=np.uint8)[labels]
-        overlay = (picture.astype(np.uint16) + colors) // 2
         with replacing(mask_file) as temporary:
             palette_image(labels, predictor.info["palette"]).save(temporary, pnginfo=mark)
         with replacing(overlay_file) as temporary:
-            Image.fromarray(overlay.astype(np.uint8)).save(temporary, pnginfo=mark)
+            Image.fromarray(overlay(picture, labels, predictor.info["palette"])).save(temporary, pnginfo=mark)
     return [file for files in results.values() for file in files]
 
 

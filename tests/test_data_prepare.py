@@ -15,7 +15,8 @@ from PIL import Image
 from standins import make_camvid, make_folder, make_imagefolder
 
 from sunets.core.config import DataConfig, SyntheticConfig
-from sunets.data import DataError, download, load_manifest, prepare
+from sunets.data import DataError, download, folder, load_manifest, preparation, prepare
+from sunets.data.samples import overlay
 from sunets.data.synthetic import SHAPES, draw
 
 
@@ -458,3 +459,30 @@ def test_text_of_another_encoding_is_a_fault(tmp_path):
     assert "classes.txt: not UTF-8 text (byte 4); save it as UTF-8" in faults_of(own_config(root), tmp_path / "d")[0]
     (root / "classes.txt").write_text("a\nb\x1b[0m\nc\n")
     assert "control characters" in faults_of(own_config(root), tmp_path / "d")[0]
+
+
+def test_the_time_of_a_long_check_is_told_at_its_beginning(tmp_path, monkeypatch, capsys):
+    prepare(own_config(make_folder(tmp_path / "own")), tmp_path / "short")
+    assert "takes about" not in capsys.readouterr().err
+    monkeypatch.setattr(preparation, "_FIRST_CHUNK", 2)
+    prepare(own_config(tmp_path / "own"), tmp_path / "short")
+    assert "takes about" not in capsys.readouterr().err
+    clock = iter(range(0, 10**6, 45))
+    monkeypatch.setattr(preparation.time, "monotonic", lambda: next(clock))  # 45 s for two of eight images
+    prepare(own_config(tmp_path / "own"), tmp_path / "long")
+    assert capsys.readouterr().err == "note: checking 8 images takes about 2 min\n"
+
+
+def test_colours_of_a_user_without_colours_are_told_apart(tmp_path):
+    root = make_folder(tmp_path / "own")
+    assert prepare(own_config(root), tmp_path / "data").palette == folder.OKABE_ITO[:3]
+    (root / "classes.txt").write_text("".join(f"class {k}\n" for k in range(255)))
+    palette = tuple(folder.find(own_config(root), tmp_path).palette)
+    assert palette[:8] == folder.OKABE_ITO
+    assert len(set(palette)) == len(palette) == 255
+
+
+def test_overlays_blend_classes_and_leave_the_background(tmp_path):
+    pixels = np.full((1, 3, 3), 200, np.uint8)
+    labels = np.array([[0, 1, 255]], np.uint8)
+    assert overlay(pixels, labels, folder.OKABE_ITO).tolist() == [[[200] * 3, [215, 179, 100], [200] * 3]]

@@ -12,8 +12,13 @@ from pathlib import Path
 
 from sunets.core.config import DataConfig
 from sunets.data.picture import DataError
-from sunets.data.raw_dataset import Entry, RawDataset, color_map, existing_root, split_path, used_splits
+from sunets.data.raw_dataset import Color, Entry, RawDataset, color_map, existing_root, split_path, used_splits
 
+OKABE_ITO: tuple[Color, ...] = (
+    (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115),
+    (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
+"""Colours of the first eight classes (Okabe and Ito, 2008): colour-blind readers can tell them apart."""
 _VAL_FRACTION = _TEST_FRACTION = 0.15
 
 
@@ -28,7 +33,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
     classes = raw.read_lines(root / "classes.txt")
     if not 2 <= len(classes) <= 255 or len(set(classes)) < len(classes):
         raise DataError(f"{root / 'classes.txt'}: 2 to 255 different class names, one per line, not {len(classes)}")
-    raw.classes, raw.palette = classes, color_map(len(classes))
+    raw.classes, raw.palette = classes, [*OKABE_ITO, *color_map(len(classes))[len(OKABE_ITO) :]][: len(classes)]
     entries = raw.pair(root / "images", root / "masks")
     if (root / "splits").is_dir():
         _read_splits(root, config, entries, raw)

@@ -11,10 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,9 @@ _FIND: dict[DataName, Callable[[DataConfig, Path], RawDataset]] = {
 }
 _WRITTEN = {"manifest.json", "files.csv", "splits", "samples.png", "images", "masks"}
 _LOCK_SECONDS = 20.0
+_FIRST_CHUNK = 64  # entries whose time is taken, to say how long all will take
 _CHUNK = 4096  # entries per call of the thread pool: ImageNet's futures would fill the memory
+_LONG_SECONDS = 60.0
 
 
 def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -> Manifest:
@@ -125,8 +129,9 @@ def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int
     return load_manifest(out_dir, config)
 
 
-def _note(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"note: {text}", markup=False)
+def _note(text: str, console: Console | None = None) -> None:
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"note: {text}", markup=False)
 
 
 def _inside(path: Path, directory: Path) -> bool:
@@ -188,11 +193,11 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
         ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,
     ):
         task = progress.add_task(f"Checking {config.name}", total=len(entries), last="")
-        for start in range(0, len(entries), _CHUNK):
-            chunk = entries[start : start + _CHUNK]
-            for entry, scan in zip(
-                chunk, pool.map(lambda e: _scan(e, raw, allowed, work, min_side), chunk), strict=True
-            ):
+        started = time.monotonic()
+        for first, last in pairwise([0, *range(_FIRST_CHUNK, len(entries), _CHUNK), len(entries)]):
+            chunk = entries[first:last]
+            results = pool.map(lambda e: _scan(e, raw, allowed, work, min_side), chunk)
+            for entry, scan in zip(chunk, results, strict=True):
                 faults += scan.faults
                 if scan.colors is not None and entry in train:
                     colors += scan.colors
@@ -200,6 +205,9 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
                 scan.colors, scan.files = None, {}
                 scans[entry] = scan
                 progress.advance(task)
+            left = (time.monotonic() - started) / max(1, last) * (len(entries) - last)
+            if first == 0 and left > _LONG_SECONDS:
+                _note(f"checking {len(entries):,} images takes about {left / 60:.0f} min", progress.console)
         files |= dict(zip(raw.files, pool.map(file_state, raw.files), strict=True))
 
     splits: dict[str, tuple[Item, ...]] = {}
@@ -288,7 +296,8 @@ def _check_ignored(
         masks = "every mask holds" if in_every_mask else "masks hold"
         faults.append(
             f"{config.root or ''}: class {absent[0]} has not one pixel, and {masks} 255 ({percentage}), which "
-            "is ignored; write the line number of its class in classes.txt, counted from 0, in place of 255"
+            "is ignored; write the line number of its class in classes.txt, counted from 0, in place of 255, or remove "
+            "a class that no mask shows"
         )
     elif ignored:
         warnings.append(

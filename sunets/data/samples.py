@@ -26,11 +26,15 @@ def write_mask(labels: np.ndarray, palette: Sequence[Color], path: Path) -> None
 
 
 def overlay(pixels: np.ndarray, labels: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """Blend the colours of labels (H, W) with an RGB image (H, W, 3), both uint8; ignored pixels keep the image."""
+    """Blend the colours of labels (H, W) with an RGB image (H, W, 3), both uint8.
+
+    Ignored pixels, and labels whose colour is black (PASCAL VOC's background), leave the image as it is.
+    """
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     colors = table[labels]
-    return np.where((labels == IGNORE_INDEX)[..., None], pixels, 0.4 * pixels + 0.6 * colors).astype(np.uint8)
+    plain = (labels == IGNORE_INDEX) | ~colors.any(-1)
+    return np.where(plain[..., None], pixels, (pixels.astype(np.uint16) + colors) // 2).astype(np.uint8)
 
 
 def draw_samples(manifest: Manifest, items: Sequence[Item], path: Path, count: int = 6, height: int = 144) -> None:
