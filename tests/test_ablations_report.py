@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +16,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations.report import figures, results
+from ablations.report import importance as importances
 from ablations.report import page as report_page
-from ablations.report.figures import importance
+from ablations.report import results
+from ablations.report.importance import decompose, importance, variance_shares
 from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study
 from ablations.report.tables import sampled_table, settings_table
 from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, write_json
 
+HERE = Path(__file__).resolve().parent
 BASE = {"model.unet_depth": [2, 2, 1], "model.num_blocks": 2, "model.output_stride": 16}
 PARAMS = {
     "train.epochs": 5, "train.batch_size": 16, "train.optimizer": "adamw", "train.lr": 0.003,
@@ -170,7 +175,7 @@ MADE: dict[str, Callable[[], tuple[StudyConfig, list[Record]]]] = {
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_page, "RESAMPLES", 6)
-    monkeypatch.setattr(figures, "RESAMPLES", 6)
+    monkeypatch.setattr(importances, "RESAMPLES", 6)
 
 
 def study(name: str) -> Study:
@@ -282,7 +287,7 @@ def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
 def test_the_page_states_no_value_of_what_a_study_varies() -> None:
     axes: dict[str, list[Any]] = {"train.lr": [0.0001, 0.01], "train.batch_size": [4, 8]}
     grid = config("grid", axes, seeds=[0])
-    records = []
+    records: list[Record] = []
     for arm in ({"train.lr": lr, "train.batch_size": n} for lr in axes["train.lr"] for n in axes["train.batch_size"]):
         made = trial(len(records), arm, 0, 0.5, reference=not records)
         records.append(made | {"params": made["params"] | arm})
@@ -337,17 +342,85 @@ def test_one_seed_shows_no_difference() -> None:
         assert "no difference shown, one seed has no interval" in sentence
 
 
+def test_the_decomposition_is_exact_and_its_shares_add_up() -> None:
+    a, b, c = np.arange(3) * 2.0, np.array([0.0, 1.0]), np.array([0.0, 3.0, 1.0, 0.5])
+    both = np.array([[1.0, -1.0], [0.0, 0.0], [-1.0, 1.0]])
+    scores = a[:, None, None] + b[:, None] + c + both[..., None]
+    parts = {(0,): a.var(), (1,): b.var(), (2,): c.var(), (0, 1): both.var()}
+    shares = decompose(scores)
+    assert sum(shares.values()) == pytest.approx(1)
+    for chosen, share in shares.items():
+        assert share == pytest.approx(parts.get(chosen, 0.0) / scores.var(), abs=1e-12), chosen
+
+
+def test_a_complete_grid_has_exact_shares_with_equal_trainings_filled_in() -> None:
+    joint = study("joint")
+    shares = variance_shares(joint)
+    assert shares is not None
+    assert sum(shares.values()) == pytest.approx(1)
+    assert len(shares) == 2**4 - 1 + 2
+    levels = {"model.unet_depth": [0.03, 0.06, 0.09], "model.num_blocks": [0.01, 0.02, 0.04]}
+    total = np.var([r["scores"]["score.miou"] for r in joint.records for _ in (r["arm"], *r["same_as"])])
+    for path, effects in levels.items():
+        assert shares[(path,)] == pytest.approx(np.var(effects) / total, rel=0.05)
+    assert shares[("model.dilation",)] < 0.01
+    assert shares[("seed",)] > 0
+    assert importance(joint) is None, "nothing is left to estimate"
+    lost = Study("joint", joint.config, joint.records[:-1], "SUNet-tiny")
+    assert variance_shares(lost) is None
+    assert variance_shares(study("pareto")) is None
+
+
 @pytest.mark.slow
-def test_importance_finds_what_matters_and_its_spread() -> None:
-    joint, sampled = importance(study("joint")), importance(study("tuned"))
-    assert joint is not None
+def test_a_forest_tells_what_matters_in_a_sampled_study_and_its_spread() -> None:
+    sampled = importance(study("tuned"))
     assert sampled is not None
-    assert list(joint)[:2] == ["model.unet_depth", "model.num_blocks"]
-    assert joint["model.unet_depth"][0] > 0.7
-    assert joint["seed"][0] < 0.1
     assert sampled["train.lr"][0] > 5 * sampled["train.weight_decay"][0]
-    assert all(low <= high for _, low, high in [*joint.values(), *sampled.values()])
+    settings, records = grid()
+    incomplete = importance(Study("joint", settings, records[:-1], "SUNet-tiny"))
+    assert incomplete is not None
+    assert list(incomplete)[:2] == ["model.unet_depth", "model.num_blocks"]
+    assert incomplete["model.unet_depth"][0] > 0.7
+    assert incomplete["seed"][0] < 0.1
+    assert all(low <= high for _, low, high in [*incomplete.values(), *sampled.values()])
     assert importance(study("depth")) is None
+
+
+def test_values_stand_in_their_natural_order() -> None:
+    axes: dict[str, list[Any]] = {"model.unet_depth": [4, [2, 2, 1], 1], "model.dilation": ["uniform", "none"]}
+    arms = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    records = [trial(n, arm, 0, 0.1, reference=n == 0) for n, arm in enumerate(arms)]
+    shuffled = Study("s", config("grid", axes, seeds=[0]), records, "SUNet-tiny")
+    assert list(shuffled.marginal("model.unet_depth")) == ["1", "2, 2, 1", "4"]
+    assert list(shuffled.marginal("model.dilation")) == ["uniform", "none"]
+    view = settings_table(shuffled).view
+    assert list(view["U-Net depth"]) == ["1", "1", "2, 2, 1", "2, 2, 1", "4", "4"]
+    assert list(view["Dilation schedule"]) == ["uniform", "none"] * 3
+    assert list(view["Verdict"]).index("reference") == 4
+
+
+TABLES = """
+import hashlib, test_ablations_report as t
+from ablations.report.importance import variance_table
+from ablations.report.tables import axes_table, sampled_table, settings_table
+for name in t.MADE:
+    for make in (settings_table, axes_table, variance_table, sampled_table):
+        if (table := make(t.study(name))) is not None:
+            print(table.name, hashlib.sha256(table.data.to_csv().encode()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_tables_do_not_depend_on_the_hash_seed() -> None:
+    def tables(seed: str) -> str:
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent)))}
+        return subprocess.run(
+            [sys.executable, "-c", TABLES], env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    first = tables("1")
+    assert "joint_axes" in first
+    assert first == tables("2") == tables("3")
 
 
 @pytest.mark.slow
@@ -370,8 +443,8 @@ def test_the_whole_report_is_written_whole_and_the_same_again(tmp_path: Path) ->
     bytes_of = {path: path.read_bytes() for path in first}
     folder = tmp_path / "results/synthetic"
     assert sorted(p.stem for p in (folder / "ablations").glob("*.png")) == [
-        "depth_axes", "joint_axes", "joint_importance", "joint_interaction", "pareto_history", "pareto_importance",
-        "pareto_pareto", "tuned_axes", "tuned_history", "tuned_importance",
+        "depth_axes", "joint_axes", "joint_interaction", "joint_variance", "pareto_history", "pareto_importance",
+        "pareto_pareto", "tuned_axes", "tuned_history", "tuned_importance", "tuned_variance",
     ]  # fmt: skip
     page = (folder / "ablations.md").read_text()
     for link in re.findall(r"\]\(([^)]+)\)", page):

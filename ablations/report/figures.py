@@ -1,33 +1,24 @@
-"""Figures of a study: axes, interaction, importance, Pareto front, history of a sampler."""
+"""Figures of a study: axes, interaction, variance, importance, Pareto front, history of a sampler."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import optuna
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ablations.report.results import Study, arm_text, axis_name, sorted_values, value_text
+from ablations.report.importance import NOISE, SEED, importance, term_name, variance_shares
+from ablations.report.results import Study, arm_text, axis_name, value_text
 from sunets.core.metrics import higher_is_better, pareto_front
 from sunets.core.record import Record
 from sunets.report.comparison import NO_COMPARISON
 from sunets.report.records import FINISHED, quantity
 from sunets.report.statistics import BETTER, WORSE, mean_interval
 from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH
-
-IMPORTANCE_TRIALS = 8
-"""Trials below which no importance is shown."""
-RESAMPLES = 40
-"""Bootstrap samples of the trials behind the spread of an importance."""
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def axes_figure(study: Study) -> Figure | None:
@@ -93,7 +84,7 @@ def interaction_figure(study: Study) -> Figure | None:
     if len(cells) < 4:
         return None
     q = study.shown
-    across, down = (list(sorted_values({key[i]: None for key in cells})) for i in (1, 0))
+    down, across = (study.in_order(path, (key[i] for key in cells)) for i, path in enumerate(pair))
     rising = higher_is_better(study.headline)
     matrix = np.array([[q.scale * np.mean(cells[d, a]) if (d, a) in cells else np.nan for a in across] for d in down])
     with plt.rc_context(STYLE):
@@ -110,87 +101,36 @@ def interaction_figure(study: Study) -> Figure | None:
     return fig
 
 
-def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
-    """Axis -> share of the score's variance that it alone explains, and the ends of a 95 % bootstrap interval.
-
-    Of a grid, the seed is among the axes: what does not matter more than it, does not matter. None where there are
-    fewer than `IMPORTANCE_TRIALS` finished trials or a single axis.
-    """
-    rows = study.sampled or study.final
-    key = study.search_key if study.sampled else study.headline
-    trials = [
-        (_factors(study, r), r["scores"][key])
-        for r in rows
-        if r["status"] == FINISHED and r.get("duplicate_of") is None
-    ]
-    varied = [p for p in trials[0][0] if len({str(t[0][p]) for t in trials}) > 1] if trials else []
-    known = study.config.kind in ("grid", "tuned", "search")
-    if not known or len(trials) < IMPORTANCE_TRIALS or len(set(varied) - {"seed"}) < 2:
+def variance_figure(study: Study) -> Figure | None:
+    """Bars of `variance_shares`."""
+    if (shares := variance_shares(study)) is None:
         return None
-    space = {path: _distribution([t[0][path] for t in trials]) for path in varied}
-    rng = np.random.default_rng(0)
-    point = _fanova(space, trials, seed=0, trees=64)
-    draws = []
-    for resample in range(RESAMPLES):
-        chosen = [trials[i] for i in rng.integers(len(trials), size=len(trials))]
-        if len({score for _, score in chosen}) > 1:
-            draws.append(_fanova(space, chosen, seed=resample + 1, trees=16))
-    found = {}
-    for path in varied:
-        low, high = np.quantile([d[path] for d in draws], [0.025, 0.975])
-        found[path] = (point[path], float(low), float(high))
-    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
-
-
-def _factors(study: Study, record: Record) -> dict[str, Any]:
-    arm = {
-        p: v if isinstance(v, int | float) and not isinstance(v, bool) else value_text(v)
-        for p, v in record["arm"].items()
-    }
-    return {**arm, **record["tuned"], **({} if study.sampled else {"seed": record["seed"]})}
-
-
-def _distribution(values: Sequence[Any]) -> optuna.distributions.BaseDistribution:
-    """The range or the choices that the values came from, as far as they show it."""
-    if all(isinstance(v, float) for v in values) and len(set(values)) > 2:
-        return optuna.distributions.FloatDistribution(min(values), max(values), log=min(values) > 0)
-    return optuna.distributions.CategoricalDistribution(list(dict.fromkeys(values)))
-
-
-def _fanova(
-    space: Mapping[str, Any], trials: Iterable[tuple[Mapping[str, Any], float]], *, seed: int, trees: int
-) -> dict[str, float]:
-    study = optuna.create_study()
-    study.add_trials(
-        [
-            optuna.trial.create_trial(params={p: values[p] for p in space}, distributions=dict(space), value=score)
-            for values, score in trials
-        ]
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about experimental parts
-        return optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=seed), normalize=False
-        )
+    bars = {term_name(term): (share, None) for term, share in shares.items()}
+    grey = [term_name(term) for term in ((SEED,), (NOISE,))]
+    return _bars(bars, grey, f"Share of the variance of {study.shown.name}")
 
 
 def importance_figure(study: Study) -> Figure | None:
     """Bars of `importance`."""
-    found = importance(study)
-    if found is None:
+    if (shares := importance(study)) is None:
         return None
+    bars = {term_name((path,)): (share, (low, high)) for path, (share, low, high) in shares.items()}
+    return _bars(bars, [term_name((SEED,))], "Share of the score's variance, fANOVA")
+
+
+def _bars(bars: Mapping[str, tuple[float, tuple[float, float] | None]], grey: Collection[str], heading: str) -> Figure:
     with plt.rc_context(STYLE):
-        fig, ax = plt.subplots(figsize=(WIDTH * 0.66, 0.8 + 0.3 * len(found)))
-        for y, (path, (share, low, high)) in enumerate(found.items()):
-            color = "#888888" if path == "seed" else PALETTE[0]
-            ax.barh(y, share, height=0.6, color=color, alpha=0.75, linewidth=0)
-            ax.plot([low, high], [y, y], color="#222222", linewidth=1.3, marker="|", markersize=6)
-        ax.set_yticks(range(len(found)), ["Seed (noise)" if p == "seed" else axis_name(p) for p in found])
-        ax.set_ylim(len(found) - 0.5, -0.5)
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.66, 0.8 + 0.3 * len(bars)))
+        for y, (name, (share, interval)) in enumerate(bars.items()):
+            ax.barh(y, share, height=0.6, color="#888888" if name in grey else PALETTE[0], alpha=0.75, linewidth=0)
+            if interval:
+                ax.plot(interval, [y, y], color="#222222", linewidth=1.3, marker="|", markersize=6)
+        ax.set_yticks(range(len(bars)), list(bars))
+        ax.set_ylim(len(bars) - 0.5, -0.5)
         ax.set_xlim(left=0)
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
-        ax.set_xlabel("Share of the score's variance, fANOVA")
+        ax.set_xlabel(heading)
     return fig
 
 
@@ -276,6 +216,11 @@ FIGURES = (
         "reference. Hollow: neither better nor worse than it.",
     ),
     ("interaction", interaction_figure, "Mean {score} over the seeds and over the axes that are not shown."),
+    (
+        "variance",
+        variance_figure,
+        "What explains the variance of {score} over settings and seeds: exact functional ANOVA of the complete grid.",
+    ),
     (
         "importance",
         importance_figure,

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablations.report.figures import FIGURES, RESAMPLES
+from ablations.report.figures import FIGURES
+from ablations.report.importance import RESAMPLES, variance_table
 from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text
 from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import Suite
@@ -67,7 +68,7 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
     if absent:
         parts.append(f"Not run: {', '.join(absent)}.")
     for study in studies:
-        made = (settings_table(study), axes_table(study), sampled_table(study))
+        made = (settings_table(study), axes_table(study), variance_table(study), sampled_table(study))
         tables = [table for table in made if table is not None]
         figures = {name: (figure, caption) for name, draw, caption in FIGURES if (figure := draw(study)) is not None}
         for table in tables:

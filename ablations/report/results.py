@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,6 @@ KINDS = {
 }
 
 Arm = dict[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ class Study:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """The settings that were trained on every seed, in the order of the study."""
+        """The settings that were trained on every seed: of a grid in natural order, else in the order of the study."""
         groups: dict[str, list[Record]] = {}
         for record in self.final:
             groups.setdefault(json.dumps(record["arm"], sort_keys=True), []).append(record)
-        return [
+        settings = [
             Setting(
                 arm=rows[0]["arm"],
                 reference=rows[0]["reference"],
@@ -135,6 +135,11 @@ class Study:
             )
             for rows in groups.values()
         ]
+        if self.config.kind in ("grid", "tuned") or (self.config.kind == "one_at_a_time" and len(self.axes) == 1):
+            for path in reversed(self.axes):
+                rank = {v: i for i, v in enumerate(self.in_order(path, (value_text(s.arm[path]) for s in settings)))}
+                settings.sort(key=lambda setting: rank[value_text(setting.arm[path])])
+        return settings
 
     @cached_property
     def reference(self) -> Setting | None:
@@ -179,33 +184,36 @@ class Study:
             for arm in (setting.arm, *setting.same_as)
         }
 
+    def in_order(self, path: str, values: Iterable[str]) -> list[str]:
+        """Distinct values of an axis in their natural order; text as the study lists it, a value of the base first."""
+        listed = [value_text(value) for axis in self.config.axes if axis.path == path for value in axis.values]
+        return sorted(dict.fromkeys(values), key=lambda value: _natural(value, listed))
+
     def marginal(self, path: str) -> dict[str, dict[int, float]]:
         """Value of an axis -> seed -> score: of the base with that value alone, or the mean over the other axes.
 
         The mean goes over those settings of the other axes that have a score for every value and seed shown, so that
         values are compared on equal terms.
         """
-        place = self.axes.index(path)
+        index = self.axes.index(path)
+        scores: dict[str, dict[int, float]] = {}
         if self.config.kind in ("one_at_a_time", "search"):
             if self.reference is None:
                 return {}
-            base = [value_text(self.reference.arm[p]) for p in self.axes]
-            found = {}
+            base = tuple(value_text(self.reference.arm[p]) for p in self.axes)
             for arm, setting in self.by_arm().items():
-                others = [(a, b) for i, (a, b) in enumerate(zip(arm, base, strict=True)) if i != place]
-                if setting.scores and all(a == b for a, b in others):
-                    found[arm[place]] = setting.scores
-            return sorted_values(found)
-        arms = {arm: s.scores for arm, s in self.by_arm().items() if s.scores}
-        rest = {(*arm[:place], *arm[place + 1 :]) for arm in arms}
-        values = list(dict.fromkeys(arm[place] for arm in arms))
-        balanced = [r for r in rest if all((*r[:place], v, *r[place:]) in arms for v in values)]
-        marginals: dict[str, dict[int, float]] = {}
-        for value in values:
-            parts = [arms[*r[:place], value, *r[place:]] for r in balanced]
-            seeds = set.intersection(*(set(p) for p in parts)) if parts else set()
-            marginals[value] = {seed: float(np.mean([p[seed] for p in parts])) for seed in sorted(seeds)}
-        return sorted_values({v: s for v, s in marginals.items() if s})
+                if setting.scores and (*arm[:index], base[index], *arm[index + 1 :]) == base:
+                    scores[arm[index]] = setting.scores
+        else:
+            arms = {arm: s.scores for arm, s in self.by_arm().items() if s.scores}
+            values = dict.fromkeys(arm[index] for arm in arms)
+            rest = dict.fromkeys((arm[:index], arm[index + 1 :]) for arm in arms)  # in order: a sum depends on it
+            balanced = [(a, b) for a, b in rest if all((*a, value, *b) in arms for value in values)]
+            for value in values if balanced else ():
+                parts = [arms[*a, value, *b] for a, b in balanced]
+                seeds = sorted(set.intersection(*map(set, parts)))
+                scores[value] = {seed: float(np.mean([part[seed] for part in parts])) for seed in seeds}
+        return {value: scores[value] for value in self.in_order(path, scores) if scores[value]}
 
 
 def value_text(value: Any) -> str:
@@ -222,16 +230,13 @@ def axis_name(path: str) -> str:
     return NAMES.get(path, path)
 
 
-def sorted_values(values: dict[str, T]) -> dict[str, T]:
-    """Numbers by size, then everything else as it came."""
-
-    def place(item: tuple[int, str]) -> tuple[int, float]:
-        try:
-            return (0, float(item[1]))
-        except ValueError:
-            return (1, item[0])
-
-    return {key: values[key] for _, key in sorted(enumerate(values), key=place)}
+def _natural(text: str, listed: Sequence[str]) -> tuple[int, float, tuple[float, ...]]:
+    """Sort key of a value of an axis: numbers, and lists of them by mean; then text as the study lists it."""
+    try:
+        numbers = tuple(float(part) for part in text.split(", "))
+    except ValueError:
+        return 1, listed.index(text) if text in listed else -1, ()
+    return 0, sum(numbers) / len(numbers), numbers
 
 
 def arm_text(study: Study, arm: Arm, reference: Arm | None = None) -> str:
