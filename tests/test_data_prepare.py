@@ -52,6 +52,7 @@ def test_synthetic_manifest(tmp_path):
     np.testing.assert_allclose(manifest.std, images.std((0, 1, 2)), atol=1e-6)
     masks = np.stack([np.asarray(Image.open(i.target)) for i in manifest.splits["train"]])
     assert manifest.class_pixels["train"] == np.bincount(masks.ravel(), minlength=5).tolist()
+    assert manifest.image_pixels["train"] == [sum(mask.size for mask in masks if (mask == k).any()) for k in range(5)]
     assert load_manifest(tmp_path / "data", synthetic()) == manifest
     with Image.open(tmp_path / "data" / "samples.png") as samples:
         assert samples.width > 100
@@ -243,7 +244,7 @@ def test_imagefolder(tmp_path):
     assert len(manifest.splits["train"]) == 24
     item = manifest.splits["train"][0]
     assert (item.id, item.target) == ("train/n01440764/n01440764_0", 0)
-    assert manifest.class_pixels == {"train": [4] * 6, "val": [2] * 6}
+    assert manifest.class_pixels == manifest.image_pixels == {"train": [4] * 6, "val": [2] * 6}
 
     (root / "val" / "n00000000").mkdir()
     assert "n00000000" in faults_of(config, tmp_path / "data")[0]

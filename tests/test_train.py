@@ -109,9 +109,25 @@ def test_the_authors_four_parameter_groups() -> None:
 
 
 def test_median_frequency_weights(manifest: Manifest) -> None:
+    # Three images of 100 pixels. a: 30 of the 300 pixels of the images that show it; b: 20 of 100; c: nowhere; d: 60 of
+    # 200. Frequencies 0.1, 0.2, 0.3: median 0.2.
+    counted = dataclasses.replace(
+        manifest, class_pixels={"train": [30, 20, 0, 60]}, image_pixels={"train": [300, 100, 0, 200]}
+    )
+    weights = class_weights(tiny_config(train__class_weights="median_frequency"), counted)
+    assert weights == pytest.approx((2, 1, 1, 2 / 3))
+
+
+def test_median_pixel_frequency_weights(manifest: Manifest) -> None:
     counted = dataclasses.replace(manifest, class_pixels={"train": [100, 25, 0, 50]})
-    assert class_weights(tiny_config(train__class_weights="median_frequency"), counted) == (0.5, 2.0, 1.0, 1.0)
+    assert class_weights(tiny_config(train__class_weights="median_pixel_frequency"), counted) == (0.5, 2.0, 1.0, 1.0)
     assert class_weights(tiny_config(train__class_weights=[1, 2, 3]), manifest) == (1, 2, 3)
+
+
+def test_median_frequency_is_for_segmentation(pictures: Manifest) -> None:
+    values = {"data__name": "synthetic_shapes", "model__name": "resnet18", "model__width": None}
+    with pytest.raises(ConfigError, match=r"train.class_weights: median_pixel_frequency for classification"):
+        check(tiny_config(**values, train__class_weights="median_frequency"), pictures)
 
 
 @pytest.mark.parametrize("extra", [{}, {"train__label_smoothing": 0.1, "train__class_weights": [0.5, 1.0, 3.0]}])

@@ -47,8 +47,9 @@ def tiny_manifest(folder: Path, task: str = "segmentation", train: int = 10, val
     folder.mkdir(parents=True, exist_ok=True)
     splits: dict[str, tuple[Item, ...]] = {}
     counts: dict[str, list[int]] = {}
+    shown: dict[str, list[int]] = {}
     for split, number in {"train": train, "val": val, "test": 2}.items():
-        items, pixels = [], np.zeros(256, dtype=np.int64)
+        items, pixels, image_pixels = [], np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
         for index in range(number):
             draw = np.random.default_rng([len(split), index])
             height, width = size, size + (8 * (index % 2) if split == "val" and task == "segmentation" else 0)
@@ -65,7 +66,8 @@ def tiny_manifest(folder: Path, task: str = "segmentation", train: int = 10, val
             target = folder / f"{name}_mask.png" if task == "segmentation" else label
             items.append(Item(id=name, image=folder / f"{name}.png", target=target, height=height, width=width))
             pixels += np.bincount(mask.ravel(), minlength=256)
-        splits[split], counts[split] = tuple(items), pixels[:3].tolist()
+            image_pixels[np.unique(mask)] += mask.size
+        splits[split], counts[split], shown[split] = tuple(items), pixels[:3].tolist(), image_pixels[:3].tolist()
     return Manifest(
         name="synthetic",
         task=task,  # type: ignore[arg-type]
@@ -76,4 +78,5 @@ def tiny_manifest(folder: Path, task: str = "segmentation", train: int = 10, val
         std=(0.25, 0.2, 0.2),
         splits=splits,
         class_pixels=counts,
+        image_pixels=shown,
     )

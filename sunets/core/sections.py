@@ -212,8 +212,12 @@ class TrainConfig(Section):
     """Factor of each drop of the step schedule."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross entropy."""
-    class_weights: Literal["median_frequency"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
-    """Weights of the cross entropy: from the training split's pixel counts, explicit, or none."""
+    class_weights: (
+        Literal["median_frequency", "median_pixel_frequency"] | tuple[Annotated[float, Field(ge=0)], ...] | None
+    ) = None
+    """Weights of the cross entropy, one per class: explicit, or the median frequency over the class's on the training
+    split. Frequency is the share of a class in the pixels of the images that show it (median_frequency: Eigen and
+    Fergus, 2015), or in all pixels (median_pixel_frequency; classification: in all images)."""
     frozen_bn: bool = False
     """Keep BatchNorm's running statistics and parameters as they are."""
     bn_momentum: float | None = Field(None, gt=0, le=1)

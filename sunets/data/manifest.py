@@ -26,7 +26,7 @@ from sunets.data.raw_dataset import Color, existing_root, split_path, used_split
 
 _KINDS: dict[str, type] = {
     "name": str, "task": str, "classes": list, "palette": list, "digest": str, "mean": list, "std": list,
-    "counts": dict, "class_pixels": dict, "warnings": list, "files": int,
+    "counts": dict, "class_pixels": dict, "image_pixels": dict, "warnings": list, "files": int,
 }  # fmt: skip
 _REMEDY = "run python -m sunets prepare"
 _COLUMNS = ["id", "image", "target", "height", "width"]
@@ -66,6 +66,8 @@ class Manifest:
     splits: Mapping[str, tuple[Item, ...]]
     class_pixels: Mapping[str, list[int]]
     """Per split, pixels (classification: images) of each class."""
+    image_pixels: Mapping[str, list[int]]
+    """Per split, pixels of the images that show each class, ignored ones included (classification: images)."""
     warnings: tuple[str, ...] = ()
     """Anything unusual that is no fault, such as a class without a pixel."""
 
@@ -98,6 +100,7 @@ def write_manifest(
         "std": list(manifest.std),
         "counts": {split: len(items) for split, items in manifest.splits.items()},
         "class_pixels": dict(manifest.class_pixels),
+        "image_pixels": dict(manifest.image_pixels),
         "warnings": list(manifest.warnings),
         "files": len(states),
     }
@@ -148,6 +151,7 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
         std=tree["std"],
         splits=splits,
         class_pixels=tree["class_pixels"],
+        image_pixels=tree["image_pixels"],
         warnings=tuple(tree["warnings"]),
     )
 

@@ -213,6 +213,7 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
     splits: dict[str, tuple[Item, ...]] = {}
     contents: dict[str, list[Sequence[str | int]]] = {}
     pixels: dict[str, np.ndarray] = {}
+    image_pixels: dict[str, np.ndarray] = {}
     for split in used_splits(config):
         listed = sorted(raw.splits.get(split, ()), key=lambda e: e.id)
         faults += [
@@ -230,11 +231,14 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
         splits[split] = tuple(item for item, _ in kept)
         contents[split] = [(item.id, scan.image_digest, scan.label_digest) for item, scan in kept]
         pixels[split] = np.zeros(max(256, num_classes), np.int64)
+        image_pixels[split] = np.zeros_like(pixels[split])
         for item, scan in kept:
             if scan.labels is not None:
                 pixels[split][:256] += scan.labels
+                image_pixels[split][:256] += (scan.labels > 0) * scan.labels.sum()
             elif isinstance(item.target, int):
                 pixels[split][item.target] += 1
+                image_pixels[split][item.target] += 1
     _check_overlap(raw, splits, contents, faults, warnings)
     masks = [scan.labels for scan in scans.values() if scan.labels is not None]
     if raw.ignored_by_user and masks:
@@ -264,6 +268,7 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
         std=std,
         splits=splits,
         class_pixels=class_pixels,
+        image_pixels={split: counts[:num_classes].tolist() for split, counts in image_pixels.items()},
         warnings=tuple(map(printable, warnings)),
     )
     return manifest, files

@@ -178,6 +178,8 @@ def check_config(config: Config, manifest: Manifest) -> None:
         raise ConfigError(
             f"train.micro_batch_size: a divisor of each process's {share} images, not {train.micro_batch_size}"
         )
+    if train.class_weights == "median_frequency" and manifest.task == "classification":
+        raise ConfigError("train.class_weights: median_pixel_frequency for classification, whose images show one class")
     if isinstance(train.class_weights, tuple) and len(train.class_weights) != manifest.num_classes:
         raise ConfigError(
             f"train.class_weights: {manifest.num_classes} values, one a class, not {len(train.class_weights)}"

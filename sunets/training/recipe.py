@@ -71,17 +71,19 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 
 
 def class_weights(config: Config, manifest: Manifest) -> tuple[float, ...] | None:
-    """Weights of the cross entropy, one a class, or None.
+    """Weights of the cross entropy, one per class, or None; see `TrainConfig.class_weights`.
 
-    `median_frequency` is the median of the classes' pixel counts (classification: images) over each class's own (after
-    Eigen and Fergus, 2015, who count a class's share within the images that show it); an absent class weighs 1.
+    A class that is absent from the training split weighs 1.
     """
-    setting = config.train.class_weights
+    setting, split = config.train.class_weights, config.data.train_split
     if setting is None or isinstance(setting, tuple):
         return setting
-    pixels = manifest.class_pixels[config.data.train_split]
-    median = statistics.median([count for count in pixels if count] or [1])
-    return tuple(median / count if count else 1.0 for count in pixels)
+    pixels = manifest.class_pixels[split]
+    # Weights depend on ratios alone, so that any total does where it is the same for all classes.
+    totals = manifest.image_pixels[split] if setting == "median_frequency" else [1] * len(pixels)
+    frequencies = [count / total if count else None for count, total in zip(pixels, totals, strict=True)]
+    median = statistics.median([frequency for frequency in frequencies if frequency] or [1])
+    return tuple(median / frequency if frequency else 1.0 for frequency in frequencies)
 
 
 def scoring_dataset(manifest: Manifest, split: str, config: Config) -> ImageDataset:
