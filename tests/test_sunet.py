@@ -278,7 +278,7 @@ def test_set_bn_momentum():
         ({"dilation": (0, 0, -1)}, "dilation", "at least 0"),
         ({"dilation": (0, 0, (2, 4))}, "dilation", "unet_depth 1"),
         ({"dilation": (0, (0, 2), 0)}, "dilation", "at least 1"),
-        ({"dilation": 2}, "dilation", "one entry a stage"),
+        ({"dilation": 2}, "dilation", "one entry per stage"),
         ({"skip": "add"}, "skip", "concat, sum"),
         ({"head": "classifier"}, "head", "linear, degridding"),
         ({"head": "linear", "task": "classification"}, "head", "classifier"),

@@ -1,1 +1,1 @@
-"""The network, the baselines that it is compared with, and one function that builds each by name."""
+"""SUNets, the baselines that they are compared with, and `create_model`, which builds each by name."""

@@ -18,10 +18,10 @@ Rates = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class SUNetConfig:
-    """Structure of one SUNet. Lists are taken as tuples, and an integer per stage holds for every stage.
+    """Structure of one SUNet. Lists become tuples; one integer for a field per stage holds for every stage.
 
     Raises:
-        ValueError: a value from which no network can be built; names the field and what is allowed.
+        ValueError: a value is not allowed; names the field and what is.
     """
 
     num_classes: int
@@ -31,21 +31,21 @@ class SUNetConfig:
     stem_channels: int
     """Channels after the first convolution; the stem returns twice as many."""
     stage_channels: tuple[int, ...]
-    """Channels between U-Nets, one entry a stage; one to five stages."""
+    """Channels between U-Nets, one entry per stage; one to five stages."""
     num_blocks: int | tuple[int, ...]
-    """U-Nets in each stage. The first one changes the number of channels where that is needed."""
+    """U-Nets in each stage. The first one changes the number of channels if necessary."""
     unet_depth: int | tuple[int, ...]
-    """Levels (down/up pairs) inside each U-Net, one to five, per stage."""
+    """Levels (down/up pairs) of each U-Net, one to five, per stage."""
     output_stride: int | None = None
-    """Input size over feature size: a power of two from 4 to the natural stride, 4 * 2^(stages - 1), which None means.
-    It alone decides which pools between the stages are dropped."""
+    """Input size over feature size: a power of two from 4 to the natural stride, 4 * 2^(stages - 1), the default.
+    It decides which pools between the stages are dropped."""
     dilation: str | tuple[int | tuple[int, ...], ...] = "multi_grid"
-    """What stages after a dropped pool do; a is twice the number of pools dropped before the stage. multi_grid (the
-    authors'): D, 2D on the way down and 2D, D up, where D = a * 2^level. uniform: rate a in every 3x3 convolution.
-    none: the stage keeps its resolution with rate 1. strided: its U-Nets pool as elsewhere. Or explicit, one entry a
-    stage: 0 is strided, an integer is a uniform rate, a tuple holds one D a level."""
+    """Dilation of stages after a dropped pool, where a is twice the number of pools dropped before the stage.
+    multi_grid (the authors'): D, 2D on the way down and 2D, D up, with D = a * 2^level. uniform: rate a in every 3x3
+    convolution. none: rate 1 without striding. strided: U-Nets stride as in other stages. Or one entry per stage: 0 is
+    strided, an integer is a uniform rate, a tuple holds D of each level."""
     skip: str = "concat"
-    """How a U-Net joins its ways down and up: concat or sum."""
+    """How a U-Net joins its skip connections: concat or sum."""
     head: str = "linear"
     """linear or degridding (segmentation), classifier (classification)."""
     in_channels: int = 3
@@ -55,7 +55,7 @@ class SUNetConfig:
 
     def __post_init__(self) -> None:
         def settle(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
         for name in ("num_classes", "width", "stem_channels", "in_channels"):
             _check_int(name, getattr(self, name), 1)
@@ -79,7 +79,7 @@ class SUNetConfig:
 
     @property
     def task(self) -> Literal["segmentation", "classification"]:
-        """What the head is for."""
+        """Task of the head."""
         return "classification" if self.head in HEADS["classification"] else "segmentation"
 
 
@@ -96,12 +96,12 @@ def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _per_stage(name: str, value: object, stages: int | None, high: int | None = None) -> tuple[int, ...]:
-    """`value` as a tuple with one checked entry a stage; `stages` None means that this field decides their number."""
+    """Return `value` as a tuple of one checked entry per stage; with `stages` None, it decides their number."""
     if stages is not None and type(value) is int:
         value = (value,) * stages
     if not isinstance(value, tuple | list):
         also = "" if stages is None else " or an integer for all stages"
-        raise ValueError(f"{name}: a list of integers, one a stage{also}, not {value!r}")
+        raise ValueError(f"{name}: a list of integers, one per stage{also}, not {value!r}")
     if stages is None and not 1 <= len(value) <= MAX_STAGES:
         raise ValueError(f"{name}: one to {MAX_STAGES} stages, not {len(value)}")
     if stages is not None and len(value) != stages:
@@ -118,7 +118,7 @@ def _check_dilation(value: object, unet_depth: tuple[int, ...]) -> str | tuple[i
     if isinstance(value, str) and value in DILATIONS:
         return value
     if not isinstance(value, tuple | list):
-        raise ValueError(f"dilation: one of {', '.join(DILATIONS)}, or a list with one entry a stage, not {value!r}")
+        raise ValueError(f"dilation: one of {', '.join(DILATIONS)}, or a list with one entry per stage, not {value!r}")
     if len(value) != len(unet_depth):
         raise ValueError(
             f"dilation: {len(value)} entries, but stage_channels has {len(unet_depth)} entries; give one per stage, or "
@@ -142,7 +142,7 @@ def _check_dilation(value: object, unet_depth: tuple[int, ...]) -> str | tuple[i
 
 
 def dilation_schedule(config: SUNetConfig) -> tuple[tuple[Rates, ...] | None, ...]:
-    """Rates of every stage: None where its U-Nets are strided, else one (first, second) pair a level."""
+    """Return the rates of every stage: one (first, second) pair per level, or None where its U-Nets are strided."""
     depths = cast(tuple[int, ...], config.unet_depth)
     kept_pools = count_kept_pools(config)
     schedule: list[tuple[Rates, ...] | None] = []
@@ -165,7 +165,7 @@ def dilation_schedule(config: SUNetConfig) -> tuple[tuple[Rates, ...] | None, ..
 
 
 def count_kept_pools(config: SUNetConfig) -> int:
-    """Number of pools between the stages that are not dropped: k = log2(output_stride / 4)."""
+    """Count the pools between the stages that are not dropped: k = log2(output_stride / 4)."""
     return (cast(int, config.output_stride) // 4).bit_length() - 1
 
 
@@ -191,7 +191,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_blocks": (2, 7, 7, 1),
         "unet_depth": (2, 2, 2, 1),
     },
-    # Ours, for laptops: sunet64 with a quarter of its channels and without its last stage but one.
+    # For laptops: sunet64 with a quarter of its channels and without its third stage.
     "sunet_tiny": {
         "width": 16,
         "stem_channels": 16,
@@ -200,4 +200,4 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "unet_depth": (2, 2, 1),
     },
 }
-"""The named networks; sunet64, sunet128 and sunet7128 are the authors'."""
+"""The named networks; all but sunet_tiny are the authors'."""

@@ -1,14 +1,14 @@
-"""Stacked U-Nets (SUNets): the whole network, top to bottom.
+"""Stacked U-Nets (SUNets).
 
 Shah, Ghosh, Davis, Goldstein: "Stacked U-Nets: A No-Frills Approach to Natural Image Segmentation", arXiv 1804.10343.
-The residual blocks of a ResNet are replaced by small U-Nets. Every block carries information across the image and
-returns it at the resolution it came in, so a deep stack sees the whole image without an auxiliary block.
+Small U-Nets replace the residual blocks of a ResNet. Each carries information across the image and returns features at
+the resolution of its input, so that a deep stack sees the whole image without an auxiliary block.
 
     image -> stem (stride 4) -> stage 0 -> pool -> stage 1 -> pool -> ... -> BatchNorm -> ReLU -> head
 
-A stage is a stack of U-Nets of one size. Sizes are found at run time and rounded up wherever a stride does not divide
-them, so that any height and width of at least 16 pixels works. All convolutions have a bias and are pre-activated
-(BatchNorm -> ReLU -> convolution), as in the authors' code.
+A stage is a stack of U-Nets at one resolution. Sizes are rounded up where a stride does not divide them, so that any
+height and width of at least 16 pixels works. All convolutions have a bias and are pre-activated (BatchNorm -> ReLU ->
+convolution), as in the authors' code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sunets.models.structure import (
 
 
 class Unit(nn.Module):
-    """BatchNorm -> ReLU -> convolution that keeps the size at stride 1 and rounds half of it up at stride 2."""
+    """BatchNorm -> ReLU -> convolution; stride 2 halves the size, rounded up."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class Unit(nn.Module):
 
 
 class TransposedUnit(nn.Module):
-    """BatchNorm -> ReLU -> transposed 3x3 convolution, cut to the size of the tensor that it has to match."""
+    """BatchNorm -> ReLU -> transposed 3x3 convolution, cropped to the size of a given tensor."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(in_channels)
-        # One row and column too many at stride 2, so that both possible sizes (2n and 2n - 1) can be cut from it. The
-        # cut gives what output_size= would, and unlike it needs no decision when a graph is traced.
+        # At stride 2 one row and column too many, from which both possible sizes (2n and 2n - 1) are cropped: the
+        # result of output_size=, without its data-dependent branch in a traced graph.
         self.conv = nn.ConvTranspose2d(
             in_channels, out_channels, 3, stride, padding=dilation, output_padding=stride - 1, dilation=dilation
         )
@@ -66,28 +66,28 @@ class TransposedUnit(nn.Module):
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, out_channels, H, W), where `like` is (B, any, H, W)."""
         y = self.conv(F.relu(self.norm(x), inplace=True))
-        return _cut(y, like.shape[2], like.shape[3])
+        return _crop(y, like.shape[2], like.shape[3])
 
 
 def _halve(x: Tensor) -> Tensor:
-    """2x2 average pooling, stride 2, whose windows at the rim average what there is: sizes are rounded up."""
-    if torch.compiler.is_exporting():  # the same numbers; ceil_mode would fix whether the sizes are odd or even
+    """Average-pool 2x2 with stride 2; sizes are rounded up, and windows at the border average the pixels inside."""
+    if torch.compiler.is_exporting():  # the same values; ceil_mode would fix the parity of the sizes
         return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2)
     return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
 
 
-def _cut(x: Tensor, height: int, width: int) -> Tensor:
-    if torch.compiler.is_exporting():  # the strides of a slice would fix whether the sizes are odd or even
+def _crop(x: Tensor, height: int, width: int) -> Tensor:
+    if torch.compiler.is_exporting():  # the strides of a slice would fix the parity of the sizes
         rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
         return x.index_select(2, rows).index_select(3, columns)
     return x[:, :, :height, :width]
 
 
 class UNet(nn.Module):
-    """One pre-activated residual U-Net, which returns the size it is given.
+    """A pre-activated residual U-Net whose output has the size of its input.
 
-    Level i goes down by two 3x3 convolutions and up by a transposed and a plain one. A strided level halves the size;
-    a dilated one keeps it.
+    Each level goes down by two 3x3 convolutions and up by a transposed and a plain one. A strided level halves the
+    size; a dilated one keeps it.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class UNet(nn.Module):
         for level in reversed(range(len(inputs))):
             transposed, plain = cast(nn.ModuleList, self.ups[level])
             y = plain(transposed(y, like=inputs[level]))
-            if level > 0:  # inputs[0] came by a 1x1 convolution alone and is not joined
+            if level > 0:  # inputs[0], the output of the 1x1 convolution, is not joined
                 y = torch.cat([y, inputs[level]], dim=1) if self.skip == "concat" else y + inputs[level]
         return cast(Tensor, identity + self.expand(y))
 
@@ -152,7 +152,7 @@ class Stem(nn.Module):
 
 
 def _head(config: SUNetConfig) -> nn.Module:
-    """The head without the pooling before it or the upsampling after it."""
+    """Build the head, without the pooling before it or the upsampling after it."""
     features = config.stage_channels[-1]
     if config.head == "classifier":
         return nn.Linear(features, config.num_classes)
@@ -170,13 +170,13 @@ def _head(config: SUNetConfig) -> nn.Module:
 
 
 class SUNet(nn.Module):
-    """A stack of U-Nets with a head; see the module's docstring and `SUNetConfig`.
+    """A stack of U-Nets with a head; see `SUNetConfig`.
 
-    Logits are (B, num_classes, H, W), of exactly the input's size, or (B, num_classes) for classification.
+    Logits are (B, num_classes, H, W), of the input's size, or (B, num_classes) for classification.
     """
 
     head_prefixes = ("head.",)
-    """Beginnings of the names of the head's parameters; the rest is the backbone."""
+    """Prefixes of the names of the head's parameters; the others belong to the backbone."""
 
     def __init__(self, config: SUNetConfig) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class SUNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features after the final BatchNorm, before the ReLU: (B, C, H / output_stride, W / output_stride).
+        """Compute the features before the last ReLU: (B, C, H / output_stride, W / output_stride).
 
         Raises:
             ValueError: the input is not (B, in_channels, H, W) with H and W of at least 16.
@@ -223,17 +223,13 @@ class SUNet(nn.Module):
         x = self.stem(x)
         for stage, blocks in enumerate(self.stages):
             for block in cast(nn.ModuleList, blocks):
-                x = _recomputed(block, x) if self.config.memory_efficient and torch.is_grad_enabled() else block(x)
+                x = _checkpointed(block, x) if self.config.memory_efficient and torch.is_grad_enabled() else block(x)
             if stage < kept_pools:
                 x = _halve(x)
         return cast(Tensor, self.norm(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits, (B, num_classes, H, W) or (B, num_classes).
-
-        Raises:
-            ValueError: the input is not (B, in_channels, H, W) with H and W of at least 16.
-        """
+        """(B, in_channels, H, W) -> logits, (B, num_classes, H, W) or (B, num_classes); checks the input."""
         with _symbolic_sizes():
             features = F.relu(self.forward_features(x), inplace=True)
             if self.task == "classification":
@@ -251,9 +247,8 @@ def sunet(
         task: segmentation or classification.
         num_classes: channels of the logits.
         head: a head of that task; None is the first in `HEADS`.
-        overrides: fields of `SUNetConfig`. `stage_channels` alone decides the number of stages: where it changes
-            it, `num_blocks` and `unet_depth` of the named network are cut to it, or go on with their last value, unless
-            they are given too.
+        overrides: fields of `SUNetConfig`. Where `stage_channels` changes the number of stages, `num_blocks` and
+            `unet_depth`, unless given too, are those of the named network, truncated or extended by their last value.
 
     Raises:
         ValueError: names the field and what is allowed.
@@ -271,8 +266,8 @@ def sunet(
     if isinstance(channels, tuple | list):
         for key in ("num_blocks", "unet_depth"):
             if key not in overrides:
-                own = values[key]
-                values[key] = (own + own[-1:] * len(channels))[: len(channels)]
+                named = values[key]
+                values[key] = (named + named[-1:] * len(channels))[: len(channels)]
     return SUNet(SUNetConfig(num_classes=num_classes, head=head, **values))
 
 
@@ -281,7 +276,7 @@ MIN_SIZE = 16
 
 
 def check_input(x: Tensor, in_channels: int) -> None:
-    """Refuse what no network here can take.
+    """Check the shape of an input.
 
     Raises:
         ValueError: not (B, in_channels, H, W) with H and W of at least 16.
@@ -291,7 +286,7 @@ def check_input(x: Tensor, in_channels: int) -> None:
     if x.shape[1] != in_channels:
         raise ValueError(f"input: in_channels is {in_channels}, the input has {x.shape[1]} channels")
     if torch.compiler.is_exporting():
-        return  # comparing sizes would restrict those that torch.export may leave open
+        return  # a comparison would restrict the sizes that torch.export may leave dynamic
     if x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
         raise ValueError(
             f"input: height and width of at least {MIN_SIZE} pixels, not {int(x.shape[2])} x {int(x.shape[3])}"
@@ -299,7 +294,7 @@ def check_input(x: Tensor, in_channels: int) -> None:
 
 
 def _symbolic_sizes() -> AbstractContextManager[None]:
-    """Let torch.export take every size: left alone it decides that no feature map is one pixel wide."""
+    """Let torch.export accept every size; by default it assumes that no feature map is one pixel wide."""
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
         return cast(Any, fx_config).patch(backed_size_oblivious=True)
     return nullcontext()
@@ -312,9 +307,9 @@ def set_bn_momentum(module: nn.Module, momentum: float) -> None:
             part.momentum = momentum
 
 
-def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, whose activations are computed again in the backward pass instead of being kept."""
-    if torch.compiler.is_compiling():  # the compiler splits off the update of the statistics by itself
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """Compute `block(x)`; its activations are recomputed in the backward pass instead of being kept."""
+    if torch.compiler.is_compiling():  # the compiler separates the update of the statistics itself
         return cast(Tensor, checkpoint(block, x, use_reentrant=False, preserve_rng_state=False))
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -325,12 +320,12 @@ def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _discarded_statistics(block: nn.Module) -> Iterator[None]:
-    """Let BatchNorm update copies of its running statistics: the first forward pass has updated the real ones."""
-    kept = {m: dict(m._buffers) for m in block.modules() if isinstance(m, _BatchNorm) and m.training}
-    for module, buffers in kept.items():
+    """Let BatchNorm update copies of its running statistics, which the first forward pass has already updated."""
+    buffers_of = {m: dict(m._buffers) for m in block.modules() if isinstance(m, _BatchNorm) and m.training}
+    for module, buffers in buffers_of.items():
         module._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
     try:
         yield
     finally:
-        for module, buffers in kept.items():
+        for module, buffers in buffers_of.items():
             module._buffers.update(buffers)
