@@ -89,7 +89,7 @@ def test_an_edited_value_is_noticed(key: str, trained: Path, tmp_path: Path) -> 
         load_trained(tmp_path / "edited.pt")
     del content[SEAL]
     torch.save(content, tmp_path / "edited.pt")
-    with pytest.raises(CheckpointError, match=r"edited.pt: states no SHA-256"):
+    with pytest.raises(CheckpointError, match=r"edited.pt: lacks the SHA-256"):
         load_trained(tmp_path / "edited.pt")
 
 

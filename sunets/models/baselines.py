@@ -1,8 +1,7 @@
-"""The networks that SUNets are compared with, behind one interface: three small ones, built here.
+"""Interface of the baselines, and three small ones of about sunet_tiny's parameter count; see also `libraries`.
 
-They are near sunet_tiny's parameter count; `libraries` makes the others from networks of libraries. Each takes
-(B, in_channels, H, W) with any H and W of at least 16 pixels and returns logits alone, of the input's size for
-segmentation; there are no auxiliary heads.
+A baseline maps (B, in_channels, H, W), with H and W of at least 16 pixels, to logits, which for segmentation have the
+input's size. There are no auxiliary heads.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from sunets.models.sunet import check_input
 
 
 class Baseline(nn.Module):
-    """What all baselines share.
+    """Base of all baselines.
 
     Args:
         task: segmentation or classification.
         num_classes: channels of the logits.
         in_channels: channels of the input.
-        output_stride: input size over the size of the coarsest features, global pooling aside.
-        head_prefixes: beginnings of the names of the head's parameters; the rest is the backbone.
-        structure: its other parameters by their names in `ModelConfig`.
+        output_stride: input size over the size of the coarsest features, before any global pooling.
+        head_prefixes: prefixes of the names of the head's parameters; the others belong to the backbone.
+        structure: other fields of `ModelConfig` and their values.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Baseline(nn.Module):
 
 
 class FullyConvolutional(Baseline):
-    """A backbone, a head on its last features, and bilinear upsampling to the input's size."""
+    """A backbone, a head on its features, and bilinear upsampling to the input's size."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, **shared: Any) -> None:
         super().__init__(task="segmentation", head_prefixes=("head.",), **shared)
@@ -93,13 +92,13 @@ class SmallUNet(Baseline):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
         check_input(x, self.in_channels)
-        y, kept = x, []
+        y, skips = x, []
         for level, down in enumerate(self.downs):
             y = down(F.max_pool2d(y, 2, ceil_mode=True) if level else y)
-            kept.append(y)
-        kept.pop()
+            skips.append(y)
+        skips.pop()
         for up, join in zip(self.ups, self.joins, strict=True):
-            fine = kept.pop()
+            fine = skips.pop()
             y = join(torch.cat([up(y)[:, :, : fine.shape[2], : fine.shape[3]], fine], dim=1))
         return cast(Tensor, self.head(y))
 
@@ -122,7 +121,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def choose_stride(name: str, given: int | None, allowed: tuple[int, ...]) -> int:
-    """The output stride: the first allowed one where none is given."""
+    """Return the given output stride, by default the first allowed one; ValueError if it is not allowed."""
     if given is not None and (type(given) is not int or given not in allowed):
         raise ValueError(f"output_stride: one of {', '.join(map(str, sorted(allowed)))} for {name}, not {given!r}")
     return allowed[0] if given is None else given
@@ -139,23 +138,22 @@ def _check_count(name: str, value: object, high: int | None = None) -> int:
 
 
 def dilate(stages: Sequence[nn.Module], removed: int) -> None:
-    """Remove the strides of the last `removed` stages and dilate their 3x3 convolutions, by SUNet's multi-grid idea.
+    """Replace the strides of the last `removed` stages by dilation of their 3x3 convolutions, as SUNet's multi-grid.
 
-    The first such stage has base D = 2, the next one 4 (SUNet's a = 2 (j - k)); the 3x3 convolutions of a stage run
-    D, 2D, D, 2D, ... in their order, as the two of a SUNet level do. For basic blocks that is D, 2D in each block, for
-    bottleneck blocks, which have one 3x3, D and 2D in turn. The authors' rates for ResNets are not known to us: this
-    is our reading of "the same multi-grid idea".
+    The first such stage has base D = 2, the next one 4 (SUNet's a = 2 (j - k)); the 3x3 convolutions of a stage have
+    rates D, 2D, D, 2D, ..., like the two of a SUNet level: D, 2D in each basic block; D and 2D alternating between
+    bottleneck blocks, which have one. The paper says "the same multi-grid idea" and no rates; this is our reading.
     """
     for number, stage in enumerate(stages[len(stages) - removed :], start=1):
-        seen = 0
+        dilated = 0
         for conv in stage.modules():
             if not isinstance(conv, nn.Conv2d):
                 continue
             conv.stride = (1, 1)
             if conv.kernel_size == (3, 3):
-                rate = 2 * number * (1 + seen % 2)
+                rate = 2 * number * (1 + dilated % 2)
                 conv.dilation = conv.padding = (rate, rate)
-                seen += 1
+                dilated += 1
 
 
 def dilated_resnet_small(
@@ -168,15 +166,15 @@ def dilated_resnet_small(
     num_blocks: int | tuple[int, ...] = (2, 3, 2),
     task: str,
 ) -> Baseline:
-    """A small dilated residual network: 3x3 stem of stride 2, three stages of basic blocks of stride 2, 1x1 head.
+    """Build a small dilated ResNet: 3x3 stem of stride 2, three stages of basic blocks of stride 2, 1x1 head.
 
-    Channels are width, 2 width, 4 width. Natural stride 16; output stride 8 (the default) or 4 by `dilate`.
+    Channels are width, 2 width, 4 width. The natural stride is 16; output stride 8 (the default) or 4 by `dilate`.
     """
     stride = choose_stride(name, output_stride, (8, 4, 16))
     _check_count("width", width)
     counts = tuple(num_blocks) if isinstance(num_blocks, tuple | list) else (num_blocks,) * 3
     if len(counts) != 3:
-        raise ValueError(f"num_blocks: an integer, or three of them, one a stage of {name}, not {list(counts)}")
+        raise ValueError(f"num_blocks: an integer, or three of them, one per stage of {name}, not {list(counts)}")
     stages: list[nn.Module] = []
     channels = width
     for stage, count in enumerate(counts):
@@ -214,10 +212,10 @@ def plain_conv_small(
     num_blocks: int = 3,
     task: str,
 ) -> Baseline:
-    """A plain stack of 3x3 convolutions that sees a neighbourhood only: the control without any U-Net or pyramid.
+    """Build a plain stack of 3x3 convolutions: the control with a local receptive field.
 
-    Two convolutions of stride 2 (to `width` and 2 `width` channels), then `num_blocks` of stride 1, and a 1x1 head:
-    a feature sees 7 + 8 num_blocks pixels, 31 by default.
+    Two convolutions of stride 2 (to `width` and 2 `width` channels), `num_blocks` of stride 1, and a 1x1 head; the
+    receptive field is 7 + 8 num_blocks pixels wide, 31 by default.
     """
     stride = choose_stride(name, output_stride, (4,))
     _check_count("width", width)
@@ -246,7 +244,7 @@ def unet_small(
     unet_depth: int = 4,
     task: str,
 ) -> Baseline:
-    """A small classic U-Net; `unet_depth` levels, of which the coarsest has stride 2^unet_depth. See `SmallUNet`."""
+    """Build a `SmallUNet` of `unet_depth` levels, the coarsest of stride 2^unet_depth."""
     _check_count("unet_depth", unet_depth, high=5)
     choose_stride(name, output_stride, (2**unet_depth,))
     return SmallUNet(

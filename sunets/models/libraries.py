@@ -1,6 +1,6 @@
-"""Baselines made from networks of libraries, among them dilated ResNets, the authors' comparison.
+"""Baselines from torchvision and segmentation-models-pytorch, among them dilated ResNets, the authors' comparison.
 
-The libraries are torchvision and segmentation-models-pytorch. Nothing is downloaded unless `weights` names something.
+Nothing is downloaded unless `weights` is given.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sunets.models.sunet import check_input, set_bn_momentum
 
 
 class LibraryModel(Baseline):
-    """A network of a library, fed with sizes it can take.
+    """A network of a library, with its input padded to a size that it accepts.
 
     Args:
-        net: the network; may return a dict with the logits under "out", as torchvision does.
-        multiple: inputs are padded with zeros, right and below, to multiples of this, and the logits are cut back.
-        min_size: inputs are padded in the same way to at least this height and width.
+        net: the network; may return a dict with the logits under "out", as torchvision's do.
+        multiple: inputs are padded with zeros, right and below, to multiples of this; the logits are cropped.
+        min_size: inputs are padded likewise to at least this height and width.
         shared: see `Baseline`.
     """
 
@@ -57,11 +57,11 @@ def dilated_resnet(
     weights: str | None = None,
     task: str,
 ) -> Baseline:
-    """The authors' comparison: dilated_resnet18, -50 or -101.
+    """Build the authors' comparison: dilated_resnet18, -50 or -101.
 
-    torchvision's ResNet, dilated to output stride 16 (the default here) or 8 by `dilate`, or 32 as it is; head: 3x3
-    convolution to 512 channels, BatchNorm, ReLU, dropout 0.1, 1x1 convolution; BatchNorm momentum 0.05 everywhere.
-    `weights` names torchvision weights of the ResNet.
+    torchvision's ResNet, dilated to output stride 16 (the default) or 8 by `dilate`, or unchanged (32). Head: 3x3
+    convolution to 512 channels, BatchNorm, ReLU, dropout 0.1, 1x1 convolution. BatchNorm momentum is 0.05 everywhere.
+    `weights` names torchvision's weights of the ResNet.
     """
     resnet_name = name.removeprefix("dilated_")
     stride = choose_stride(name, output_stride, (16, 8, 32))
@@ -85,10 +85,10 @@ def dilated_resnet(
 
 
 def _torchvision_weights(weights: str | None, name: str, field: str, or_from: Iterable[str] = ()) -> Any:
-    """The weights entry of that name in torchvision, or None.
+    """Look up torchvision's weights of the network `name`; None for None.
 
     Raises:
-        ValueError: torchvision publishes no such weights for the network `name`; lists those it does.
+        ValueError: torchvision publishes no such weights; lists those that it does.
     """
     if weights is None:
         return None
@@ -100,19 +100,19 @@ def _torchvision_weights(weights: str | None, name: str, field: str, or_from: It
 
 
 def _build(name: str, entry: Any, **options: Any) -> Any:
-    """Build a network of torchvision, which reads the published weights that its options name.
+    """Build a network of torchvision.
 
     Args:
-        name: of the network.
-        entry: the weights, or None.
-        options: of torchvision's builder.
+        name: name of the network.
+        entry: its published weights, for error messages; or None.
+        options: arguments of torchvision's builder, the weights among them.
 
     Raises:
-        ValueError: the weights cannot be downloaded or read; says from where, and where the file can be put.
+        ValueError: the weights cannot be downloaded or read; names their address and the path of the cached file.
     """
     try:
         return torchvision.models.get_model(name, **options)
-    except Exception as error:  # of the network, the disk or a damaged file
+    except Exception as error:  # a failed download, a full disk, a damaged file
         if not any(frame.f_code.co_name == "get_state_dict" for frame, _ in traceback.walk_tb(error.__traceback__)):
             raise
         cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(entry.url).path).name)
@@ -125,7 +125,7 @@ def _build(name: str, entry: Any, **options: Any) -> Any:
 
 
 def _set_in_channels(net: nn.Module, in_channels: int, weights: str | None) -> None:
-    """Replace the first convolution where the input has not 3 channels."""
+    """Replace the first convolution unless the input has 3 channels."""
     if in_channels == 3:
         return
     if weights is not None:
@@ -145,7 +145,7 @@ def _set_in_channels(net: nn.Module, in_channels: int, weights: str | None) -> N
 
 
 def _set_num_classes(net: nn.Module, head: nn.Module, num_classes: int, published: int) -> None:
-    """New output layers in place of those that came with published weights for another number of classes."""
+    """Replace the head's output layers, published for another number of classes."""
     inside = {id(part) for part in head.modules()}
     parts = [(path, part) for path, part in net.named_modules() if id(part) in inside]
     _replace(
@@ -173,7 +173,7 @@ _BACKBONES = {
     "deeplabv3_resnet101": ("resnet101", 8),
     "lraspp_mobilenet_v3_large": ("mobilenet_v3_large", 16),
 }
-"""torchvision's segmentation networks: backbone and the output stride that the library fixes."""
+"""torchvision's segmentation networks: backbone, and the output stride that torchvision fixes."""
 
 
 def torchvision_segmentation(
@@ -185,10 +185,10 @@ def torchvision_segmentation(
     weights: str | None = None,
     task: str,
 ) -> Baseline:
-    """A segmentation network of torchvision.
+    """Build a segmentation network of torchvision.
 
-    `weights` names either weights of the whole network (COCO_WITH_VOC_LABELS_V1; its output layer is new where
-    num_classes is another) or weights of the backbone (IMAGENET1K_V1, ...).
+    `weights` names weights of the whole network (COCO_WITH_VOC_LABELS_V1; with another num_classes the output layer is
+    new) or of the backbone (IMAGENET1K_V1, ...).
     """
     backbone, fixed_stride = _BACKBONES[name]
     stride = choose_stride(name, output_stride, (fixed_stride,))
@@ -200,8 +200,9 @@ def torchvision_segmentation(
             _set_num_classes(net, net.classifier, num_classes, published=21)
         net.aux_classifier = None
     else:
-        own = weights is not None and weights not in of_backbone  # no weights at all: the error lists both kinds
-        entry = _torchvision_weights(weights, name if own else backbone, "weights", or_from=of_backbone if own else ())
+        unknown = weights is not None and weights not in of_backbone  # the error lists both kinds
+        network, others = (name, of_backbone) if unknown else (backbone, ())
+        entry = _torchvision_weights(weights, network, "weights", or_from=others)
         net = _build(name, entry, weights=None, weights_backbone=entry, num_classes=num_classes, aux_loss=False)
     _set_in_channels(net, in_channels, weights)
     return LibraryModel(
@@ -223,9 +224,9 @@ def torchvision_classification(
     weights: str | None = None,
     task: str,
 ) -> Baseline:
-    """A classifier of torchvision; ResNets of bottleneck blocks can keep more resolution by the library's own dilation.
+    """Build a classifier of torchvision; ResNets of bottleneck blocks can be dilated, by torchvision's option.
 
-    With `weights` and another num_classes than theirs the output layer is new.
+    With `weights` for another num_classes, the output layer is new.
     """
     dilates = name in ("resnet50", "resnet101")
     stride = choose_stride(name, output_stride, (32, 16, 8) if dilates else (32,))
@@ -239,7 +240,7 @@ def torchvision_classification(
     _set_in_channels(net, in_channels, weights)
     return LibraryModel(
         net,
-        min_size=32 if name.startswith("densenet") else 1,  # below, its last pool has nothing left
+        min_size=32 if name.startswith("densenet") else 1,  # for less, its last pool has no output
         task=task,
         num_classes=num_classes,
         in_channels=in_channels,
@@ -266,7 +267,7 @@ def smp_segmentation(
     weights: str | None = None,
     task: str,
 ) -> Baseline:
-    """A network of segmentation-models-pytorch; `weights` is its encoder_weights, such as imagenet."""
+    """Build a network of segmentation-models-pytorch; `weights` is its encoder_weights, such as imagenet."""
     try:
         import segmentation_models_pytorch as smp
     except ModuleNotFoundError:
@@ -279,17 +280,17 @@ def smp_segmentation(
         raise ValueError(f"weights: one of {', '.join(published)} for {name}, not {weights!r}")
     options = {"encoder_output_stride": stride} if len(strides) > 1 else {}
     try:
-        with torch.device("cpu"):  # its SegFormer reads values of tensors, which the meta device has not
+        with torch.device("cpu"):  # SegFormer's constructor reads tensors, which have no values on the meta device
             net = getattr(smp, kind)(
                 encoder, encoder_weights=weights, in_channels=in_channels, classes=num_classes, **options
             )
-    except OSError as error:  # its hub's errors are
+    except OSError as error:  # base of huggingface_hub's errors
         if weights is None:
             raise
-        source = published[weights]
+        hub = published[weights]
         raise ValueError(
             f"weights: {weights} of {encoder} cannot be downloaded ({' '.join(str(error).split())[:200]}); fetch "
-            f"{source['repo_id']}, revision {source['revision']}, from the Hugging Face hub on a machine with a "
+            f"{hub['repo_id']}, revision {hub['revision']}, from the Hugging Face hub on a machine with a "
             "network, copy its cache, and set HF_HOME to it"
         ) from None
     net.to(torch.get_default_device())

@@ -1,4 +1,4 @@
-"""Files of tensors and plain values: written whole, read without running what is in them, sealed by a SHA-256."""
+"""Files of tensors and plain values: written atomically, sealed by a SHA-256, read without running code in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEAL = "sha256"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint or weights file that cannot be used: names the file, what is wrong and the remedy."""
+    """A checkpoint or weights file cannot be used; names the file, the fault and the remedy."""
 
 
 def atomic_save(content: Mapping[str, Any], path: Path) -> None:
@@ -29,16 +29,16 @@ def atomic_save(content: Mapping[str, Any], path: Path) -> None:
 
 
 def read_file(path: str | Path, remedy: str, error: type[ValueError] = CheckpointError) -> Any:
-    """Load a file of plain values and tensors onto the CPU; a file that holds code is refused, and none of it is run.
+    """Load a file of tensors and plain values onto the CPU, without running code in it.
 
     Args:
         path: the file.
-        remedy: end of an error message.
+        remedy: end of the error message.
         error: type of the error for a file that cannot be read.
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError, or what `error` names: a damaged file, one that holds more than weights, or no regular file.
+        CheckpointError, or the type `error`: the file is damaged, holds code, or is no regular file.
     """
     path = Path(path)
     if not path.exists():
@@ -51,39 +51,39 @@ def read_file(path: str | Path, remedy: str, error: type[ValueError] = Checkpoin
     except OSError as failure:
         raise error(f"{path}: not readable ({failure.strerror or type(failure).__name__}); {remedy}") from None
     except pickle.UnpicklingError as failure:
-        # torch's own words go on to advise to load the file with its code.
+        # torch's message goes on to recommend loading the file with its code.
         if code := re.search(r"GLOBAL (\S+)", str(failure)):
             raise error(
                 f"{path}: refused, and nothing in it was run: it holds {code[1]} besides weights and plain values; "
                 f"{remedy}"
             ) from None
         raise error(f"{path}: not readable (no file of weights, or a damaged one); {remedy}") from None
-    except Exception as failure:  # torch reports a damaged file by whatever its reader stumbles on
+    except Exception as failure:  # torch raises errors of many types for a damaged file
         reason = f"damaged or cut short, {type(failure).__name__}"
         raise error(f"{path}: not readable ({reason}); {remedy}") from None
 
 
 def check_seal(content: Any, path: Path, remedy: str) -> None:
-    """Refuse content that is not what `atomic_save` wrote: torch checks no sum of what it reads.
+    """Check the SHA-256 that `atomic_save` wrote; torch does not verify what it reads.
 
     Raises:
-        CheckpointError: it states no SHA-256, or another one.
+        CheckpointError: the content has another SHA-256, or states none.
     """
     stated = content.get(SEAL) if isinstance(content, dict) else None
     if stated is None:
-        raise CheckpointError(f"{path}: states no SHA-256 of its content, so nothing vouches for it; {remedy}")
+        raise CheckpointError(f"{path}: lacks the SHA-256 of its content, so it cannot be verified; {remedy}")
     if stated != content_digest({key: value for key, value in content.items() if key != SEAL}):
-        raise CheckpointError(f"{path}: damaged or edited: its content has another SHA-256 than it states; {remedy}")
+        raise CheckpointError(f"{path}: damaged or edited: its content does not have the SHA-256 it states; {remedy}")
 
 
 def first_not_finite(state: Mapping[str, Any]) -> str | None:
-    """Name of the first floating-point tensor that holds NaN or infinity."""
+    """Return the name of the first floating-point tensor that holds NaN or infinity, or None."""
     tensors = ((name, value) for name, value in state.items() if isinstance(value, Tensor))
     return next((n for n, v in tensors if v.is_floating_point() and not bool(v.isfinite().all())), None)
 
 
 def content_digest(content: Any) -> str:
-    """SHA-256 of nested dicts, lists and tuples of tensors and plain values; where a tensor lies does not matter."""
+    """Return the SHA-256 of nested dicts, lists and tuples of tensors (on any device) and plain values."""
     digest = hashlib.sha256()
 
     def feed(value: Any) -> None:

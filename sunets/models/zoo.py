@@ -24,7 +24,7 @@ class _Entry:
     build: Callable[..., nn.Module]
     tasks: tuple[str, ...] = ("segmentation",)
     options: tuple[str, ...] = ()
-    """Overrides that it takes besides in_channels and output_stride."""
+    """Accepted overrides besides in_channels and output_stride."""
     published: bool = False
     """Whether its library publishes weights."""
 
@@ -58,7 +58,7 @@ _MODELS: dict[str, _Entry] = {
 
 
 def list_models(task: str | None = None) -> list[str]:
-    """Names that `create_model` takes: all of them, or those for one task (segmentation, classification)."""
+    """List the names that `create_model` accepts: all, or those for one task (segmentation, classification)."""
     if task is not None and task not in HEADS:
         raise ValueError(f"task: one of {', '.join(HEADS)}, not {task!r}")
     return [name for name, entry in _MODELS.items() if task is None or task in entry.tasks]
@@ -80,20 +80,20 @@ def create_model(
         name: one of `list_models()`.
         task: segmentation or classification.
         num_classes: channels of the logits.
-        output_stride: input size over the size of the last features; None is the network's own (of a SUNet, its
+        output_stride: input size over the size of the last features; None is the network's default (of a SUNet, its
             natural stride).
-        head: head of a SUNet: linear or degridding; None is linear, or the classifier.
+        head: segmentation head of a SUNet: linear (the default) or degridding.
         weights: published weights by their library's name (torchvision: IMAGENET1K_V2, COCO_WITH_VOC_LABELS_V1;
-            segmentation-models-pytorch: imagenet). They are downloaded.
-        overrides: in_channels for every network; for SUNets every other field of `SUNetConfig`; for the small
-            baselines width and unet_depth or num_blocks.
+            segmentation-models-pytorch: imagenet), which are downloaded.
+        overrides: in_channels for every network; other fields of `SUNetConfig` for SUNets; width and unet_depth or
+            num_blocks for the small baselines.
 
     Returns:
         A module that maps (B, in_channels, H, W), H and W of at least 16 pixels, to logits: (B, num_classes, H, W), or
         (B, num_classes) for classification. It has the attributes task, num_classes, output_stride and structure.
 
     Raises:
-        ValueError: what cannot be built; names the field and what is allowed.
+        ValueError: the network cannot be built; names the field and what is allowed.
     """
     if name not in _MODELS:
         raise ValueError(f"name: one of {', '.join(_MODELS)}, not {name!r}")
@@ -124,23 +124,16 @@ def create_model(
 
 
 def head_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters of the head of a network of this zoo; the others belong to the backbone."""
+    """Return the names of the head's parameters; the others belong to the backbone."""
     prefixes: Any = model.head_prefixes
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
 def resolve(model: M, task: str) -> M:
-    """A copy with every parameter of the network as it is built, those that the name decides among them.
-
-    Args:
-        model: the network as configured; None stands for the named network's own value.
-        task: segmentation or classification.
-
-    Returns:
-        The same network with all values; None where it has no such parameter (and no published weights).
+    """Return a copy in which the named network's values replace None; None is left where it has no such field.
 
     Raises:
-        ValueError: it cannot be built.
+        ValueError: the network cannot be built.
     """
     arguments = {key: value for key, value in model.arguments().items() if key != "weights"}
     structure = _structure(json.dumps(arguments), task)
@@ -148,7 +141,7 @@ def resolve(model: M, task: str) -> M:
 
 
 def resolve_config(config: Config) -> Config:
-    """The configuration of a training as its record states it: see `resolve`."""
+    """Return the configuration with its network resolved, as records state it; see `resolve`."""
     return config.model_copy(update={"model": resolve(config.model, config.data.task)})
 
 
