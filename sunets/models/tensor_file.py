@@ -73,7 +73,7 @@ def check_seal(content: Any, path: Path, remedy: str) -> None:
     if stated is None:
         raise CheckpointError(f"{path}: lacks the SHA-256 of its content, so it cannot be verified; {remedy}")
     if stated != content_digest({key: value for key, value in content.items() if key != SEAL}):
-        raise CheckpointError(f"{path}: damaged or edited: its content does not have the SHA-256 it states; {remedy}")
+        raise CheckpointError(f"{path}: damaged or edited: its content has another SHA-256 than it states; {remedy}")
 
 
 def first_not_finite(state: Mapping[str, Any]) -> str | None:
