@@ -19,7 +19,7 @@ from sunets.core.record import read_json
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the whole chain is a fixture
 PAPER = "make paper ARCHIVES=sunet64"
 PRESETS = ("imagenet", "coco", "voc")
-MODEL_STAGES = {f"{stage}@sunet64" for stage in ("train", "evaluate")}
+MODEL_STAGES = {f"{stage}@sunet64" for stage in ("tune", "train", "evaluate")}
 
 
 def _tiny(path: Path) -> None:

@@ -243,7 +243,7 @@ def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path) -> None:
     tree["train"] |= {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "augment": {"flip": True}}
     (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     train = ("dvc", "repro", "train@plain")
-    assert ran(run(root, *train)) == ["watch@files", "prepare", "train@plain"]
+    assert ran(run(root, *train)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
     lock, made = (root / "dvc.lock").read_bytes(), content(root / "data")
     for path in own.rglob("*"):
         os.utime(path)
@@ -252,7 +252,7 @@ def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path) -> None:
     assert content(root / "data") == made
     edit_mask(own / "masks" / "photo 3.png")
     assert "photo 3.png: changed since it was prepared" in run(root, "sunets", "train", "plain", code=2)
-    assert ran(run(root, *train)) == ["watch@files", "prepare", "train@plain"]
+    assert ran(run(root, *train)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
     Image.fromarray(np.full((32, 32), 99, np.uint8)).save(own / "masks" / "photo 3.png")
     assert "photo 3.png" in run(root, *train, code=255)
 

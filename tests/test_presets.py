@@ -52,7 +52,7 @@ def test_dvc_plans_every_stage_of_a_fresh_clone(path: Path, checkout: Path) -> N
     shutil.copyfile(path, checkout / "params.yaml")
     params = yaml.safe_load(path.read_bytes())
     stages = {"prepare", "speed", "report", "ablation_report"}
-    stages |= {f"{stage}@{model}" for stage in ("train", "evaluate", "cost") for model in params["models"]}
+    stages |= {f"{stage}@{model}" for stage in ("tune", "train", "evaluate", "cost") for model in params["models"]}
     stages |= {f"ablate@{study}" for study in params["ablations"]}
     stages |= {f"watch@{key}" for key in params.get("watch", {})}
     # Without --force, DVC looks for what it could restore of a stage that is not in dvc.lock, and hashes absent data.

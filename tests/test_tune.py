@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 from tiny import SUNET
 
 import ablations.tune
@@ -26,6 +27,7 @@ from sunets.core.stage import StageError
 from sunets.data import prepare
 from sunets.stages.evaluate import evaluate_stage
 from sunets.stages.train import train_stage
+from sunets.tracking.sync import sync
 from sunets.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -323,6 +325,29 @@ def test_without_trials_nothing_is_tried_and_nothing_heavy_is_imported(empty: Pa
     written = {path.relative_to(empty) for path in empty.rglob("*") if path.is_file()} - before
     assert {path.parent for path in written} == {PATHS.records / "tune"}
     assert tuned(load(), PATHS, ["net"]).config("net", 0).train.lr == 0.003
+
+
+def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(finished: Path, db: Path) -> None:
+    shutil.copytree(finished / "results", "results")
+    (record,) = read_records(PATHS.records / "tune/net.json")
+    rows = read_rows(PATHS.records / "tune/net.csv")
+    done = sync(Path("results"))
+    assert (done.created, done.updated) == (2 * (1 + 4), 0)
+    client = MlflowClient(f"sqlite:///{db}")
+    experiment = client.get_experiment_by_name("tiny/tuning")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = runs["tuning of net"]
+    assert parent.data.tags["chosen.train.lr"] == str(record["chosen"]["train.lr"])
+    assert runs["tuning of plain"].data.tags["left_out.train.zero_init_residual"] == "no residual branches"
+    curve = client.get_metric_history(parent.info.run_id, "best/val.miou")
+    assert [(point.step, point.value) for point in curve] == [(row["number"], row["best"]) for row in rows]
+    trials = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(float(run.data.params["train.lr"]) for run in trials) == sorted(row["train.lr"] for row in rows)
+    assert {run.data.metrics["final/val.miou"] for run in trials} == {row["val.miou"] for row in rows}
+    assert "train.epochs" not in trials[0].data.params
+    again = sync(Path("results"))
+    assert (again.created, again.updated) == (0, 0)
 
 
 # The parameter file --------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def _edit(path: Path, old: str, new: str) -> None:
 def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
     assert (
         run(root, "sunets", "verify")
-        == "smoke: records of trial, evaluate, cost, speed, train were made by this code\n"
+        == "smoke: records of trial, evaluate, cost, speed, train, tune were made by this code\n"
     )
 
 
@@ -68,9 +68,9 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
         ("params.yaml", "benchmark:", "benchmark: twice\nbenchmark:", 2, ["params.yaml", "'benchmark'", "twice"]),
         ("dvc.yaml", "stages:", "stages: [", 1, ["`dvc status` fails", "dvc.yaml"]),
         ("sunets/report/figures.py", '"""Figures', '"""The figures', 1, ["would run report"]),
-        ("sunets/training/fit.py", '"""Training', '"""The training', 1, ["would run train@", "other code"]),
-        ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run train@", "params.yaml", "train.lr is 0.003", "0.004"]),
-        (RECORD, '"train.lr": 0.003', '"train.lr": 0.005', 1, [RECORD, "config_hash"]),
+        ("sunets/training/fit.py", '"""Training', '"""The training', 1, ["would run tune@", "train@", "other code"]),
+        ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run tune@", "params.yaml", "train.lr 0.003 / 0.004"]),
+        (RECORD, '"train.epochs": 2', '"train.epochs": 3', 1, [RECORD, "config_hash"]),
         (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
         (RECORD, "[", "", 2, [RECORD, "not valid JSON"]),
     ],
@@ -100,7 +100,7 @@ def test_another_structure_is_refused(root: Path) -> None:
 @pytest.mark.slow
 def test_an_edited_trial_is_refused(root: Path) -> None:
     path = "results/smoke/records/ablations/unet_depth.json"
-    _edit(root / path, '"train.lr": 0.003', '"train.lr": 0.005')
+    _edit(root / path, '"train.momentum": 0.9', '"train.momentum": 0.8')
     assert f"{path}: model sunet_tiny" in run(root, "sunets", "verify", "--allow-earlier-code", code=1)
 
 

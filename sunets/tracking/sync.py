@@ -16,6 +16,7 @@ from sunets.core.record import Kind, Record, read_history, read_records
 from sunets.tracking.address import TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.store import CURRENT, Store, is_alive
+from sunets.tracking.tuning import tuning_runs
 from sunets.tracking.view import (
     Run,
     child_run,
@@ -57,7 +58,9 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
     found = sorted(path.parent for path in results.glob(f"{benchmark or '*'}/records"))
     if not found:
         raise FileNotFoundError(f"{results / (benchmark or '*') / 'records'}: no records; run `dvc repro` first")
-    wanted = {folder.name: [*_models(folder), *_studies(folder), *_report(folder)] for folder in found}
+    wanted = {
+        folder.name: [*_models(folder), *tuning_runs(folder), *_studies(folder), *_report(folder)] for folder in found
+    }
     counts: Counter[str] = Counter()
     links = []
     try:
@@ -72,7 +75,7 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
                     run_id, change = store.finish(child, parent_id)
                     kept.add(run_id)
                     counts[change] += 1
-            for experiment in (name, f"{name}/ablations"):
+            for experiment in (name, f"{name}/tuning", f"{name}/ablations"):
                 if store.experiment(experiment, create=False) is None:
                     continue
                 links.append(f"{experiment}: {store.link(experiment, pages)}")
