@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, VariantConfig
 from sunets.core.paths import BenchmarkPaths
+from sunets.core.recipes import first_trial
 from sunets.data.loading import iterations_per_epoch
 from sunets.data.manifest import read_split, read_tree, used_splits
 from sunets.data.picture import DataError
@@ -57,7 +58,8 @@ DRAWN_CLASSES: dict[Task, int] = {"segmentation": 5, "classification": 8}
 ASSUMPTIONS = """\
 One GPU: an estimate from the larger of two things, the operations (2 a multiply-add) at a sustained {tflops:g} TFLOP/s
 (--gpu-tflops) and {launch:g} microseconds for every operator of a pass, which is what small networks take; one training
-at a time, with images read fast enough and full batches. Hours are those of all seeds.
+at a time, with images read fast enough and full batches. Trainings are those of all seeds and of all trials that tune
+the recipe.
 Train: the forward and backward passes of all epochs, and every scoring of the validation split. Test: every test-time
 variant with its scales, mirrors and padded windows, at the same rate, though it computes in float32.
 Images: numbers {source}.
@@ -76,17 +78,17 @@ class PlanRow:
     model: str
     """Key under `models`."""
     trainings: int
-    """One a seed."""
+    """One per seed, and one per trial of the tuning."""
     size: Size
     """Of a training image."""
     gmacs_training_image: float
     """Multiply-adds (10^9) of a forward and backward pass for one image."""
     images: int
-    """That one training goes through, over all epochs."""
+    """That the training of one seed goes through, over all epochs."""
     gpu_hours_train: float
     """Of all trainings, validation included."""
     gpu_hours_test: float
-    """Of scoring the test split, all trainings and test-time variants."""
+    """Of scoring the test split, all seeds and test-time variants."""
     images_per_pass: int
     """Images of a forward pass of training, one process."""
     memory_gib: float
@@ -162,7 +164,12 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
     rows = []
     for key, config in configs.items():
         try:
-            rows.append(_row(key, config, len(suite.seeds), data, gpu_tflops))
+            row = _row(key, config, len(suite.seeds), data, gpu_tflops)
+            if trials := suite.tune.trials:
+                work = training_work(first_trial(suite, key), data)
+                hours = trials * (work.train.gpu_hours(gpu_tflops) + work.validation.gpu_hours(gpu_tflops))
+                row = replace(row, trainings=row.trainings + trials, gpu_hours_train=row.gpu_hours_train + hours)
+            rows.append(row)
         except (ValueError, RuntimeError) as error:  # what a network says of its arguments or of its input
             raise ConfigError(f"models.{key}: {' '.join(str(error).split())}") from None
     console = Console(highlight=False, soft_wrap=True)

@@ -76,6 +76,16 @@ def test_hours_and_memory_by_hand() -> None:
     assert row.memory_gib_efficient == (saved + 3 * 4 * parameters) / 2**30
 
 
+def test_trials_of_the_tuning_are_trainings_of_their_epochs() -> None:
+    """Three trials of two epochs, each validated once, take the time of three seeds of that length."""
+    alone, short = planned(), planned({"train.epochs": 2, "seeds": [0, 1, 2]})
+    space = [{"path": "train.lr", "low": 0.001, "high": 0.1}]
+    row = planned({"tune.trials": 3, "tune.epochs": 2, "tune.space": space})
+    assert row.trainings == 2 + 3
+    assert row.gpu_hours_train == pytest.approx(alone.gpu_hours_train + short.gpu_hours_train)
+    assert (row.gpu_hours_test, row.images) == (alone.gpu_hours_test, alone.images)
+
+
 @pytest.mark.parametrize("tflops", [SLOW, FAST])
 def test_hours_are_linear_in_epochs_and_seeds(tflops: float) -> None:
     base = planned(tflops=tflops)
