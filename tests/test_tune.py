@@ -19,15 +19,17 @@ import ablations.tune
 import sunets.tracking.live
 from ablations.study import run_study
 from ablations.tune import tune_stage
-from sunets.core.config import ConfigError, Suite, load
+from sunets.core.config import ConfigError, Suite, load, override
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import tuned
 from sunets.core.record import read_json, read_records, read_rows, write_json
 from sunets.core.stage import StageError
 from sunets.data import prepare
+from sunets.data.manifest import load_manifest
 from sunets.stages.evaluate import evaluate_stage
 from sunets.stages.train import train_stage
 from sunets.tracking.sync import sync
+from sunets.training.fit import run_fingerprint
 from sunets.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,6 +248,8 @@ def test_every_stage_trains_scores_and_checks_the_chosen_recipe(checkout: Path, 
         assert {k: made["params"][k] for k in (chosen | effort)} == chosen | effort
         assert made["params"]["train.epochs"] == 2
     assert len(list(Path(".work").glob("*/weights.pt"))) == 4 + 4 + 2, "the study's training is that of the benchmark"
+    config, manifest = tuned(suite, PATHS, ["net"]).config("net", 0), load_manifest(PATHS.data, suite.data)
+    assert run_fingerprint(override(config, {"tune.trials": 9}), manifest) == run_fingerprint(config, manifest)
     plain = tuned(suite, PATHS, ["plain"]).config("plain", 0)
     assert plain.train.weight_decay == 0
     assert suite.config("net", 0).tune.model_dump() == {"trials": 0, "epochs": None, "seed": None}

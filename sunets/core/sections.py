@@ -142,7 +142,7 @@ class ModelEntry(ModelConfig):
     """A row of the benchmark: a network and, where it needs one, a recipe of its own."""
 
     train: dict[str, Any] = {}
-    """Keys of `train` that differ for this model."""
+    """Keys of `train` that differ for this model; they are not tuned."""
     label: str | None = None
     """Name in tables and figures; None is the key."""
 
