@@ -66,7 +66,7 @@ def cases(root: Path) -> dict[str, tuple[Callable[[], Any], str]]:
         "no permission": (raised(errno.EACCES), r"/x: Permission denied; check the owner and the permissions"),
         "too many files": (raised(errno.EMFILE), r"/x: Too many open files; raise .*ulimit -n"),
         "file too large": (raised(errno.EFBIG), r"/x: File too large; raise .*ulimit -f"),
-        "unknown to this list": (raised(errno.ENXIO), r"/x: .*; mend that, then run again"),
+        "unknown to this list": (raised(errno.ENXIO), r"/x: .*; fix that, then run again"),
     }
 
 

@@ -1,1 +1,1 @@
-"""What every layer shares, without torch: configuration, paths, records, provenance, metrics, executor, stages."""
+"""Shared by all layers, without torch: configuration, paths, records, provenance, metrics, executor, stages."""

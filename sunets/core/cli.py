@@ -1,4 +1,4 @@
-"""What the commands of `python -m sunets` and `python -m ablations` share: their common options, and how they fail."""
+"""Common options and error handling of `python -m sunets` and `python -m ablations`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(app: typer.Typer) -> None:
     SUNETS_DEBUG=1 shows the traceback of every error.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # no letter that the locale lacks may end a command
+        if isinstance(stream, io.TextIOWrapper):  # characters that the locale lacks must not end a command
             stream.reconfigure(errors="backslashreplace")
     try:
         refuse_other_checkout()
@@ -49,14 +49,14 @@ def run(app: typer.Typer) -> None:
 
 
 def refuse_other_checkout() -> None:
-    """Refuse to run in one checkout with the code of another, as an environment shared between clones would.
+    """Refuse to run the code of another checkout, as happens in an environment shared between clones.
 
     Raises:
-        ValueError: names both and the remedy.
+        ValueError: names both checkouts and the remedy.
     """
-    here, source = Path.cwd(), Path(__file__).resolve().parents[2]
-    if (here / "sunets" / "__init__.py").is_file() and not here.samefile(source):
+    current, imported = Path.cwd(), Path(__file__).resolve().parents[2]
+    if (current / "sunets" / "__init__.py").is_file() and not current.samefile(imported):
         raise ValueError(
-            f"this checkout is {here}, but the code that runs is that of {source}; run `python -m sunets` or "
+            f"this checkout is {current}, but the code that runs is that of {imported}; run `python -m sunets` or "
             "`python -m ablations` here, or `make env` for an environment that belongs to this checkout"
         )

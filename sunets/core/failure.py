@@ -1,4 +1,4 @@
-"""Which errors are told to the user in one line: those of his input and those of the machine, as opposed to bugs."""
+"""One-line messages for errors of the user's input and of the machine, as opposed to bugs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from sunets.core.names import printable
 from sunets.core.process import is_ours
 
-_AGAIN = "run again to go on; nothing that was finished is lost"
+_AGAIN = "run again to go on; no finished work is lost"
 _ROOM = f"make room on the disk, then {_AGAIN}"
 _FEWER = f"use fewer --workers, then {_AGAIN}"
 _REMEDIES = {
@@ -35,26 +35,26 @@ _REMEDIES = {
     errno.ENOMEM: f"free memory, or {_FEWER}",
 }
 _MEMORY = f"use a smaller data.size, train.batch_size or train.micro_batch_size, or {_FEWER}"
-# torch tells of the machine's failures in RuntimeErrors.
+# torch reports failures of the machine as RuntimeError.
 _TORCH_MEMORY = re.compile(r"can't allocate memory|out of memory|cannot allocate memory", re.IGNORECASE)
 _TORCH_DISK = re.compile(r"inline_container\.cc|PytorchStreamWriter failed|unable to (write|open|mmap|resize)")
 
 
 def line_for_user(error: BaseException) -> str | None:
-    """Say what is wrong with the input or the machine, and the remedy.
+    """Describe what is wrong with the input or the machine, and the remedy.
 
     Returns:
-        The words of a check of this package, or one line about a failure of the machine; None for a bug.
+        The message of a check of this package, or one line about a failure of the machine; None for a bug.
     """
-    words = isinstance(error, ValueError | RuntimeError) or (isinstance(error, OSError) and error.errno is None)
-    return str(error) if words and is_ours(error) else machine_failure(error)
+    is_check = isinstance(error, ValueError | RuntimeError) or (isinstance(error, OSError) and error.errno is None)
+    return str(error) if is_check and is_ours(error) else machine_failure(error)
 
 
 def machine_failure(error: BaseException) -> str | None:
     """Describe a failure of the machine: the file, what the system says and the remedy.
 
     Returns:
-        One line; None for an error that is no failure of the machine, hence a defect.
+        One line; None for any other error.
     """
     if isinstance(error, OSError):
         return _system_failure(error)
@@ -64,7 +64,7 @@ def machine_failure(error: BaseException) -> str | None:
         return None
     if _TORCH_MEMORY.search(str(error)):
         return _one_line(f"out of memory: {str(error)[:200]}; {_MEMORY}")
-    # A writer of torch that cannot write raises its own error while the system's is handled.
+    # torch raises its own error while it handles the system's.
     for cause in _chain(error):
         if isinstance(cause, OSError):
             return _system_failure(cause)
@@ -74,17 +74,17 @@ def machine_failure(error: BaseException) -> str | None:
 
 
 def _system_failure(error: OSError) -> str:
-    if "AF_UNIX path too long" in str(error):  # the system's number is not kept
+    if "AF_UNIX path too long" in str(error):  # has no errno
         return "the path of the directory for temporary files is too long for a socket; set TMPDIR to a shorter one"
-    if error.errno is None or error.strerror is None:  # words of a library
+    if error.errno is None or error.strerror is None:  # raised by a library
         return _one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     file = _file(error)
-    remedy = _REMEDIES.get(error.errno, f"mend that, then {_AGAIN}")
+    remedy = _REMEDIES.get(error.errno, f"fix that, then {_AGAIN}")
     return _one_line(f"{file}: {error.strerror}; {remedy}" if file else f"{error.strerror}; {remedy}")
 
 
 def _file(error: OSError) -> str | None:
-    """The file that an error is about: as it says, else the one that was open where it arose."""
+    """Return the file named by an error, else the one that was open where it was raised."""
     for name in (error.filename2, error.filename):
         if isinstance(name, str | bytes | os.PathLike) and name:
             return os.fsdecode(name)
@@ -101,7 +101,7 @@ def _file(error: OSError) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The errors that an error came of, the nearest first."""
+    """Yield the causes of an error, the nearest first."""
     seen = {id(error)}
     following = error.__cause__ or error.__context__
     while following is not None and id(following) not in seen:

@@ -1,4 +1,4 @@
-"""The one definition of every score. Needs numpy and scipy; tensors are only passed through (no import of torch)."""
+"""Definitions of all scores, in numpy and scipy; torch tensors are used through their methods, without an import."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRIMARY_METRIC: dict[Task, str] = {"segmentation": "score.miou", "classification": "score.top1_error_percent"}
-"""Record key of the score that models are compared by and searches optimise. Its last part also names it per epoch,
-as in `val.miou`, and in what a sampler sees, `search.miou`."""
+"""Record key of the score that models are compared by and searches optimise. Its last part also names it per epoch
+(`val.miou`) and for a sampler (`search.miou`)."""
 
 
 def higher_is_better(key: str) -> bool:
-    """Direction of a score: an error should fall, any other score rise."""
+    """Whether higher is better: false for errors, true for other scores."""
     return not key.endswith("_error_percent")
 
 
@@ -45,7 +45,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """Places of the points that no other is better than in every coordinate, by falling first coordinate, each once."""
+    """Return the indices of the Pareto-optimal points (higher is better), by falling first coordinate, equals once."""
     order = sorted(range(len(points)), key=lambda i: (*(-x for x in points[i]), i))
     front: list[int] = []
     for i in order:
@@ -55,13 +55,13 @@ def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
 
 
 def class_iou(confusion: NDArray[np.number]) -> NDArray[np.float64]:
-    """Intersection over union of each class.
+    """Compute the intersection over union of each class.
 
     Args:
         confusion: (..., K, K) counts, rows are the truth.
 
     Returns:
-        (..., K); NaN where a class stands in neither truth nor prediction.
+        (..., K); NaN for a class absent from truth and prediction.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     union = confusion.sum(-1) + confusion.sum(-2) - hits
@@ -69,7 +69,7 @@ def class_iou(confusion: NDArray[np.number]) -> NDArray[np.float64]:
 
 
 def mean_iou(confusion: NDArray[np.number]) -> NDArray[np.float64]:
-    """Mean of `class_iou` over the classes that it is not NaN for (...); NaN where there is none."""
+    """Average `class_iou` over the classes where it is not NaN (...); NaN if there is none."""
     iou = class_iou(confusion)
     count = np.isfinite(iou).sum(-1)
     return np.divide(np.nansum(iou, -1), count, out=np.full(count.shape, np.nan), where=count > 0)
@@ -78,18 +78,17 @@ def mean_iou(confusion: NDArray[np.number]) -> NDArray[np.float64]:
 def scores_from_confusion(
     confusion: NDArray[np.integer], classes: Sequence[str] | None = None
 ) -> dict[str, float | None]:
-    """Scores of one confusion matrix, as fractions 0..1.
+    """Compute the scores of one confusion matrix, as fractions 0..1.
 
-    A class counts in `score.miou` where it stands in the truth or in a prediction (its union is not empty), and in
-    `score.mean_accuracy` where it stands in the truth. Elsewhere the quotient is 0/0: the class is left out of the
-    mean and its IoU is None.
+    `score.miou` averages over the classes in truth or prediction, `score.mean_accuracy` over those in the truth. For
+    other classes the quotient is 0/0: they are left out of the mean, and their IoU is None.
 
     Args:
         confusion: (K, K) counts, rows are the truth.
         classes: K names for `score.iou.<class>`; None gives no per-class scores.
 
     Returns:
-        score.miou, score.mean_accuracy, score.pixel_accuracy and score.iou.<class>; None where nothing was counted.
+        score.miou, score.mean_accuracy, score.pixel_accuracy and score.iou.<class>; None if nothing was counted.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     hits, truth, mean = counts.diagonal(), counts.sum(axis=1), float(mean_iou(counts))
@@ -104,7 +103,7 @@ def scores_from_confusion(
 
 
 def top_k_errors(logits: Tensor, target: Tensor, k: int) -> int:
-    """Images whose class is not among the k highest logits (B, K); k beyond K means K."""
+    """Count the images whose class is not among the k highest logits (B, K); k above K means K."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return len(target) - int((best == target[:, None]).sum())
 
@@ -112,23 +111,23 @@ def top_k_errors(logits: Tensor, target: Tensor, k: int) -> int:
 def boundary_f_score(
     prediction: NDArray[np.integer], target: NDArray[np.integer], tolerance: float = 0.0075
 ) -> float | None:
-    """Boundary F-score of one image, averaged over its classes (Csurka et al., BMVC 2013).
+    """Compute the boundary F-score of one image, averaged over its classes (Csurka et al., BMVC 2013).
 
-    A class's boundary are its pixels that have a 4-neighbour of another class. Precision is the share of predicted
-    boundary pixels at most `tolerance` away from a true one of the same class, recall the converse. Classes without a
-    boundary in truth and prediction are left out; one that has a boundary in only one of them scores 0.
+    The boundary of a class is its pixels that have a 4-neighbour of another class. Precision is the share of predicted
+    boundary pixels at most `tolerance` away from a true one of the same class; recall is the converse. Classes without
+    a boundary in truth and prediction are left out; a class with a boundary in only one of them scores 0.
 
-    Ignored pixels up to the tolerance away from a labelled one take the label of the nearest, so that the ignored
-    border line that PASCAL VOC draws around objects does not hide their boundaries. What lies deeper in an ignored
-    area is outside the image for truth and prediction alike.
+    Ignored pixels within the tolerance of a labelled one take the nearest label: the ignored border line that PASCAL
+    VOC draws around objects would hide their boundaries. Pixels deeper in an ignored area count as outside the image,
+    for truth and prediction alike.
 
     Args:
         prediction: (H, W) classes.
         target: (H, W) classes or `IGNORE_INDEX`.
-        tolerance: distance as a share of the image diagonal, never less than one pixel.
+        tolerance: distance as a share of the image diagonal, at least one pixel.
 
     Returns:
-        A fraction 0..1, or None where no class has a boundary.
+        A fraction 0..1, or None if no class has a boundary.
     """
     reach = max(1.0, tolerance * math.hypot(*target.shape))
     ignored = target == IGNORE_INDEX
@@ -137,17 +136,17 @@ def boundary_f_score(
     if ignored.any():
         distance, nearest = ndimage.distance_transform_edt(ignored, return_indices=True)
         target, ignored = target[tuple(nearest)], distance > reach
-    found, true = _boundary(prediction, ~ignored), _boundary(target, ~ignored)
+    predicted, true = _boundary(prediction, ~ignored), _boundary(target, ~ignored)
     scores = []
-    for label in np.union1d(prediction[found], target[true]):
-        a, b = np.argwhere(found & (prediction == label)), np.argwhere(true & (target == label))
+    for label in np.union1d(prediction[predicted], target[true]):
+        a, b = np.argwhere(predicted & (prediction == label)), np.argwhere(true & (target == label))
         precision, recall = _share_near(a, b, reach), _share_near(b, a, reach)
         scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     return float(np.mean(scores)) if scores else None
 
 
 def _boundary(labels: NDArray[np.integer], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(H, W) valid pixels with a valid 4-neighbour of another label."""
+    """Mark the valid pixels (H, W) with a valid 4-neighbour of another label."""
     edge = np.zeros(labels.shape, dtype=bool)
     across = (labels[1:] != labels[:-1]) & valid[1:] & valid[:-1]
     along = (labels[:, 1:] != labels[:, :-1]) & valid[:, 1:] & valid[:, :-1]
@@ -159,7 +158,7 @@ def _boundary(labels: NDArray[np.integer], valid: NDArray[np.bool_]) -> NDArray[
 
 
 def _share_near(points: NDArray[np.integer], others: NDArray[np.integer], reach: float) -> float:
-    """Share of points (N, 2) at most `reach` away from one of the others (M, 2)."""
+    """Compute the share of points (N, 2) at most `reach` away from one of the others (M, 2)."""
     if not len(points) or not len(others):
         return 0.0
     # The bound is exclusive in scipy.

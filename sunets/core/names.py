@@ -1,4 +1,4 @@
-"""Names that become paths, and the directories that the pipeline writes."""
+"""Names that become paths, and the output directories of the pipeline."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$"
 """Pattern of keys in `params.yaml` that become file names, DVC targets and shell words."""
 PREPARED = Path("data/prepared")
-"""Where `prepare` writes, below the root of the checkout: one directory per benchmark."""
+"""Output directory of `prepare`, relative to the checkout: one subdirectory per benchmark."""
 OUTPUTS = (PREPARED, Path("outputs"), Path("results"), Path(".work"))
-"""Directories of the checkout whose content the pipeline replaces and deletes."""
+"""Directories of the checkout whose content the pipeline deletes and replaces."""
 _LONGEST = 240
-"""Most bytes of a name: file systems take 255, and a suffix follows."""
+"""Maximum bytes of a name: file systems allow 255, and a suffix is appended."""
 
 
 def check_name(name: str) -> str:
-    """Return a key that is safe as a file name, a DVC target and a shell word.
+    """Return a key if it is safe as a file name, a DVC target and a shell word.
 
     Raises:
-        ValueError: says which key and what is allowed.
+        ValueError: names the key and what is allowed.
     """
     if not re.fullmatch(NAME.strip("^$"), name):
         shown = printable(name) if len(name) <= 70 else f"{printable(name[:70])}..."
@@ -31,7 +31,7 @@ def check_name(name: str) -> str:
 
 
 def name_fault(name: str) -> str | None:
-    """What keeps a text from being the name of a file in a directory; None where nothing does."""
+    """Say why a text cannot be a file name; None if it can."""
     if not name or name in (".", ".."):
         return "it is no file name"
     if "/" in name or "\\" in name:
@@ -51,44 +51,41 @@ def name_fault(name: str) -> str | None:
 
 
 def has_control(text: str) -> bool:
-    """Whether a text holds control characters or ends a line."""
+    """Whether a text contains control characters or line breaks."""
     return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text)
 
 
 def child(directory: Path, name: str, suffix: str = "") -> Path:
-    """Path of a file by its name, always directly inside the directory.
+    """Return the path of a file directly inside the directory.
 
     Raises:
-        ValueError: the name would lead elsewhere, or no file can have it; says why.
+        ValueError: the name is no file name, or points outside the directory; says why.
     """
-    fault = name_fault(name)
-    if fault:
+    if fault := name_fault(name):
         raise ValueError(f"{printable(name)!r}: {fault}; rename it")
     return directory / f"{name}{suffix}"
 
 
 def printable(text: str | Path) -> str:
-    r"""Escape what a line of a message cannot show: line ends, control codes, bytes that are not UTF-8 (caf\udce9)."""
+    r"""Escape line breaks, control characters and bytes that are not UTF-8 (caf\udce9) for a one-line message."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def overlap(path: str | Path, checkout: Path = Path()) -> str | None:
-    """Why a directory cannot hold a user's data: it is, holds or lies in one that the pipeline deletes.
-
-    Links are followed.
+    """Say why a directory cannot hold a user's data: it overlaps one that the pipeline deletes. Links are followed.
 
     Returns:
-        The fault with its remedy, or None.
+        The fault and the remedy, or None.
     """
-    place = Path(path).resolve()
+    resolved = Path(path).resolve()
     for name in OUTPUTS:
         output = (checkout / name).resolve()
-        if place == output:
+        if resolved == output:
             relation = "is"
-        elif place.is_relative_to(output):
+        elif resolved.is_relative_to(output):
             relation = "lies in"
-        elif output.is_relative_to(place):
-            relation = "holds"
+        elif output.is_relative_to(resolved):
+            relation = "contains"
         else:
             continue
         return (

@@ -1,4 +1,4 @@
-"""Where the files of a benchmark lie."""
+"""Paths of a benchmark's files."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from sunets.core.names import PREPARED
 
 @dataclass(frozen=True)
 class BenchmarkPaths:
-    """Where a benchmark's files lie below the root of the checkout."""
+    """Paths of a benchmark's files below the root of the checkout."""
 
     benchmark: str
     root: Path = Path()
 
     @property
     def data(self) -> Path:
-        """What `prepare` wrote: manifest, split lists, drawn images, converted masks."""
+        """Prepared data: manifest, split lists, drawn images, converted masks."""
         return self.root / PREPARED / self.benchmark
 
     @property
     def results(self) -> Path:
-        """Tables, figures and the page."""
+        """Tables, figures and page."""
         return self.root / "results" / self.benchmark
 
     @property
     def records(self) -> Path:
-        """What the tables are made of."""
+        """Records, from which the tables are made."""
         return self.results / "records"
 
     def weights(self, model: str, seed: int) -> Path:
@@ -40,15 +40,15 @@ class BenchmarkPaths:
 
     @property
     def watched(self) -> Path:
-        """What stage `watch` last saw of the files of the data set and of `train.init_from`."""
+        """Digests of the data set's files and of `train.init_from`, as stage `watch` last saw them."""
         return self.root / ".watch" / "files.json"
 
     @property
     def work(self) -> Path:
-        """Checkpoints, results of jobs and locks, never committed; safe to delete when nothing runs."""
+        """Checkpoints, results of jobs and locks: never committed, safe to delete when nothing runs."""
         return self.root / ".work"
 
     @property
     def job_results(self) -> Path:
-        """Results of jobs, each under the fingerprint of what decides it."""
+        """Results of jobs, each under the fingerprint of its inputs."""
         return self.work / "results"

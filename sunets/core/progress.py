@@ -1,4 +1,4 @@
-"""The progress bar of everything that takes long."""
+"""The progress bar."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def progress_bar(*, transient: bool = False) -> Progress:
-    """Make a bar on standard error; disabled where that is no terminal, so that the caller prints lines or nothing.
+    """Create a progress bar on standard error, disabled where that is no terminal.
 
     Args:
-        transient: take the bar away at the end.
+        transient: remove the bar at the end.
 
     Returns:
-        A bar whose tasks have a field `last`, a text about what was done last.
+        A bar whose tasks have a text field `last`: the item completed last.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     return Progress(

@@ -1,4 +1,4 @@
-"""Where a result comes from: environment, commit, command line, and the hash of the code that made it."""
+"""Provenance of a result: environment, commit, command line, and the hash of the code that made it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PACKAGES = ("sunets", "ablations")
 
 
 def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[str, Any]:
-    """Versions and hardware that a result may depend on.
+    """Describe the versions and hardware that a result may depend on.
 
     Args:
-        device: where the run computes: "cpu", "cuda", "cuda:1" or "auto" (CUDA where there is a GPU).
+        device: device of the run: "cpu", "cuda", "cuda:1" or "auto" (CUDA if there is a GPU).
         threads: CPU threads of the run.
     """
     import numpy
@@ -43,7 +43,7 @@ def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[st
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    found: dict[str, Any] = {
+    versions: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
@@ -54,52 +54,50 @@ def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[st
         "threads": threads,
         "device": device.type,
     }
-    if found["device"] == "cuda":
-        found |= {
+    if device.type == "cuda":
+        versions |= {
             "gpu": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "driver": _driver_version(),
         }
-    return found
+    return versions
 
 
 def _cpu_name() -> str:
-    try:
-        found = re.search(
-            r"^model name\s*:\s*(.+)$",
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"),
-            re.MULTILINE,
-        )
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    name = _search(r"(?m)^model name\s*:\s*(.+)$", Path("/proc/cpuinfo"))
+    return name or platform.processor() or platform.machine()
 
 
 def _driver_version() -> str | None:
+    return _search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version"))
+
+
+def _search(pattern: str, path: Path) -> str | None:
+    """Return the first group of a pattern in a file; None if there is no match or no file."""
     try:
-        found = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+        match = re.search(pattern, path.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return None
-    return found.group(1) if found else None
+    return match[1].strip() if match else None
 
 
 def provenance(data_digest: str | None, code_hash: str, config: Section | Mapping[str, Any], command: str) -> Record:
-    """Where a result comes from. Call it before the work begins: code that is edited meanwhile did not make it.
+    """Describe the provenance of a result. Call it before the work: code edited meanwhile did not make the result.
 
-    A commit that git does not tell is recorded as None, and standard error says once why.
+    An unknown commit is recorded as None, and standard error says why, once.
 
     Args:
-        data_digest: digest of the prepared data; None where a run reads none.
-        code_hash: what `code_hash()` returned for the modules that do the work.
-        config: all that decides the run.
-        command: a command line that repeats it, such as `command_line()` or `stage_command()` gives.
+        data_digest: digest of the prepared data; None if the run reads none.
+        code_hash: `code_hash()` of the modules that do the work.
+        config: complete configuration of the run.
+        command: command line that repeats it, from `command_line()` or `stage_command()`.
     """
     try:
         commit, dirty = _git_state(SOURCE_ROOT)
     except _UnknownCommitError as unknown:
         commit, dirty = None, None
-        # An installed wheel has no checkout that git could know.
+        # An installed wheel has no checkout.
         if (SOURCE_ROOT / "pyproject.toml").is_file():
             _say_once(f"note: the commit of the code is recorded as unknown: {unknown}")
     return {
@@ -113,7 +111,7 @@ def provenance(data_digest: str | None, code_hash: str, config: Section | Mappin
 
 
 class _UnknownCommitError(Exception):
-    """Why a commit is unknown, with the remedy."""
+    """Reason why a commit is unknown, with the remedy."""
 
 
 @functools.cache
@@ -122,12 +120,12 @@ def _say_once(line: str) -> None:
 
 
 def _git_state(root: Path) -> tuple[str, bool]:
-    """Commit of the repository whose root is `root` and which tracks this package, and whether its source differs.
+    """Return the commit of the repository at `root`, and whether the packages differ from it.
 
-    An installed wheel may lie inside somebody's repository: that one's commit says nothing about this code.
+    The repository must track this package: a wheel may be installed inside another project's repository.
 
     Raises:
-        _UnknownCommitError: git is absent, refuses, or knows no such repository.
+        _UnknownCommitError: git is absent, refuses, or finds no such repository.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a git hook sets GIT_DIR
     clean |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
@@ -139,7 +137,7 @@ def _git_state(root: Path) -> tuple[str, bool]:
 
     try:
         if not root.samefile(git("rev-parse", "--show-toplevel")):
-            raise _UnknownCommitError("the code lies inside a repository that is not its own")
+            raise _UnknownCommitError("the code lies inside the repository of another project")
         git("ls-files", "--error-unmatch", "--", "sunets/__init__.py")
         commit = git("rev-parse", "--verify", "HEAD")
         dirty = git("status", "--porcelain", "--", *(f":(glob){name}/**/*.py" for name in PACKAGES))
@@ -153,7 +151,7 @@ def _git_state(root: Path) -> tuple[str, bool]:
 
 
 def _git_reason(text: str) -> str:
-    """What git says on standard error, on one line: its first error, and the command that it advises."""
+    """Summarise git's standard error in one line: the first error and the command it advises."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
     reason = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[0])
     advice = next((f"; remedy: {line}" for line in lines if line.startswith("git config")), "")
@@ -161,10 +159,10 @@ def _git_reason(text: str) -> str:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """The running command as one can type it in the root of any checkout: no interpreter's path, no absolute path.
+    """Return the running command without interpreter or absolute paths, as it works in any checkout.
 
     Args:
-        arguments: what follows the module or program name; None takes this process's own.
+        arguments: arguments after the module or program name; None takes those of this process.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None and spec.name:
@@ -175,29 +173,29 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
 
 
 def stage_command(suite: Suite, *words: str, package: str = "sunets") -> str:
-    """The command that runs a stage on these parameters, without what does not change its result (workers)."""
+    """Return the command of a stage with these parameters, without options that do not change its result (workers)."""
     return shlex.join(["python", "-m", package, *words, *map(portable, suite.options)])
 
 
 def utc_now() -> str:
-    """The time in ISO 8601, to the second; for timing files only."""
+    """Return the time in ISO 8601, to the second; for timing files only."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def module_closure(*modules: str, root: Path = SOURCE_ROOT) -> tuple[Path, ...]:
-    """The package-internal files that importing `modules` executes, sorted and relative to `root`.
+    """List the files of these packages that importing `modules` executes, sorted and relative to `root`.
 
-    Read from the syntax tree; nothing is executed. Imports inside functions and under `if TYPE_CHECKING` are not
-    followed: what a result depends on is imported at module level here.
+    The syntax tree is read; nothing is executed. Imports inside functions and under `if TYPE_CHECKING` are not
+    followed: in this package, code that results depend on is imported at module level.
 
     Args:
         modules: dotted names, such as "sunets.training.fit" or "ablations.study".
         root: the directory that holds the packages.
 
     Raises:
-        ValueError: a name that is no module under `root`.
+        ValueError: a name is no module under `root`.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     waiting = []
     for name in modules:
         if _module_file(name, root) is None:
@@ -211,13 +209,13 @@ def module_closure(*modules: str, root: Path = SOURCE_ROOT) -> tuple[Path, ...]:
             file = None if dotted in seen else _module_file(dotted, root)
             seen.add(dotted)
             if file is not None:
-                found.add(file.relative_to(root))
+                files.add(file.relative_to(root))
                 waiting += _imported(dotted, file)
-    return tuple(sorted(found))
+    return tuple(sorted(files))
 
 
 def _module_file(name: str, root: Path) -> Path | None:
-    """File of an internal module; None for anything else."""
+    """Return the file of a module of these packages; None for any other name."""
     if name.partition(".")[0] not in PACKAGES:
         return None
     stem = root.joinpath(*name.split("."))
@@ -225,7 +223,7 @@ def _module_file(name: str, root: Path) -> Path | None:
 
 
 def _imported(name: str, file: Path) -> list[str]:
-    """Dotted names that the module imports when it is executed; some may be attributes rather than modules."""
+    """List the dotted names that a module imports when executed; some may be attributes rather than modules."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     names = []
     waiting: list[ast.AST] = list(ast.parse(file.read_bytes(), str(file)).body)
@@ -236,8 +234,8 @@ def _imported(name: str, file: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".")
             base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
-            source = ".".join(filter(None, (base, node.module)))
-            names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
+            module = ".".join(filter(None, (base, node.module)))
+            names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             waiting += node.orelse
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -246,7 +244,7 @@ def _imported(name: str, file: Path) -> list[str]:
 
 
 def code_hash(*modules: str, root: Path = SOURCE_ROOT) -> str:
-    """Digest (16 hexadecimal digits) of all files in `module_closure(*modules)`: names and bytes, as they are now."""
+    """Hash the names and current bytes of `module_closure(*modules)` to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in module_closure(*modules, root=root):
         content = (root / path).read_bytes()

@@ -1,8 +1,7 @@
-"""What leaves a run: one tidy record, with where it came from and what it ran on.
+"""Records of runs, and the formats of result files.
 
-Records are the truth of the suite: tables, figures and MLflow are made from them and from nothing else. They hold no
-time stamp and no absolute path, so that a rerun of the same code, configuration and data on the same machine writes the
-same bytes.
+Tables, figures and MLflow are made from records alone. Records hold no time stamp and no absolute path: a rerun of the
+same code, configuration and data on the same machine writes the same bytes.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ Status = Literal["finished", "failed", "pruned"]
 Record = dict[str, Any]
 T = TypeVar("T")
 REASON_LENGTH = 500
-"""Most characters of the reason of a failed run: it stands in tables, pages and MLflow."""
+"""Maximum characters of the reason of a failed run, which tables, pages and MLflow show."""
 _VALUES = "plain values"
 """Name of the array of a `write_values` file that holds the plain values."""
 REMEDY = "delete it and run its stage again"
 
 
 class RecordError(ValueError):
-    """A file of results that cannot be read: names the file, what is wrong and the remedy."""
+    """An unreadable file of results: names the file, the fault and the remedy."""
 
 
 def make_record(
@@ -59,27 +58,27 @@ def make_record(
     provenance: Mapping[str, Any] | None = None,
     **extra: Any,
 ) -> Record:
-    """One record: plain values only, every key present.
+    """Make a record: plain values only, every key present.
 
     Args:
-        kind: what was run.
+        kind: kind of run.
         benchmark: name of the benchmark.
-        task: of the network, which decides what scores there are.
+        task: task of the network, which determines the scores.
         model: key of the model in `params.yaml`.
-        label: its name in tables; the key where None.
+        label: name in tables; None takes the key.
         status: `failed` and `pruned` need a reason.
-        reason: why the run has no result; put on one line, cut to `REASON_LENGTH`.
-        seed: training seed, where the run has one.
+        reason: why the run has no result; put on one line, shortened to `REASON_LENGTH`.
+        seed: training seed, if the run has one.
         variant: test-time variant of an evaluation.
-        config: all that decides the run, kept flat under `params`; or flat dotted values already.
+        config: complete configuration of the run, stored flat under `params`; or flat dotted values.
         scores: `score.*`; an absent score is None, never NaN.
         cost: `cost.*`, `memory.*`, `receptive_field.*` or `speed.*`.
-        environment: what `environment()` returned.
-        provenance: what `provenance()` returned, before the work began.
+        environment: result of `environment()`.
+        provenance: result of `provenance()`, called before the work.
         extra: keys of a trial (study, number, phase, arm) or of a tuning (trial, chosen, space).
 
     Raises:
-        ValueError: a failed or pruned run without a reason, or a reason where there was no failure.
+        ValueError: a failed or pruned run without a reason, or a finished run with one.
     """
     if (status == "finished") == bool(reason):
         raise ValueError(f"record of {model}, seed {seed}: status {status!r} does not go with reason {reason!r}")
@@ -105,22 +104,22 @@ def make_record(
 
 
 def shortened(text: str, length: int = REASON_LENGTH) -> str:
-    """Put a text on one line of at most `length` characters; what is left out of a long one is its middle."""
+    """Put a text on one line of at most `length` characters, leaving out the middle of a longer one."""
     text = " ".join(text.split())
     if len(text) <= length:
         return text
-    tail = length // 3  # where a message says what to do
+    tail = length // 3  # the remedy of a message
     return f"{text[: length - tail - 5].rstrip()} ... {text[-tail:].lstrip()}"
 
 
 def parameters(config: Section | Mapping[str, Any]) -> dict[str, Any]:
-    """Flat plain parameters that mean the same on every machine: where the user keeps a file is not one of them."""
+    """Return flat plain parameters that are equal on every machine: without the directories of absolute paths."""
     flat = flatten(config) if isinstance(config, Section) else config
     return dict(_plain({name: portable(value) if isinstance(value, str) else value for name, value in flat.items()}))
 
 
 def parameters_hash(params: Mapping[str, Any]) -> str:
-    """Digest of what a record keeps under `params`."""
+    """Hash the `params` of a record."""
     return fingerprint(dict(params))
 
 
@@ -135,12 +134,12 @@ def portable(argument: str) -> str:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path`, of the same suffix, that takes its place if the block ends without an error.
+    """Yield a temporary file beside `path`, of the same suffix, that replaces it if the block ends without an error.
 
-    A reader, or a kill at any moment, meets the old file or the new one, never half of one.
+    At any moment, a reader or a kill finds the whole old file or the whole new one.
 
     Raises:
-        OSError: it cannot be written; names the file.
+        OSError: the file cannot be written; names it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +158,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text as UTF-8, atomically, its line ends as they are."""
+    """Write a text as UTF-8, atomically, with unchanged line ends."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
@@ -174,8 +173,8 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        RecordError: it is no JSON.
+        FileNotFoundError: no such file.
+        RecordError: no valid JSON.
     """
     try:
         with _opened(path) as file:
@@ -196,7 +195,7 @@ class _Provenance(BaseModel):
 
 
 class _Stored(BaseModel):
-    """What every record holds; trials hold more."""
+    """Keys of every record; trials have more."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -244,7 +243,7 @@ class _StoredTune(_Stored):
 
 
 class _StoredTiming(BaseModel):
-    """A row of records/timing: noisy figures, kept out of the records."""
+    """A row of records/timing: noisy figures, separate from the records."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -261,12 +260,12 @@ def read_records(path: str | Path, kind: Kind | Literal["timing"] | None = None)
     """Read a file of records.
 
     Args:
-        path: holds one record, or a list of them.
-        kind: the kind that the records must be of; "timing" for the rows of records/timing.
+        path: file of one record or a list of records.
+        kind: required kind of the records; "timing" for the rows of records/timing.
 
     Raises:
-        FileNotFoundError: there is none.
-        RecordError: it is damaged, or a record lacks a key or holds a value of another type.
+        FileNotFoundError: no such file.
+        RecordError: a damaged file, another kind, a missing key or a value of another type.
     """
     content = read_json(path)
     return check_records(content if isinstance(content, list) else [content], path, kind)
@@ -291,11 +290,11 @@ def read_history(path: str | Path, key: Literal["seed", "number"]) -> list[dict[
 
     Args:
         path: a file of `write_rows`.
-        key: the column that tells trainings apart.
+        key: column that identifies a training.
 
     Raises:
-        FileNotFoundError: there is none.
-        RecordError: it is damaged, or holds text among its numbers.
+        FileNotFoundError: no such file.
+        RecordError: a damaged file, or text in a column of numbers.
     """
     rows = read_rows(path, (key, "epoch"))
     for number, row in enumerate(rows, start=2):
@@ -308,22 +307,22 @@ def read_history(path: str | Path, key: Literal["seed", "number"]) -> list[dict[
 
 
 def _first_fault(error: ValidationError) -> str:
-    """The first record that is no record, and what is wrong with it."""
+    """Describe the first invalid record."""
     faults = error.errors(include_url=False)
     number = faults[0]["loc"][0]
-    lacks = [".".join(map(str, f["loc"][1:])) for f in faults if f["loc"][0] == number and f["type"] == "missing"]
-    if lacks:
-        return f"record {number} lacks {', '.join(lacks)}"
-    where = ".".join(map(str, faults[0]["loc"][1:]))
-    return f"record {number}: {where + ': ' if where else ''}{faults[0]['msg']}"
+    missing = [".".join(map(str, f["loc"][1:])) for f in faults if f["loc"][0] == number and f["type"] == "missing"]
+    if missing:
+        return f"record {number} lacks {', '.join(missing)}"
+    key = ".".join(map(str, faults[0]["loc"][1:]))
+    return f"record {number}: {key + ': ' if key else ''}{faults[0]['msg']}"
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
     """Read an .npz file: name -> array.
 
     Raises:
-        FileNotFoundError: there is none.
-        RecordError: it is damaged.
+        FileNotFoundError: no such file.
+        RecordError: a damaged file.
     """
     with _opened(path) as file:
         try:
@@ -356,11 +355,11 @@ def read_values(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a regular file: nobody waits for a FIFO that stands in its place.
+    """Open a regular file; opening a FIFO would block.
 
     Raises:
-        FileNotFoundError: there is no file.
-        RecordError: it is something else.
+        FileNotFoundError: no such file.
+        RecordError: not a regular file.
     """
     path = Path(path)
     if not path.exists():
@@ -383,7 +382,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
     Args:
         path: the file.
         rows: each a mapping of column to number, text or None (an empty cell).
-        columns: names that come first; others follow in order of their first appearance.
+        columns: names of the first columns; others follow in order of appearance.
     """
     rows = [_plain_row(row) for row in rows]
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
@@ -398,11 +397,11 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, A
 
     Args:
         path: the file.
-        columns: names that it must have, unless it has no row.
+        columns: required names, unless there is no row.
 
     Raises:
-        FileNotFoundError: there is none.
-        RecordError: it is damaged; names the line.
+        FileNotFoundError: no such file.
+        RecordError: a damaged file; names the line.
     """
     try:
         with _opened(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
@@ -431,7 +430,7 @@ def _cell(text: str) -> int | float | str | None:
 
 
 def _scalar(value: Any) -> Any:
-    """Zero-dimensional values of numpy and torch as Python's own."""
+    """Convert zero-dimensional values of numpy and torch to Python numbers."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -440,7 +439,7 @@ def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's types."""
+    """Convert a value to JSON types; NaN and infinity become None."""
     value = _scalar(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""What happens when a stage starts and ends: its lock, and a check that what it depends on did not change meanwhile."""
+"""Lock of a running stage, and the check that its code, parameters and data did not change meanwhile."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import code_hash
 
 LOCK_SECONDS = 20.0
-"""How long a stage waits for another one's lock: a killed pipeline's process may take a moment to go."""
+"""Timeout of the lock: a process of a killed pipeline may take a moment to end."""
 
 
 class StageError(RuntimeError):
-    """A stage that cannot vouch for its outputs; nothing already computed is lost."""
+    """A stage that cannot vouch for its outputs; no finished work is lost."""
 
 
 @contextlib.contextmanager
 def stage(
     name: str, paths: BenchmarkPaths, *modules: str, suite: Suite, params: Sequence[str], data_digest: str | None = None
 ) -> Iterator[str]:
-    """Run one stage at a time under this name; yields the hash of the code it runs.
+    """Hold the lock of a stage; yields the hash of its code.
 
-    DVC looks at the files that a stage depends on after its command: outputs of a stage during which one was edited
-    would be credited to what stands in the file now.
+    DVC hashes a stage's dependencies after its command: outputs of a stage during which one was edited would be
+    credited to the edited file.
 
     Args:
         name: stage and item, such as train@sunet64.
-        paths: where the lock and the prepared data lie.
-        modules: modules whose import closure the hash covers.
-        suite: the parameters that the stage runs with.
-        params: dotted paths of those that it depends on, as dvc.yaml lists them.
-        data_digest: digest of the prepared data that it read; None if it read none.
+        paths: of the lock and the prepared data.
+        modules: modules whose import closure is hashed.
+        suite: parameters of the stage.
+        params: dotted paths of those it depends on, as in dvc.yaml.
+        data_digest: digest of the prepared data it read; None if it read none.
 
     Raises:
-        StageError: the same stage runs already, or its code, parameters or data changed while it ran.
+        StageError: the stage is already running, or its code, parameters or data changed while it ran.
     """
     paths.work.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,7 +50,7 @@ def stage(
         before = code_hash(*modules)
         yield before
         if code_hash(*modules) != before:
-            raise StageError(_changed(name, "its source", "the wrong code"))
+            raise StageError(_changed(name, "its code", "the new code"))
         try:
             edited = suite.changes(params)
         except ConfigError as error:
@@ -61,9 +61,9 @@ def stage(
             raise StageError(_changed(name, f"the prepared data ({paths.data})", "other data"))
 
 
-def _changed(name: str, what: str, wrong: str) -> str:
+def _changed(name: str, what: str, credited: str) -> str:
     return (
-        f"{name}: {what} changed while it ran, so the outputs would be credited to {wrong}. "
+        f"{name}: {what} changed while it ran, so the outputs would be credited to {credited}. "
         "Undo the edit and run again to reuse the finished work in .work/, or run again to repeat it"
     )
 
