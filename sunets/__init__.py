@@ -1,4 +1,4 @@
-"""Stacked U-Nets (SUNets): the network, the baselines that it is compared with, and what each of them costs."""
+"""Stacked U-Nets (SUNets) and their baselines: training, evaluation and cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["create_model", "list_models"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: the report and the configuration need no torch.
+    # Lazy: the report and the configuration need no torch.
     if name in __all__:
         from sunets.models import zoo
 

@@ -1,10 +1,10 @@
-"""Commands: `python -m sunets --help`. Thin: each reads its arguments and calls one function of the package."""
+"""Commands of `python -m sunets`; each parses its arguments and calls one function of the package."""
 
 from __future__ import annotations
 
 from sunets.core.process import die_with_pipeline
 
-die_with_pipeline()  # before imports that take longer than a kill
+die_with_pipeline()  # before slow imports, during which the pipeline may be killed
 
 from pathlib import Path
 from typing import Annotated
@@ -19,13 +19,15 @@ from sunets.presets import list_presets, preset_path, use_preset
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Benchmark and ablate Stacked U-Nets. `dvc repro` runs all of params.yaml; these are its parts.",
+    help="Benchmark and ablate Stacked U-Nets. `dvc repro` runs all of params.yaml; these commands are its parts.",
 )
 PIPELINE = "Stages of the pipeline"
 TOOLS = "Tools"
 
 Key = Annotated[str, typer.Argument(metavar="MODEL", help="Key under `models` in the parameter file.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes at a time; default: what the cores carry.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Concurrent jobs; default: one per GPU, or as many as the CPU cores allow.")
+]
 
 
 def _suite(params: Path, settings: list[str] | None) -> Suite:
@@ -50,7 +52,7 @@ def prepare(params: Params = PARAMS, settings: Settings = None, download: bool =
 
 @app.command(rich_help_panel=PIPELINE)
 def train(key: Key, params: Params = PARAMS, settings: Settings = None, workers: Workers = None) -> None:
-    """Train one model of the benchmark on every seed; goes on where it was interrupted."""
+    """Train one model on every seed; resumes interrupted trainings."""
     from sunets.stages.train import train_stage
 
     train_stage(_suite(params, settings), key, workers=workers)
@@ -58,7 +60,7 @@ def train(key: Key, params: Params = PARAMS, settings: Settings = None, workers:
 
 @app.command(rich_help_panel=PIPELINE)
 def evaluate(key: Key, params: Params = PARAMS, settings: Settings = None, workers: Workers = None) -> None:
-    """Score one trained model on the test split, every seed and test-time variant."""
+    """Score one trained model on the test split, with every seed and test-time variant."""
     from sunets.stages.evaluate import evaluate_stage
 
     evaluate_stage(_suite(params, settings), key, workers=workers)
@@ -74,7 +76,7 @@ def cost(key: Key, params: Params = PARAMS, settings: Settings = None) -> None:
 
 @app.command(rich_help_panel=PIPELINE)
 def speed(params: Params = PARAMS, settings: Settings = None) -> None:
-    """Time all models of the benchmark, taken in turn within one run (noisy figures)."""
+    """Time all models of the benchmark, interleaved in one run (noisy figures)."""
     from sunets.stages.cost import speed_stage
 
     speed_stage(_suite(params, settings))
@@ -82,7 +84,7 @@ def speed(params: Params = PARAMS, settings: Settings = None) -> None:
 
 @app.command(rich_help_panel=PIPELINE)
 def report(params: Params = PARAMS, settings: Settings = None) -> None:
-    """Make the tables, figures and page of results/BENCHMARK/ from its records."""
+    """Write the tables, figures and page of results/BENCHMARK/ from its records."""
     from sunets.report.build import build_report
     from sunets.tracking.sync import sync_or_warn
 
@@ -101,7 +103,7 @@ def archive(
     params: Params = PARAMS,
     settings: Settings = None,
 ) -> None:
-    """Write and check the archive of label images that the PASCAL VOC server takes."""
+    """Write and check an archive of label images for the PASCAL VOC server."""
     from sunets.stages.archive import archive_stage
 
     typer.echo(archive_stage(_suite(params, settings), key, split=split, variant=variant, seed=seed))
@@ -114,7 +116,7 @@ def plan(
     settings: Settings = None,
     gpu_tflops: GpuTflops = 10.0,
 ) -> None:
-    """Estimate GPU hours and memory of a preset from what its networks cost; needs neither its data nor a GPU."""
+    """Estimate the GPU hours and memory of a preset; needs neither its data nor a GPU."""
     from sunets.plan import plan_preset
 
     path = preset_path(preset) if preset else params
@@ -134,17 +136,17 @@ def list_(task: Annotated[str | None, typer.Option(help="segmentation or classif
 def profile(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of the zoo; see `list`.")],
     size: Annotated[tuple[int, int], typer.Option(metavar="H W", help="Input size in pixels.")] = (512, 512),
-    output_stride: Annotated[int | None, typer.Option(help="Output stride; default: each model's own.")] = None,
+    output_stride: Annotated[int | None, typer.Option(help="Output stride; default: that of each model.")] = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes.")] = 21,
     task: Annotated[str, typer.Option(help="segmentation or classification")] = "segmentation",
     json: Annotated[Path | None, typer.Option(help="Write the exact records as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the exact records as CSV.")] = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Time them too, in turn.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Also time the models, interleaved.")] = False,
     speed_json: Annotated[Path | None, typer.Option(help="Write the timings as JSON; implies --speed.")] = None,
-    field: Annotated[bool, typer.Option("--field", help="Measure the receptive fields too.")] = False,
+    field: Annotated[bool, typer.Option("--field", help="Also measure the receptive fields.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Draw the effective receptive fields; implies --field.")] = None,
 ) -> None:
-    """Tell what models cost: parameters, multiply-adds, saved memory, speed, receptive field."""
+    """Measure the cost of models: parameters, multiply-adds, saved memory, speed, receptive field."""
     from sunets.profiling.cost import run_profile
 
     run_profile(
@@ -164,7 +166,7 @@ def profile(
 
 @app.command(rich_help_panel=TOOLS)
 def zoo() -> None:
-    """Count every network of the zoo; writes results/zoo/ and the README's cost tables."""
+    """Count the cost of every network of the zoo; writes results/zoo/ and the README's cost tables."""
     from sunets.zoo_tables import zoo_stage
 
     zoo_stage()
@@ -176,7 +178,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Pictures of any size.")],
     out: Annotated[Path, typer.Option(help="Directory for the masks and overlays.")] = Path("predictions"),
 ) -> None:
-    """Segment your own pictures: palette masks and overlays."""
+    """Segment your pictures: writes palette masks and overlays."""
     from sunets.predict import predict_images
 
     for path in predict_images(checkpoint, images, out):
@@ -191,7 +193,7 @@ def explain(
     params: Params = PARAMS,
     settings: Settings = None,
 ) -> None:
-    """Trace a number of a table to its runs: seeds, commit, data digest, command."""
+    """Trace a number in a table to its runs: seeds, commit, data digest, command."""
     from sunets.report.explain import explain as trace
 
     typer.echo(trace(Path("results"), _suite(params, settings).benchmark, table, row, column))
@@ -200,13 +202,13 @@ def explain(
 @app.command(rich_help_panel=TOOLS)
 def verify(
     allow_earlier_code: Annotated[
-        bool, typer.Option("--allow-earlier-code", help="Only list results that earlier code made.")
+        bool, typer.Option("--allow-earlier-code", help="List results of earlier code without failing.")
     ] = False,
 ) -> None:
-    """Check that the results of params.yaml belong to this code and these parameters; exit status 1 where not."""
-    from sunets.verify import verify as find
+    """Check that the results of params.yaml belong to this code and these parameters; exit status 1 if not."""
+    from sunets.verify import verify as check
 
-    verdict = find(_suite(PARAMS, None))
+    verdict = check(_suite(PARAMS, None))
     for line in verdict.notes:
         typer.echo(line)
     faults = verdict.faults + ([] if allow_earlier_code else verdict.earlier)
@@ -223,7 +225,7 @@ def mlflow_sync(
     benchmark: Annotated[str | None, typer.Option(help="One benchmark; default: all under results/.")] = None,
     pages: Annotated[str | None, typer.Option(help="Address of MLflow's pages: print a link per experiment.")] = None,
 ) -> None:
-    """Bring MLflow in line with results/: rebuilds a deleted database, adds nothing twice."""
+    """Bring MLflow in line with results/; rebuilds a deleted database, adds nothing twice."""
     from sunets.tracking.sync import sync
 
     done = sync(Path("results"), benchmark, pages or "")
@@ -235,23 +237,21 @@ def mlflow_sync(
 @app.command(rich_help_panel=TOOLS)
 def preset(
     name: Annotated[str | None, typer.Argument(help="A file of presets/; without a name, list them.")] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Directory that holds the data set, in place of datasets/NAME.")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Directory of the data set, instead of datasets/NAME.")] = None,
 ) -> None:
-    """Put presets/NAME.yaml in place of params.yaml, whose edits are kept; the default is presets/default.yaml."""
+    """Replace params.yaml by presets/NAME.yaml and keep its edits; presets/default.yaml is the original."""
     if name is None:
         for preset_name, title in list_presets().items():
             typer.echo(f"{preset_name:24} {title}")
         return
     if copy := use_preset(name, root):
-        typer.echo(f"params.yaml held changes that are in no commit: kept as {copy}", err=True)
+        typer.echo(f"params.yaml had uncommitted changes: kept as {copy}", err=True)
     typer.echo(f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it")
 
 
 @app.command(rich_help_panel=TOOLS)
 def config(params: Params = PARAMS, settings: Settings = None) -> None:
-    """Check the parameter file and print every parameter by its dotted name."""
+    """Check the parameter file and print every parameter with its dotted name."""
     console = Console(soft_wrap=True, highlight=False)
     for key, value in flatten(_suite(params, settings)).items():
         console.print(f"{key} = {value}", markup=False)

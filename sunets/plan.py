@@ -1,4 +1,4 @@
-"""How many GPU hours and how much GPU memory a benchmark takes: counted without its data, and without a GPU."""
+"""Estimates of the GPU hours and memory of a benchmark, without its data and without a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 
 LAUNCH_SECONDS = 10e-6
-"""Time that a GPU needs to start a kernel from Python."""
+"""Time to launch a GPU kernel from Python."""
 GIB = 2**30
 
 PUBLISHED: dict[str, tuple[dict[str, int], int, Size]] = {
@@ -47,74 +47,72 @@ PUBLISHED: dict[str, tuple[dict[str, int], int, Size]] = {
     "camvid": ({"train": 367, "val": 101, "test": 233}, 11, (360, 480)),
     "imagefolder": ({"train": 1281167, "val": 50000}, 1000, (375, 500)),
 }
-"""Images of each split, classes and the usual size of an image, as published; of class folders, those of ImageNet."""
+"""Images per split, classes and usual image size, as published; of class folders, those of ImageNet."""
 NOTES = {
-    "coco": " (more than are used: only images with over 1,000 labelled pixels of a VOC class are kept)",
-    "imagefolder": " for ImageNet (of other class folders they are known once they are prepared)",
+    "coco": " (an upper bound: only images with over 1,000 labelled pixels of a VOC class are used)",
+    "imagefolder": " for ImageNet (prepare other class folders to know theirs)",
 }
 DRAWN_CLASSES: dict[Task, int] = {"segmentation": 5, "classification": 8}
 """Classes of the embedded data sets."""
 
 ASSUMPTIONS = """\
-One GPU: an estimate from the larger of two things, the operations (2 a multiply-add) at a sustained {tflops:g} TFLOP/s
-(--gpu-tflops) and {launch:g} microseconds for every operator of a pass, which is what small networks take; one training
-at a time, with images read fast enough and full batches. Trainings are those of all seeds and of all trials that tune
-the recipe.
-Train: the forward and backward passes of all epochs, and every scoring of the validation split. Test: every test-time
-variant with its scales, mirrors and padded windows, at the same rate, though it computes in float32.
-Images: numbers {source}.
-One that is neither resized nor cropped is taken to have {height} x {width} pixels.
-Memory: what autograd keeps for the backward pass of the images of one forward pass, and weights, gradients and the
-optimizer's state, in float32; mem. eff.: with memory_efficient=True; all: the largest. Workspaces, intermediate results
-and CUDA itself come on top. Of one process: torchrun divides train.batch_size by the number of processes, and with it
-the images of a pass, unless train.micro_batch_size is smaller, and the part of the memory that is kept for them."""
-AMP = "With train.amp the kept activations are mostly of 16 bits: the figure is float32's, and so an upper one."
+Hours: of all seeds and all tuning trials on one GPU, one training at a time. A pass takes the larger of its
+operations (2 per multiply-add) at a sustained {tflops:g} TFLOP/s (--gpu-tflops) and {launch:g} microseconds per
+operator, which dominates in small networks. Reading images is assumed not to limit, and batches to be full.
+Train: forward and backward passes of all epochs, and all scorings of the validation split. Test: every test-time
+variant with its scales, mirrors and padded windows, at the same rate, although it computes in float32.
+Images: numbers {origin}; one that is neither resized nor cropped is assumed to have {height} x {width} pixels.
+Memory: activations that autograd saves in one forward pass, weights, gradients and optimizer state, in float32;
+mem. eff.: with memory_efficient=True; all: the largest. Workspaces, intermediate results and CUDA come on top. It is
+that of one process: torchrun divides train.batch_size, and so the activations, by the number of processes, unless
+train.micro_batch_size is smaller."""
+AMP = "With train.amp most saved activations have 16 bits: the memory, which is that of float32, is an upper bound."
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What one model of a benchmark takes."""
+    """Estimate for one model of a benchmark."""
 
     model: str
     """Key under `models`."""
     trainings: int
     """One per seed, and one per trial of the tuning."""
     size: Size
-    """Of a training image."""
+    """Size of a training image."""
     gmacs_training_image: float
     """Multiply-adds (10^9) of a forward and backward pass for one image."""
     images: int
-    """That the training of one seed goes through, over all epochs."""
+    """Images of one training, over all epochs."""
     gpu_hours_train: float
-    """Of all trainings, validation included."""
+    """GPU hours of all trainings, including validation."""
     gpu_hours_test: float
-    """Of scoring the test split, all seeds and test-time variants."""
+    """GPU hours of scoring the test split with all trainings and test-time variants."""
     images_per_pass: int
-    """Images of a forward pass of training, one process."""
+    """Images per forward pass of training and process."""
     memory_gib: float
-    """Activations kept, weights, gradients and optimizer state (2^30 bytes), in float32."""
+    """Saved activations, weights, gradients and optimizer state in float32 (GiB)."""
     memory_gib_efficient: float | None
-    """The same with each U-Net recomputed in the backward pass; None where that does not exist."""
+    """The same with `memory_efficient`; None for other networks than SUNets."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Images that go through a network in one way."""
+    """Passes of a set of images through a network."""
 
     images: int
     macs: int
     """Multiply-adds of one image."""
     operators: int
-    """Operators of a pass, which do not depend on the images in it."""
+    """Operators of a pass, independent of its images."""
     batch_size: int
     times: int = 1
-    """How often all of the images pass."""
+    """Passes over the whole set."""
 
     def gpu_hours(self, tflops: float) -> float:
-        """Hours of a GPU: its arithmetic, or the start of every operator, whichever takes longer.
+        """Estimate GPU hours: the larger of arithmetic and kernel launches.
 
         Args:
-            tflops: rate that the GPU sustains, in 10^12 operations a second; a multiply-add is two.
+            tflops: sustained rate in 10^12 operations per second; a multiply-add counts as two.
         """
         launches = math.ceil(self.images / self.batch_size) * self.operators
         return self.times * max(2 * self.images * self.macs / (tflops * 1e12), launches * LAUNCH_SECONDS) / 3600
@@ -122,42 +120,42 @@ class Passes:
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """All that one training and the scoring of its network send through the network."""
+    """All passes of one training and of the scoring of its network."""
 
     size: Size
-    """Of a training image."""
+    """Size of a training image."""
     train: Passes
     """Forward and backward."""
     validation: Passes
     test: tuple[Passes, ...]
-    """Of every test-time variant and scale."""
+    """One per test-time variant and scale."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of a data set without its images."""
+    """Facts about a data set that are known without its images."""
 
     counts: Mapping[str, int]
     classes: int
     size: Size
-    """Of an image, resized as `data.size` says."""
-    source: str
-    """Where the counts are from, in words."""
+    """Size of an image after `data.size`."""
+    origin: str
+    """Origin of the counts, in words."""
 
 
 def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list[PlanRow]:
-    """Print an estimate of the GPU hours and memory of every model of a benchmark, and what it assumes.
+    """Print an estimate of the GPU hours and memory of every model of a benchmark, with its assumptions.
 
     Args:
         suite: the parameters.
-        gpu_tflops: rate that training sustains on a GPU, in 10^12 operations a second; above 0.
-        root: of the checkout, where prepared data are looked for.
+        gpu_tflops: rate that training sustains on a GPU, in 10^12 operations per second; above 0.
+        root: root of the checkout, which may hold prepared data.
 
     Returns:
-        A row a model.
+        One row per model.
 
     Raises:
-        ConfigError: the number of images is not known, or a model cannot be built or does not take their size.
+        ConfigError: the number of images is unknown, or a model cannot be built or does not accept their size.
     """
     data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
     configs = {key: suite.config(key, suite.seeds[0]) for key in suite.models}
@@ -170,26 +168,26 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
                 hours = trials * (work.train.gpu_hours(gpu_tflops) + work.validation.gpu_hours(gpu_tflops))
                 row = replace(row, trainings=row.trainings + trials, gpu_hours_train=row.gpu_hours_train + hours)
             rows.append(row)
-        except (ValueError, RuntimeError) as error:  # what a network says of its arguments or of its input
+        except (ValueError, RuntimeError) as error:  # invalid arguments or input of a network
             raise ConfigError(f"models.{key}: {' '.join(str(error).split())}") from None
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
     console.print(_table(suite.benchmark, rows))
-    facts = {"tflops": gpu_tflops, "launch": 1e6 * LAUNCH_SECONDS, "source": data.source}
+    facts = {"tflops": gpu_tflops, "launch": 1e6 * LAUNCH_SECONDS, "origin": data.origin}
     console.print(ASSUMPTIONS.format(**facts, height=data.size[0], width=data.size[1]))
     if any(config.train.amp != "none" for config in configs.values()):
         console.print(AMP)
     if suite.ablations:
-        console.print("Ablation studies are not in it: python -m ablations plan.")
+        console.print("Not included: ablation studies (python -m ablations plan).")
     return rows
 
 
 def _table(benchmark: str, rows: list[PlanRow]) -> Table:
     table = Table(title=f"{benchmark}: an estimate of GPU hours and memory", title_justify="left")
     table.add_column("model", no_wrap=True)
-    headings = ("trainings", "input\npx", "fwd+bwd\nGMACs\nan image", "10^3\nimages a\ntraining", "train\nGPU h",
-                "test\nGPU h", "images\na pass", "memory\nGiB", "mem. eff.\nGiB")  # fmt: skip
+    headings = ("trainings", "input\npx", "fwd+bwd\nGMACs\nper image", "10^3\nimages per\ntraining", "train\nGPU h",
+                "test\nGPU h", "images\nper pass", "memory\nGiB", "mem. eff.\nGiB")  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -211,10 +209,10 @@ def _short(value: float | None) -> str:
 
 
 def dataset_facts(data: DataConfig, folder: Path) -> DataFacts:
-    """Numbers of images: drawn ones from the configuration, else those that were prepared, else the published ones.
+    """Look up the numbers of images: in the configuration of drawn data, the prepared data, or published values.
 
     Raises:
-        ConfigError, DataError, RecordError: they are not known, or what was prepared is damaged; names the file.
+        ConfigError, DataError, RecordError: they are unknown, or the prepared data are damaged; names the file.
     """
     path, splits = folder / "manifest.json", used_splits(data)
     try:
@@ -222,36 +220,36 @@ def dataset_facts(data: DataConfig, folder: Path) -> DataFacts:
         items = read_split(folder, tree, data.test_split, Path()) if data.test_split in tree.get("counts", {}) else ()
     except DataError as error:
         raise ConfigError(str(error)) from None
-    if data.name.startswith("synthetic"):  # what was prepared may have been drawn with other settings
+    if data.name.startswith("synthetic"):  # prepared data may have been drawn with other settings
         drawn = data.synthetic
         counts = {"train": drawn.train, "val": drawn.val, "test": drawn.test}
         classes, size = DRAWN_CLASSES[data.task], (drawn.image_size, drawn.image_size)
-        source = "of data.synthetic"
+        origin = "of data.synthetic"
     elif tree.get("name") == data.name and set(splits) <= set(tree["counts"]):
-        counts, classes, source = tree["counts"], len(tree["classes"]), f"as prepared in {folder}"
+        counts, classes, origin = tree["counts"], len(tree["classes"]), f"as prepared in {folder}"
         size = (round(statistics.median(i.height for i in items)), round(statistics.median(i.width for i in items)))
     elif data.name in PUBLISHED:
-        (counts, classes, size), source = PUBLISHED[data.name], "as published" + NOTES.get(data.name, "")
+        (counts, classes, size), origin = PUBLISHED[data.name], "as published" + NOTES.get(data.name, "")
     else:
         raise ConfigError(
-            f"{path}: does not hold the data set {data.name!r} with the splits {', '.join(splits)}, whose numbers of "
-            "images are not known otherwise; run python -m sunets prepare first"
+            f"{path}: does not hold the data set {data.name!r} with the splits {', '.join(splits)}, so the numbers "
+            "of images are unknown; run python -m sunets prepare first"
         )
     if unknown := [split for split in splits if split not in counts]:
         raise ConfigError(f"split {unknown[0]!r}: {data.name} has {', '.join(counts)}; change data.*_split")
-    return DataFacts(counts, classes, data.size or size, source)
+    return DataFacts(counts, classes, data.size or size, origin)
 
 
 def training_work(config: Config, data: DataFacts) -> TrainingWork:
-    """Count what a configuration's training, validations and test send through its network.
+    """Count the passes of a configuration's training, validations and test.
 
     Raises:
-        ValueError, RuntimeError: the network cannot be built, or does not take images of that size.
+        ValueError, RuntimeError: the network cannot be built, or does not accept images of that size.
     """
     train, augment, evaluate = config.train, config.train.augment, config.evaluate
     square = (augment.resized_crop, augment.resized_crop) if augment.resized_crop is not None else None
     size: Size = square or augment.crop or data.size
-    # As `sunets.training.recipe.scoring_dataset` has it.
+    # As in `sunets.training.recipe.scoring_dataset`.
     scored: Size = (square if config.data.task == "classification" else None) or data.size
     network = _network(config, data)
     trained, validated, tested = (
@@ -272,7 +270,7 @@ def training_work(config: Config, data: DataFacts) -> TrainingWork:
 
 
 def images_per_pass(config: Config) -> int:
-    """Images of a forward pass of training, one process."""
+    """Return the images per forward pass of training and process."""
     return min(config.train.micro_batch_size or config.train.batch_size, config.train.batch_size)
 
 
@@ -300,15 +298,14 @@ def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -
 
 
 def forward_passes(variant: VariantConfig, size: Size) -> list[tuple[Size, int]]:
-    """What `sunets.evaluation.multi_scale.multi_scale_probabilities` sends through a network for one image.
+    """Count the passes of `sunets.evaluation.multi_scale.multi_scale_probabilities` for one image.
 
     Args:
         variant: scales, mirroring, window and overlap.
-        size: of the image.
+        size: size of the image.
 
     Returns:
-        For every scale the size of its windows (of the scaled image, without a window) and their number, mirrors
-        included.
+        Per scale, the size of its windows (without windows, of the scaled image) and their number, including mirrors.
     """
     passes = []
     for scale in variant.scales:
@@ -319,7 +316,7 @@ def forward_passes(variant: VariantConfig, size: Size) -> list[tuple[Size, int]]
     return passes
 
 
-# Counts: equal networks at equal sizes are counted once.
+# Counts, cached by network and size.
 
 
 @dataclass(frozen=True)
@@ -340,7 +337,7 @@ def _built(network: _Network) -> nn.Module:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators that compute something."""
+    """Counts the operators other than views."""
 
     count = 0
 
@@ -351,7 +348,7 @@ class _Operators(TorchDispatchMode):
 
 @functools.cache
 def _count(network: _Network, size: Size, backward: bool = False) -> tuple[int, int]:
-    """Multiply-adds and operators of a forward pass, or a forward and backward pass, for one image."""
+    """Count multiply-adds and operators of a forward (and backward) pass of one image."""
     model, operators = _built(network), _Operators()
     x = torch.empty(1, input_channels(model), *size, device="meta")
     with operators:
@@ -361,6 +358,6 @@ def _count(network: _Network, size: Size, backward: bool = False) -> tuple[int, 
 
 @functools.cache
 def _saved(network: _Network, size: Size, images: int) -> int:
-    """Bytes that autograd keeps for the backward pass of that many images."""
+    """Count the bytes that autograd saves for the backward pass of that many images."""
     model = _built(network)
     return saved_bytes(model, torch.empty(images, input_channels(model), *size, device="meta"))

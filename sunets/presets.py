@@ -1,4 +1,4 @@
-"""The files of presets/, and putting one in place of params.yaml."""
+"""The files of presets/, and their use as params.yaml."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ def preset_path(name: str) -> Path:
     """Return the file of a preset.
 
     Raises:
-        ValueError: no such preset; names those there are.
+        ValueError: no such preset; lists the available ones.
     """
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))) or "none here"
-        raise ValueError(f"{printable(name)}: no such preset; there are {there}")
+        names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))) or "none in this directory"
+        raise ValueError(f"{printable(name)}: no such preset; there are {names}")
     return path
 
 
 def list_presets() -> dict[str, str]:
-    """Return what each preset says of itself in its first line, by name."""
-    there = sorted(PRESETS.glob("*.yaml"))
-    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in there}
+    """Return the first line of each preset, which describes it, by name."""
+    paths = sorted(PRESETS.glob("*.yaml"))
+    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in paths}
 
 
 def use_preset(name: str, root: Path | None = None) -> Path | None:
-    """Put a preset in place of params.yaml; what stood there is kept where no commit and no preset has it.
+    """Replace params.yaml by a preset; copy it first if neither a commit nor a preset has its content.
 
     Args:
-        name: of the preset.
-        root: directory that holds the data set, in place of the preset's own.
+        name: name of the preset.
+        root: directory of the data set, instead of the preset's.
 
     Returns:
         The copy of the old params.yaml, if one was made.
 
     Raises:
-        FileNotFoundError: no directory `root`.
-        ValueError: no such preset, or a `root` that cannot be used.
+        FileNotFoundError: no such directory `root`.
+        ValueError: no such preset, or an unusable `root`.
     """
     text = preset_path(name).read_text(encoding="utf-8")
     if root is not None:
@@ -61,13 +61,13 @@ def _with_root(text: str, name: str, root: Path) -> str:
         raise FileNotFoundError(f"--root {printable(root)}: no such directory")
     if fault := overlap(root):
         raise ValueError(f"--root: {fault}")
-    place = str(root.resolve())
+    path = str(root.resolve())
     try:
-        place.encode()
+        path.encode()
     except UnicodeEncodeError:
         raise ValueError(f"--root {printable(root)}: its path is not UTF-8; rename it") from None
-    # JSON's escapes are YAML's too, which wants these characters escaped as well.
-    quoted = json.dumps(place, ensure_ascii=False)
+    # JSON's escapes are valid in YAML, which requires these characters to be escaped too.
+    quoted = json.dumps(path, ensure_ascii=False)
     value = re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda c: f"\\u{ord(c[0]):04x}", quoted)
     text, count = re.subn(r"(?m)^  root: .*$", lambda _: f"  root: {value}", text)
     if count != 1:
@@ -76,7 +76,7 @@ def _with_root(text: str, name: str, root: Path) -> str:
 
 
 def _keep() -> Path | None:
-    """Copy params.yaml beside itself, unless a preset or a commit holds the same bytes."""
+    """Copy params.yaml beside itself, unless a preset or a commit has the same content."""
     content = PARAMS.read_bytes()
     if any(path.read_bytes() == content for path in PRESETS.glob("*.yaml")) or _is_committed():
         return None
@@ -87,7 +87,7 @@ def _keep() -> Path | None:
 
 
 def _is_committed() -> bool:
-    """Whether a commit of this repository holds params.yaml as it is; no where git cannot tell."""
+    """Whether a commit of this repository has params.yaml as it is; false if git cannot tell."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, timeout=60, check=True).stdout.decode().strip()

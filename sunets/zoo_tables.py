@@ -16,7 +16,7 @@ from sunets.profiling.cost import cost, cost_parameters
 from sunets.report.tables import cost_frames
 from sunets.report.write import markdown, write_table
 
-MARKS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
+MARKERS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ PARTS = (
 
 
 def zoo_stage(root: Path = Path()) -> list[Record]:
-    """Count every network; for segmentation the authors' and those they compare with at every output stride of theirs.
+    """Count the cost of every network, of released SUNets and dilated ResNets at output strides 32, 16 and 8.
 
-    Writes `results/zoo/` and the tables between the marks of the README.
+    Writes `results/zoo/` and the tables between the markers of the README.
     """
     folder, shown, everything = root / "results" / "zoo", [], []
     for part in PARTS:
@@ -56,14 +56,14 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
         everything += records
     write_json(folder / "records.json", everything)
     readme = root / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    write_text(readme, before + MARKS[0] + "\n" + "\n".join(shown) + MARKS[1] + after)
+    before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
+    after = rest.split(MARKERS[1])[1]
+    write_text(readme, before + MARKERS[0] + "\n" + "\n".join(shown) + MARKERS[1] + after)
     return everything
 
 
 def _rows(part: _Part) -> list[tuple[str, int | None]]:
-    """Name and output stride of every row; None is the network's own."""
+    """List the name and output stride of every row; None is the network's default."""
     rows: list[tuple[str, int | None]] = []
     for name in list_models(part.task):
         released = name in VARIANTS and name != "sunet_tiny"

@@ -211,5 +211,5 @@ def test_every_preset_can_be_planned(path: Path, tmp_path: Path, capsys: pytest.
     assert all(
         (row.memory_gib_efficient is None) == (not suite.models[row.model].name.startswith("sunet")) for row in rows
     )
-    assert ("float32's, and so an upper one" in printed) == (suite.train.amp != "none")
+    assert ("is an upper bound" in printed) == (suite.train.amp != "none")
     assert ("as published" in printed) == (not suite.data.name.startswith("synthetic"))
