@@ -1,7 +1,7 @@
-"""The MLflow server or database that MLFLOW_TRACKING_URI names, asked with a time limit.
+"""The MLflow server or database at MLFLOW_TRACKING_URI, called with a time limit.
 
-MLflow itself tries a database that does not answer again for about 200 s, and a server for minutes. Here every call
-ends within `LIMIT` seconds, and every failure of MLflow, its database driver or the system is a `TrackingError`.
+MLflow retries a database that does not answer for about 200 s, and a server for minutes. Here every call ends within
+`LIMIT` seconds, and every failure of MLflow, its database driver or the system is a `TrackingError`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from urllib.parse import quote
 T = TypeVar("T")
 
 LIMIT = 10.0
-"""Seconds that one call of MLflow may take."""
+"""Seconds per call of MLflow."""
 CREATION_LIMIT = 60.0
-"""Seconds that MLflow may take to create its tables in a database that answers."""
+"""Seconds for MLflow to create its tables in a database that answers."""
 
 
 class TrackingError(ValueError):
-    """MLflow cannot be reached or used; the message says where and why, in one line."""
+    """MLflow cannot be reached or used; the message gives address and reason in one line."""
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or the file mlflow.db in the current directory: a pipeline runs in the checkout."""
-    here = Path.cwd()
-    default = "mlflow.db" if "?" in str(here) else here / "mlflow.db"  # after ? an address has options
+    """Return MLFLOW_TRACKING_URI; the default is the file mlflow.db in the current directory, the checkout."""
+    directory = Path.cwd()
+    default = "mlflow.db" if "?" in str(directory) else directory / "mlflow.db"  # after ? an address has options
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default}"
 
 
 def failure(error: BaseException) -> TrackingError:
-    """Return an error of MLflow, a driver or the system as one line that starts with the address."""
+    """Convert an error of MLflow, a driver or the system to one line that starts with the address."""
     if isinstance(error, TrackingError):
         return error
     if isinstance(error, ModuleNotFoundError):
@@ -46,7 +46,7 @@ def failure(error: BaseException) -> TrackingError:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    # What the system says is shorter and clearer than MLflow's words around it.
+    # The system's message is shorter and clearer than MLflow's.
     error = next((cause for cause in reversed(chain) if isinstance(cause, OSError)), error)
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     address = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", tracking_uri())  # no password on a terminal or in a log
@@ -63,10 +63,10 @@ def explained() -> Iterator[None]:
 
 
 def within(seconds: float, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a function in a thread, and stop waiting for it after a time.
+    """Call a function in a thread with a time limit.
 
     Raises:
-        TrackingError: the call failed or has not ended. Its thread goes on, and does not hold up the process's end.
+        TrackingError: the call failed or has not ended; its thread continues, and does not keep the process alive.
     """
     done: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
 
@@ -92,7 +92,7 @@ def _throw(error: BaseException) -> Any:
 
 
 class Limited:
-    """An object of MLflow whose methods are called by `within`."""
+    """Proxy of an MLflow object that calls its methods by `within`."""
 
     def __init__(self, wrapped: Any) -> None:
         self._wrapped = wrapped
@@ -102,7 +102,7 @@ class Limited:
 
 
 def database_file(uri: str) -> Path | None:
-    """Return the file of an SQLite address, whose options may follow it; None of every other address."""
+    """Return the file of an SQLite address, without options; None for all other addresses."""
     if not re.match(r"sqlite(\+\w+)?:", uri):
         return None
     from sqlalchemy.engine import make_url
@@ -112,13 +112,13 @@ def database_file(uri: str) -> Path | None:
 
 
 def check_file(file: Path) -> bool:
-    """Check that MLflow can use an SQLite file, before MLflow tries what cannot succeed.
+    """Check that MLflow can use an SQLite file; MLflow itself would retry for minutes.
 
     Returns:
-        Whether the file holds MLflow's tables; False where there is none, or an empty one.
+        Whether the file holds MLflow's tables; False if it is missing or empty.
 
     Raises:
-        TrackingError: it is no regular file, it is damaged, or it belongs to another program.
+        TrackingError: the file is not regular, is damaged, or belongs to another program.
     """
     if not file.exists():
         return False
@@ -137,7 +137,7 @@ def check_server(uri: str) -> None:
     """Connect to a database server once.
 
     Raises:
-        TrackingError: it refuses, or does not answer within `LIMIT`.
+        TrackingError: the server refuses, or does not answer within `LIMIT`.
     """
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool

@@ -1,4 +1,4 @@
-"""Runs of a stage while it works."""
+"""MLflow runs of a stage in progress."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ REMEDY = "python -m sunets mlflow-sync"
 
 _warned = threading.Event()
 _unanswered: set[str] = set()
-"""Addresses that did not answer this process: one wait is enough."""
+"""Addresses that did not answer; this process does not wait for them again."""
 
 
 def warn_once(error: BaseException) -> None:
-    """Say once per process that tracking has stopped, and what to do."""
+    """Print once per process that tracking has stopped, and the remedy."""
     if not _warned.is_set():
         _warned.set()
         print(f"MLflow is not tracking: {failure(error)}. Nothing is lost; afterwards: {REMEDY}", file=sys.stderr)
 
 
 def give_up(error: Exception) -> None:
-    """Say that tracking has stopped; where MLflow did not answer, later trackers of this process do not ask again."""
+    """Print that tracking has stopped; later trackers do not call an MLflow that did not answer."""
     if isinstance(error.__cause__, TimeoutError):
         _unanswered.add(tracking_uri())
     warn_once(error)
 
 
-def _harmless(method: Callable[..., None]) -> Callable[..., None]:
-    """A method of `Tracker` that, once MLflow failed, does nothing."""
+def _never_raises(method: Callable[..., None]) -> Callable[..., None]:
+    """Make a method of `Tracker` report a failure of MLflow once, and do nothing afterwards."""
 
     @functools.wraps(method)
     def guarded(self: Tracker, *arguments: Any, **options: Any) -> None:
@@ -48,7 +48,7 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
                 return
             try:
                 method(self, *arguments, **options)
-            except Exception as error:  # whatever it is: a training is worth more than its log
+            except Exception as error:  # tracking must not fail a training
                 self._store = None
                 give_up(error)
 
@@ -56,7 +56,7 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
 
 
 @dataclass
-class _Live:
+class _Child:
     """A child run in progress."""
 
     run_id: str
@@ -65,11 +65,11 @@ class _Live:
 
 
 class Tracker:
-    """MLflow runs of one stage while it works: a parent run, and a child per training.
+    """MLflow runs of one stage in progress: a parent run, and a child per training.
 
-    One process of a stage writes; its threads may share a tracker. No method raises for MLflow's sake. A child appears
-    with its first epoch. What is not finished when the process ends is marked as interrupted, and goes on under the
-    same run when the same configuration, data and code are tracked again.
+    One process per stage writes; its threads may share a tracker. Failures of MLflow are printed, not raised. A child
+    run is created with its first epoch. At the end of the process unfinished runs are marked as killed; they are
+    continued when the same configuration, data and code are tracked again.
     """
 
     def __init__(
@@ -82,20 +82,20 @@ class Tracker:
         """Open the parent run.
 
         Args:
-            kind: train (a model's seeds) or trial (a study's trials).
+            kind: train (the seeds of a model) or trial (the trials of a study).
             suite: the benchmark.
-            item: key of the model, or name of the study.
-            runs: train: configuration and provenance of each seed.
+            item: key of the model or name of the study.
+            runs: train: configuration and provenance per seed.
         """
         self._suite, self._item = suite, item
         self._lock = threading.RLock()
         self._records: dict[int, Record] = {}
-        self._live: dict[int, _Live] = {}
+        self._children: dict[int, _Child] = {}
         self._parent = ""
         self._monitor: Any = None
         self._store: Store | None = None
         self._planned: dict[int, Record] = {}
-        if int(os.environ.get("RANK", 0)) != 0:  # torchrun: the first process speaks for all
+        if int(os.environ.get("RANK", 0)) != 0:  # torchrun: only the first process writes
             return
         try:
             parent = self._plan_trainings(runs) if kind == "train" else self._plan_study()
@@ -117,20 +117,20 @@ class Tracker:
                 label=self._suite.models[self._item].label,
                 seed=config.seed,
                 config=config,
-                provenance=source,
+                provenance=provenance,
             )
-            for config, source in runs
+            for config, provenance in runs
         }
         return model_run(list(self._planned.values()), ended=False)
 
     def _plan_study(self) -> Run:
-        from sunets.models.zoo import resolve_config  # torch, which `sync` does without
+        from sunets.models.zoo import resolve_config  # imports torch, which `sync` must not
 
         study = self._suite.ablations[self._item]
         configs = [resolve_config(self._suite.config(study.model, seed, study.overrides)) for seed in study.seeds]
         return study_run([self._trial(config) for config in configs], ended=False)
 
-    @_harmless
+    @_never_raises
     def _begin(self, parent: Run) -> None:
         self._parent = self._run(parent).info.run_id
         try:
@@ -151,35 +151,35 @@ class Tracker:
         store = self._open_store
         tags = {**run.tags, PROCESS: process_name()}
 
-        def compatible(found: Any) -> bool:
-            return not fresh and all(run.params.get(k, v) == v for k, v in found.data.params.items())
+        def compatible(existing: Any) -> bool:
+            return not fresh and all(run.params.get(k, v) == v for k, v in existing.data.params.items())
 
-        found, created = store.open(replace(run, tags=tags), self._parent or None, compatible)
+        opened, created = store.open(replace(run, tags=tags), self._parent or None, compatible)
         if created:
-            store.log(found.info.run_id, run.first)
-        if found.info.status != "RUNNING":
-            store.client.update_run(found.info.run_id, "RUNNING")
-        return found
+            store.log(opened.info.run_id, run.first)
+        if opened.info.status != "RUNNING":
+            store.client.update_run(opened.info.run_id, "RUNNING")
+        return opened
 
-    def _child(self, child: int, *, fresh: bool = False) -> _Live:
-        if fresh or child not in self._live:
-            found = self._run(child_run(self._planned[child], ended=False), fresh=fresh)
+    def _child(self, number: int, *, fresh: bool = False) -> _Child:
+        if fresh or number not in self._children:
+            run = self._run(child_run(self._planned[number], ended=False), fresh=fresh)
             logged = {
                 (name, step): value
-                for name in found.data.metrics
-                for step, value in self._open_store.curve(found.info.run_id, name).items()
+                for name in run.data.metrics
+                for step, value in self._open_store.curve(run.info.run_id, name).items()
             }
-            self._live[child] = _Live(found.info.run_id, logged)
-        return self._live[child]
+            self._children[number] = _Child(run.info.run_id, logged)
+        return self._children[number]
 
-    @_harmless
+    @_never_raises
     def plan(self, number: int, config: Config, provenance: Mapping[str, Any], **extra: Any) -> None:
-        """Tell what a trial is, before its first epoch.
+        """Describe a trial before its first epoch.
 
         Args:
             number: its number in the study.
             config: its configuration.
-            provenance: what `record.provenance()` returned.
+            provenance: return value of `core.provenance.provenance`.
             extra: phase and arm, as in its record.
         """
         self._planned[number] = self._trial(config, provenance=provenance, number=number, **extra)
@@ -202,46 +202,46 @@ class Tracker:
             **varied | extra,
         )
 
-    @_harmless
+    @_never_raises
     def log_epoch(self, child: int, row: Mapping[str, Any]) -> None:
-        """Write one row of a history; one that is there already is left out.
+        """Write one row of a history, unless it is already logged.
 
         Args:
             child: seed, or number of the trial.
             row: epoch and dotted metrics.
         """
-        live = self._child(child)
+        run = self._child(child)
         points = curve_points([row])
-        if any(live.logged.get(point, value) != value for point, value in points.items()):
-            # Trained again with other numbers (another machine, a GPU): an epoch has one value in a run.
-            rows, live = live.rows, self._child(child, fresh=True)
-            live.rows = rows
+        if any(run.logged.get(point, value) != value for point, value in points.items()):
+            # Trained again with other results (another machine, a GPU): a run has one value per epoch.
+            rows, run = run.rows, self._child(child, fresh=True)
+            run.rows = rows
             points |= curve_points(rows)
-        live.rows.append(row)
-        new = {point: value for point, value in points.items() if point not in live.logged}
-        self._open_store.log(live.run_id, new)
-        live.logged |= new
+        run.rows.append(row)
+        new = {point: value for point, value in points.items() if point not in run.logged}
+        self._open_store.log(run.run_id, new)
+        run.logged |= new
 
-    @_harmless
+    @_never_raises
     def finish(self, child: int, record: Record, rows: Iterable[Mapping[str, Any]] | None = None) -> None:
-        """End a child run as its record tells: finished, failed or pruned.
+        """End a child run with the status of its record: finished, failed or pruned.
 
         Args:
             child: seed, or number of the trial.
             record: its record.
-            rows: its whole history, where `log_epoch` did not see it all.
+            rows: its whole history, if `log_epoch` did not get all of it.
         """
-        live = self._child(child)
-        self._open_store.finish(child_run(record, live.rows if rows is None else rows), self._parent)
+        run = self._child(child)
+        self._open_store.finish(child_run(record, run.rows if rows is None else rows), self._parent)
         self._records[child] = record
 
-    @_harmless
+    @_never_raises
     def close(self) -> None:
-        """End the parent run; children without a record were interrupted."""
+        """End the parent run, and mark children without a record as killed."""
         if self._monitor is not None:
             within(LIMIT, self._monitor.finish)
         store = self._open_store
-        interrupted = [live.run_id for child, live in self._live.items() if child not in self._records]
+        interrupted = [run.run_id for child, run in self._children.items() if child not in self._records]
         for run_id in interrupted:
             store.end(run_id, "KILLED")
         records = list(self._records.values())

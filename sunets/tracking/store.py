@@ -1,4 +1,4 @@
-"""Reading and writing of runs in one MLflow server or database."""
+"""Reading and writing runs on one MLflow server or database."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from sunets.tracking.view import Run
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
 PARENT, PROCESS = "mlflow.parentRunId", "sunets.process"
 VIEW = "sunets"
-"""Key of the table of runs in MLflow's links, as "share" in its pages makes them."""
+"""Key of the shared view of the run table in MLflow's links."""
 
 NOTE = """\
 One parent run per {item}; filter with ``tags.`sunets.current` = 'true'`` to hide runs of earlier configurations.
-The score that runs are compared by is NaN until it is measured; `aim/` repeats it, so that plots open on it.
-Rebuilt from the records by `python -m sunets mlflow-sync`: deleting the database loses nothing but system metrics."""
+The headline score is NaN until it is measured; `aim/` repeats it, so that plots open on it.
+`python -m sunets mlflow-sync` rebuilds the runs from the records: deleting the database loses only system metrics."""
 
 
 class Store:
-    """Reads and writes runs of one MLflow server or database."""
+    """Client of one MLflow server or database."""
 
     def __init__(self) -> None:
         """Connect to the server or database.
@@ -39,10 +39,10 @@ class Store:
         Raises:
             TrackingError: MLflow is not installed, or the server or database does not answer or cannot be used.
         """
-        # Before the import: telemetry starts there. A call that `within` gave up shall end soon.
+        # Before the import, which starts the telemetry. Short retries end calls that `within` has given up.
         for name, value in {
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would tear the progress bars
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would break the progress bars
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
             "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -55,7 +55,7 @@ class Store:
             mlflow = _import_mlflow()
             self.entities: Any = mlflow.entities
             file = address.database_file(self.uri)
-            # Find-or-create is not atomic in MLflow: a user's processes on one machine take turns.
+            # Find-or-create is not atomic in MLflow: processes of a user on one machine take turns.
             name = f"sunets-mlflow-{fingerprint(self.uri, os.getuid())}.lock"
             self.lock = FileLock(f"{file}.lock" if file else Path(tempfile.gettempdir()) / name, timeout=CREATION_LIMIT)
             if file is not None:
@@ -66,51 +66,51 @@ class Store:
                 if file is not None and not address.check_file(file):
                     _create_database(file, mlflow.MlflowClient)
                 client = mlflow.MlflowClient(self.uri)
-                # It may create tables; a server has them.
+                # The first call creates the tables of a database.
                 limit = LIMIT if self.uri.startswith("http") else CREATION_LIMIT
                 within(limit, client.search_experiments, max_results=1)
         self.client: Any = address.Limited(client)
         self._artifacts = file and file.resolve().parent / "mlruns"
 
     def experiment(self, name: str, *, create: bool = True) -> str | None:
-        """Id of an experiment."""
+        """Find or create an experiment and return its id; None if it does not exist and may not be created."""
         if name not in self._experiments:
             with self.lock:
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:
                     if not create:
                         return None
-                    # Absolute, or the artifacts would follow the working directory; a server has its own place.
-                    place = self._artifacts and (self._artifacts / name).as_uri()
+                    # Absolute: a relative path would follow the working directory. A server chooses the path itself.
+                    artifacts = self._artifacts and (self._artifacts / name).as_uri()
                     note = NOTE.format(item="study" if name.endswith("/ablations") else "model")
                     tags = {"mlflow.note.content": note}
-                    self._experiments[name] = self.client.create_experiment(name, place, tags)
+                    self._experiments[name] = self.client.create_experiment(name, artifacts, tags)
                     return self._experiments[name]
-                if found.lifecycle_stage == "deleted":
-                    self.client.restore_experiment(found.experiment_id)
-                self._experiments[name] = found.experiment_id
+                if experiment.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(experiment.experiment_id)
+                self._experiments[name] = experiment.experiment_id
         return self._experiments[name]
 
     def search(self, experiment: str, tag: str, value: str) -> list[Any]:
-        """All runs of an experiment with this tag, newest first."""
-        found: list[Any] = []
+        """Return all runs of an experiment with this tag, newest first."""
+        runs: list[Any] = []
         token = None
         while True:
             page = self.client.search_runs(
                 [self.experiment(experiment)], f"tags.`{tag}` = '{value}'", max_results=1000, page_token=token
             )
-            found += page
+            runs += page
             token = page.token
             if not token:
-                return found
+                return runs
 
     def open(self, run: Run, parent: str | None, compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
-        """Find or create the MLflow run under this key, and write its name, tags, parameters and data set.
+        """Find or create the MLflow run with this key, and write its name, tags, parameters and data set.
 
         Args:
-            run: what it should look like.
+            run: the wanted content.
             parent: id of the parent run.
-            compatible: whether a run of the same key may be taken; its curves may differ on another machine.
+            compatible: whether a run of the same key may be continued; its curves may come from another machine.
 
         Returns:
             The run as it was before, and whether it is new.
@@ -122,11 +122,11 @@ class Store:
         return chosen, created
 
     def _choose(self, run: Run, tags: Mapping[str, str], compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
-        """Find or create the run under this key, and make it the only current one in its slot."""
+        """Find or create the run with this key, and make it the only current one in its slot."""
         with self.lock:
-            same = self.search(run.experiment, KEY, run.key)
-            same.sort(key=lambda found: found.data.tags.get(CURRENT) != "true")
-            chosen = next(filter(compatible, same), None)
+            same_key = self.search(run.experiment, KEY, run.key)
+            same_key.sort(key=lambda r: r.data.tags.get(CURRENT) != "true")
+            chosen = next(filter(compatible, same_key), None)
             created = chosen is None
             if chosen is None:
                 start = int(1000 * (run.seconds[0] if run.seconds else time.time()))
@@ -137,7 +137,7 @@ class Store:
         return chosen, created
 
     def _show(self, run: Run) -> None:
-        """Keep the columns of an experiment's table, which `link` opens; MLflow's own show no score."""
+        """Store the columns of an experiment's run table, which `link` opens; MLflow's default shows no score."""
         known = self._views.setdefault(run.experiment, [])
         new = [column for column in run.columns if column not in known]
         if new:
@@ -146,37 +146,38 @@ class Store:
             self.client.set_experiment_tag(self.experiment(run.experiment), f"mlflow.sharedViewState.{VIEW}", state)
 
     def link(self, experiment: str, base: str) -> str:
-        """Return the address of an experiment's table of runs; without a type MLflow opens on traces of agents.
+        """Return the address of an experiment's run table; without `workflowType` MLflow shows traces of agents.
 
         Args:
             experiment: its name.
-            base: address of MLflow's pages.
+            base: address of the MLflow UI.
         """
         query = f"?workflowType=machine_learning&viewStateShareKey={VIEW}"
         return f"{base.rstrip('/')}/#/experiments/{self.experiment(experiment)}/runs{query}"
 
     def retire(self, run: Any) -> None:
-        """Mark a run as one of an earlier configuration; if it looks running but its process is gone, as killed."""
+        """Mark a run as not current, and as killed if it is running but its process has ended."""
         self.client.set_tag(run.info.run_id, CURRENT, "false")
         if run.info.status == "RUNNING" and not _written_elsewhere(run):
             self.client.set_terminated(run.info.run_id, "KILLED")
 
     def end(self, run_id: str, status: str) -> None:
-        """Terminate a run, unless another living process writes it."""
+        """Terminate a run, unless another living process writes to it."""
         if not _written_elsewhere(self.client.get_run(run_id)):
             self.client.set_terminated(run_id, status)
 
-    def _write(self, found: Any, run: Run, tags: Mapping[str, str]) -> None:
-        params = [self.entities.Param(k, v) for k, v in run.params.items() if k not in found.data.params]
-        new = [self.entities.RunTag(k, v) for k, v in tags.items() if found.data.tags.get(k) != v]
+    def _write(self, existing: Any, run: Run, tags: Mapping[str, str]) -> None:
+        run_id = existing.info.run_id
+        params = [self.entities.Param(k, v) for k, v in run.params.items() if k not in existing.data.params]
+        new = [self.entities.RunTag(k, v) for k, v in tags.items() if existing.data.tags.get(k) != v]
         for start in range(0, max(len(params), len(new)), 100):  # MLflow's limit per call
-            self.client.log_batch(found.info.run_id, params=params[start : start + 100], tags=new[start : start + 100])
-        if run.dataset and not (found.inputs and found.inputs.dataset_inputs):
+            self.client.log_batch(run_id, params=params[start : start + 100], tags=new[start : start + 100])
+        if run.dataset and not (existing.inputs and existing.inputs.dataset_inputs):
             name, digest = run.dataset
             source = json.dumps({"tags": {"mlflow.source.name": "python -m sunets prepare"}})
             dataset = self.entities.Dataset(name, digest[:36], "code", source)
             context = [self.entities.InputTag("mlflow.data.context", "training")]
-            self.client.log_inputs(found.info.run_id, [self.entities.DatasetInput(dataset, context)])
+            self.client.log_inputs(run_id, [self.entities.DatasetInput(dataset, context)])
 
     def log(self, run_id: str, points: Mapping[tuple[str, int], float], millis: int | None = None) -> None:
         """Write points of curves.
@@ -184,7 +185,7 @@ class Store:
         Args:
             run_id: the run.
             points: (metric, step) -> value.
-            millis: time stamp; None makes it from the step, so that a point written twice is kept once.
+            millis: time stamp in ms; None makes it from the step, so that MLflow stores a repeated point once.
         """
         metrics = [
             self.entities.Metric(name, value, 1000 * step if millis is None else millis, step)
@@ -194,11 +195,11 @@ class Store:
             self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
 
     def curve(self, run_id: str, name: str) -> dict[int, float]:
-        """Step -> value of one metric."""
+        """Return step -> value of one metric."""
         return {point.step: point.value for point in self.client.get_metric_history(run_id, name)}
 
     def finish(self, run: Run, parent: str | None = None) -> tuple[str, str]:
-        """Make the run look as wanted, whatever of it is there.
+        """Create the run, or complete what is missing of it.
 
         Returns:
             The run's id, and "created", "updated" or "unchanged".
@@ -207,31 +208,31 @@ class Store:
         probe = next((name for name, _ in run.points if name == "train.loss"), next((n for n, _ in run.points), None))
         wanted = {step: value for (name, step), value in run.points.items() if name == probe}
 
-        def compatible(found: Any) -> bool:
-            if found.data.tags.get(DIGEST) == digest:
+        def compatible(existing: Any) -> bool:
+            if existing.data.tags.get(DIGEST) == digest:
                 return True
-            agrees = all(run.params.get(name, value) == value for name, value in found.data.params.items())
-            return agrees and (probe is None or self.curve(found.info.run_id, probe).items() <= wanted.items())
+            agrees = all(run.params.get(name, value) == value for name, value in existing.data.params.items())
+            return agrees and (probe is None or self.curve(existing.info.run_id, probe).items() <= wanted.items())
 
         wanted_tags = _all_tags(run, parent)
-        found, created = self._choose(run, wanted_tags, compatible)
-        run_id, tags = found.info.run_id, found.data.tags
-        if not created and _written_elsewhere(found):
+        existing, created = self._choose(run, wanted_tags, compatible)
+        run_id, tags = existing.info.run_id, existing.data.tags
+        if not created and _written_elsewhere(existing):
             return run_id, "unchanged"
-        self._write(found, run, wanted_tags)
+        self._write(existing, run, wanted_tags)
         self._show(run)
-        if not created and tags.get(DIGEST) == digest and found.info.status == run.status:
+        if not created and tags.get(DIGEST) == digest and existing.info.status == run.status:
             return run_id, "unchanged" if tags.get(CURRENT) == "true" and tags.get(PARENT) == parent else "updated"
         first = run.first if created else {}
         self.log(run_id, first | dict(run.points))
-        known = found.data.metrics | {name: value for (name, _), value in first.items()}
+        known = existing.data.metrics | {name: value for (name, _), value in first.items()}
         latest = {name: value for name, value in run.values.items() if known.get(name) != value}
         self.log(run_id, {(name, 0): value for name, value in latest.items()}, int(1000 * time.time()))
         for path, folder in run.files:
             self.client.log_artifact(run_id, str(path), folder)
-        if found.info.status != run.status:
+        if existing.info.status != run.status:
             self.client.set_terminated(run_id, run.status, run.seconds and int(1000 * run.seconds[1]))
-        self.client.set_tag(run_id, DIGEST, digest)  # last: what was cut short is written again
+        self.client.set_tag(run_id, DIGEST, digest)  # last, so that an interrupted write is repeated
         return run_id, "created" if created else "updated"
 
 
@@ -240,20 +241,20 @@ def _all_tags(run: Run, parent: str | None) -> dict[str, str]:
 
 
 def process_name() -> str:
-    """Return host, process namespace and process number; containers may share the first, and the last by chance."""
+    """Return host, process namespace and process id: containers may share a host name, and by chance an id."""
     try:
-        space = Path("/proc/self/ns/pid").stat().st_ino
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:  # macOS
-        space = 0
-    return f"{socket.gethostname()}/{space}:{os.getpid()}"
+        namespace = 0
+    return f"{socket.gethostname()}/{namespace}:{os.getpid()}"
 
 
 def is_alive(run: Any) -> bool:
-    """Return whether the process that writes a run may still be there; of another machine one cannot know."""
-    place, _, number = run.data.tags.get(PROCESS, "").rpartition(":")
-    if run.info.status != "RUNNING" or not place:
+    """Return whether the process that writes a run may be alive; on another machine it is taken to be."""
+    namespace, _, number = run.data.tags.get(PROCESS, "").rpartition(":")
+    if run.info.status != "RUNNING" or not namespace:
         return False
-    if place != process_name().rpartition(":")[0]:
+    if namespace != process_name().rpartition(":")[0]:
         return True
     try:
         os.kill(int(number), 0)
@@ -269,29 +270,29 @@ def _written_elsewhere(run: Any) -> bool:
 
 
 def _import_mlflow() -> Any:
-    """Import MLflow, whose import fails for a user without a home directory: containers run as any number."""
+    """Import MLflow, whose import fails for a user without a home directory, as in containers with --user."""
     missing = "HOME" not in os.environ
     if missing:
         try:
             Path.home()
         except RuntimeError:
-            os.environ["HOME"] = "/nonexistent"  # what Debian gives to such users
+            os.environ["HOME"] = "/nonexistent"  # Debian's value for such users
     try:
-        import mlflow  # here and not above, so that a machine without it can train
+        import mlflow  # not at module level: a machine without it can train
     finally:
         if missing:
             os.environ.pop("HOME", None)
-    # They tell again what `TrackingError` tells.
+    # They repeat what `TrackingError` says.
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     return mlflow
 
 
 def _create_database(file: Path, client: Callable[[str], Any]) -> None:
-    """Create MLflow's tables beside `file` and move them into place: a kill meanwhile leaves no broken database."""
+    """Create MLflow's tables in a temporary file and rename it, so that a kill leaves no broken database."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()  # fails at once where MLflow would try again for minutes
+        temporary.touch()  # fails at once where MLflow would retry for minutes
         within(CREATION_LIMIT, client(f"sqlite:///{temporary}").search_experiments, max_results=1)
         temporary.replace(file)
     finally:

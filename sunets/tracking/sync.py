@@ -1,4 +1,4 @@
-"""Runs rebuilt from the records."""
+"""MLflow runs rebuilt from the records."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ from sunets.tracking.view import (
 
 @dataclass(frozen=True)
 class Synced:
-    """How many runs `sync` made, completed, and found as they should be."""
+    """Numbers of runs that `sync` created, completed and left unchanged."""
 
     created: int
     updated: int
     unchanged: int
     links: tuple[str, ...] = field(default=(), compare=False)
-    """An address per experiment, where MLflow's pages show its runs."""
+    """Address of the run table of each experiment."""
 
     def __str__(self) -> str:
         return f"MLflow: {self.created} runs created, {self.updated} updated, {self.unchanged} unchanged"
 
 
 def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced:
-    """Make MLflow show what the records say; a second call changes nothing.
+    """Rebuild the runs in MLflow from the records; a second call changes nothing.
 
     Args:
         results: the directory `results/`.
         benchmark: one benchmark; None takes all.
-        pages: address of MLflow's pages, for the links.
+        pages: address of the MLflow UI, for the links.
 
     Raises:
         FileNotFoundError: there are no records.
         TrackingError: MLflow cannot be reached or refuses.
     """
-    found = sorted(path.parent for path in results.glob(f"{benchmark or '*'}/records"))
-    if not found:
+    folders = sorted(path.parent for path in results.glob(f"{benchmark or '*'}/records"))
+    if not folders:
         raise FileNotFoundError(f"{results / (benchmark or '*') / 'records'}: no records; run `dvc repro` first")
     wanted = {
-        folder.name: [*_models(folder), *tuning_runs(folder), *_studies(folder), *_report(folder)] for folder in found
+        folder.name: [*_models(folder), *tuning_runs(folder), *_studies(folder), *_report(folder)] for folder in folders
     }
     counts: Counter[str] = Counter()
     links = []
@@ -104,7 +104,7 @@ def _items(folder: Path, suffix: str) -> list[str]:
 
 
 def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
-    """Parent and children of every model of a benchmark.
+    """Build parent and children of every model of a benchmark.
 
     Args:
         folder: results/BENCHMARK.
@@ -148,7 +148,7 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
 
 
 def _scores(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The scores of the first test-time variant; of another the headline score, below the variant's name."""
+    """Return the scores of the first test-time variant; of another only the headline score, as VARIANT/score."""
     if record["variant"] == records[0]["variant"]:
         return finite_numbers(record["scores"])
     headlines = {k: v for k, v in record["scores"].items() if k in PRIMARY_METRIC.values()}
@@ -161,22 +161,22 @@ def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _summary(tested: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each score over the seeds, and the interval of those that runs are compared by."""
-    from sunets.report.statistics import mean_interval  # its package needs pandas, which live tracking does without
+    """Return the mean of each score over the seeds, and the interval of headline scores."""
+    from sunets.report.statistics import mean_interval  # its package imports pandas, which live tracking must not
 
     values: dict[str, list[float]] = {}
     for record in tested:
         for name, value in _scores(record, tested).items():
             values.setdefault(name, []).append(value)
-    found: dict[str, float | None] = {}
+    summary: dict[str, float | None] = {}
     for name, seeds in values.items():
         estimate = mean_interval(seeds)
-        found[f"{name}.mean"] = estimate.mean
+        summary[f"{name}.mean"] = estimate.mean
         if name.rpartition("/")[2] in PRIMARY_METRIC.values():
-            found |= {f"{name}.{k}": v for k, v in (("ci95_low", estimate.low), ("ci95_high", estimate.high))}
+            summary |= {f"{name}.{k}": v for k, v in (("ci95_low", estimate.low), ("ci95_high", estimate.high))}
         if name in PRIMARY_METRIC.values():
-            found[f"{name}.seeds"] = estimate.n
-    return finite_numbers(found)
+            summary[f"{name}.seeds"] = estimate.n
+    return finite_numbers(summary)
 
 
 def _period(timing: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -187,7 +187,7 @@ def _period(timing: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _studies(folder: Path) -> list[tuple[Run, list[Run]]]:
-    """Parent and children of every study of a benchmark."""
+    """Build parent and children of every study of a benchmark."""
     base = folder / "records" / "ablations"
     families = []
     studies = _items(base, ".json")
@@ -203,14 +203,14 @@ def _studies(folder: Path) -> list[tuple[Run, list[Run]]]:
 
 
 def _study_files(folder: Path, study: str, studies: Sequence[str]) -> tuple[tuple[Path, str | None], ...]:
-    """Figures and tables of a study: STUDY.md, STUDY_axes.png; not those of a study whose name goes on."""
+    """List figures and tables of a study, such as STUDY.md, STUDY_axes.png, but not those of a study STUDY_more."""
 
     def owner(path: Path) -> str:
         return max((s for s in studies if f"{path.stem}_".startswith(f"{s}_")), key=len, default="")
 
-    places = {".png": "figures", ".md": "tables", ".csv": "tables"}
-    found = sorted(path for path in (folder / "ablations").glob("*") if path.suffix in places)
-    return tuple((path, places[path.suffix]) for path in found if owner(path) == study)
+    kinds = {".png": "figures", ".md": "tables", ".csv": "tables"}
+    paths = sorted(path for path in (folder / "ablations").glob("*") if path.suffix in kinds)
+    return tuple((path, kinds[path.suffix]) for path in paths if owner(path) == study)
 
 
 def _figures(folder: Path, item: str) -> tuple[tuple[Path, str | None], ...]:
@@ -220,7 +220,7 @@ def _figures(folder: Path, item: str) -> tuple[tuple[Path, str | None], ...]:
 
 
 def _report(folder: Path) -> list[tuple[Run, list[Run]]]:
-    """One run that holds the benchmark's page, tables and figures, and the samples of its data."""
+    """Build the run that holds page, tables and figures of the benchmark, and the samples of its data."""
     files: list[tuple[Path, str | None]] = [(path, None) for path in folder.glob("README.md")]
     for pattern in ("tables/*.md", "tables/*.csv", "figures/*.png"):
         files += [(path, path.parent.name) for path in sorted(folder.glob(pattern))]

@@ -1,4 +1,4 @@
-"""What a run should look like: made from records alone, by the live tracker and by `sync` alike."""
+"""The wanted content of MLflow runs, built from records by the live tracker and by `sync` alike."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ COSTS = (
     "cost.params_m", "cost.gmacs", "cost.gmacs_forward_backward", "receptive_field.effective_share", "memory.saved_mib",
     "memory.peak_mib", "speed.latency_ms", "speed.step_ms", "speed.images_per_second",
 )  # fmt: skip
-"""Costs in MLflow, whose pages are of use with less than about twenty metrics per run, classes aside."""
+"""Costs shown in MLflow, so that a run has fewer than twenty metrics, apart from those of classes."""
 LONGEST_VALUE = 5000
-"""Characters of a parameter or tag; MLflow takes 6000 of a parameter and warns above."""
+"""Characters of a parameter or tag; above 6000 MLflow warns."""
 LONGEST_NAME = 220
-"""Characters of a name; MLflow takes 250 with what is set before and behind it, such as best/ and .ci95_low."""
+"""Characters of a name; MLflow allows 250, with prefixes and suffixes such as best/ and .ci95_low."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
@@ -36,27 +36,27 @@ class Run:
 
     experiment: str
     slot: str
-    """What the run is, such as train/camvid/sunet64/seed0: one run in a slot is current."""
+    """Name of the training, such as train/camvid/sunet64/seed0; one run per slot is current."""
     identity: str
-    """Digest of what made it: configuration, data, code."""
+    """Digest of configuration, data and code."""
     name: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     points: Mapping[tuple[str, int], float] = field(default_factory=dict)
     """(metric, epoch) -> value: the curves."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Single values; a later one takes the place of an earlier one."""
+    """Single values; a later one replaces an earlier one."""
     headline: str = ""
     """The metric that runs are compared by."""
     columns: tuple[str, ...] = ()
-    """Columns of the table of runs, in MLflow's words, where the run decides on them."""
+    """Columns of the run table in MLflow's notation; empty for runs that add none."""
     status: str = "RUNNING"
     seconds: tuple[float, float] | None = None
     """Start and end in seconds since 1970, where known."""
     dataset: tuple[str, str] | None = None
     """Name and digest."""
     files: tuple[tuple[Path, str | None], ...] = ()
-    """Artifacts, each with the folder it goes to."""
+    """Artifacts and their folders."""
 
     @property
     def key(self) -> str:
@@ -65,18 +65,18 @@ class Run:
 
     @property
     def first(self) -> dict[tuple[str, int], float]:
-        """What a new run starts with: the headline score, or NaN to keep its place until it is measured."""
+        """The first metric of a new run: the headline score, NaN until it is measured."""
         return {(self.headline, 0): self.metrics.get(self.headline, math.nan)} if self.headline else {}
 
     @property
     def values(self) -> dict[str, float]:
-        """The metrics, and the headline score once more under the name that sorts first."""
+        """The metrics, with the headline score repeated under the name that sorts first."""
         aim = {f"aim/{self.headline}": self.metrics[self.headline]} if self.headline in self.metrics else {}
         return aim | dict(self.metrics)
 
     @property
     def digest(self) -> str:
-        """Equal exactly where the content is."""
+        """Digest of the content."""
         files = [(path.name, folder, hashlib.sha256(path.read_bytes()).hexdigest()) for path, folder in self.files]
         points = sorted((name, step, value) for (name, step), value in self.points.items())
         content = [dict(self.params), dict(self.tags), points, self.values, self.status, self.name]
@@ -84,19 +84,19 @@ class Run:
 
 
 def make_slot(kind: str, benchmark: str, item: str, child: str = "") -> str:
-    """Return the name of the slot that a run takes."""
+    """Return the name of a run's slot."""
     return "/".join(quote(part, safe="") for part in (kind, benchmark, item, child) if part)
 
 
 def plain_text(value: Any) -> str:
-    """The value as MLflow gets it; without spaces, since its parallel coordinates show ten characters."""
+    """Return a value as text for MLflow, without spaces, since its parallel coordinates show ten characters."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    text = text.encode(errors="replace").decode().replace("\0", "?")  # what databases refuse
+    text = text.encode(errors="replace").decode().replace("\0", "?")  # databases refuse both
     return shorten(text, LONGEST_VALUE)
 
 
 def shorten(text: str, length: int) -> str:
-    """The text, or its beginning and a digest of it: what differs stays different."""
+    """Return the text, or its beginning and digest, so that different texts stay different."""
     return text if len(text) <= length else f"{text[: length - 12]}... {_digest(text)}"
 
 
@@ -105,28 +105,28 @@ def _digest(text: str) -> str:
 
 
 def legal_names(names: Iterable[str]) -> dict[str, str]:
-    """Name -> the name that MLflow accepts: letters of every alphabet, digits, spaces and ``_-.:/``.
+    """Map names to names that MLflow accepts: letters of all alphabets, digits, spaces and ``_-.:/``.
 
-    Names that would meet after replacement get a digest each, except for one that needs none.
+    Names that would collide get a digest, except one that needed no replacement.
     """
-    found = {}
+    legal_by_name = {}
     for name in dict.fromkeys(names):
         legal = re.sub(r"[^\w\-. :/]", "_", unicodedata.normalize("NFC", name))
-        if posixpath.normpath(legal) != legal or legal.startswith(("/", "..")):  # MLflow takes it for a path
+        if posixpath.normpath(legal) != legal or legal.startswith(("/", "..")):  # MLflow checks it as a path
             legal = re.sub(r"^\.+|/", "_", legal)
-        found[name] = shorten(legal, LONGEST_NAME)
-    taken = Counter(found.values())
-    return {k: f"{v} {_digest(k)}" if taken[v] > 1 and v != k else v for k, v in found.items()}
+        legal_by_name[name] = shorten(legal, LONGEST_NAME)
+    counts = Counter(legal_by_name.values())
+    return {k: f"{v} {_digest(k)}" if counts[v] > 1 and v != k else v for k, v in legal_by_name.items()}
 
 
 def legal(values: Mapping[str, str]) -> dict[str, str]:
-    """Parameters or tags under names that MLflow accepts."""
+    """Rename parameters or tags to names that MLflow accepts."""
     names = legal_names(values)
     return {names[name]: value for name, value in values.items()}
 
 
 def finite_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers, by names that MLflow accepts."""
+    """Return the finite numbers, under names that MLflow accepts."""
     names = legal_names(prefix + name for name in values)
     return {
         names[prefix + name]: float(value)
@@ -136,12 +136,12 @@ def finite_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, flo
 
 
 def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], float]:
-    """The curves in rows of a history."""
-    places = ("epoch", "iteration", "seed", "number")
+    """Return the curves in rows of a history."""
+    coordinates = ("epoch", "iteration", "seed", "number")
     return {
         (name, int(row["epoch"])): value
         for row in rows
-        for name, value in finite_numbers({k: v for k, v in row.items() if k not in places}).items()
+        for name, value in finite_numbers({k: v for k, v in row.items() if k not in coordinates}).items()
     }
 
 
@@ -151,7 +151,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 def _ends(points: Mapping[tuple[str, int], float], headline: str) -> dict[str, float]:
-    """`final/` and `best/` of the validated headline score: MLflow's tables show a curve's last value only."""
+    """Return `final/` and `best/` of the headline score on validation: MLflow's tables show only the last value."""
     name = headline.replace("score.", "val.").replace("search.", "val.")
     values = [value for (_, _), value in sorted((p, v) for p, v in points.items() if p[0] == name)]
     best = min if lower_is_better(name) else max
@@ -159,14 +159,14 @@ def _ends(points: Mapping[tuple[str, int], float], headline: str) -> dict[str, f
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, float]:
-    """The costs that runs are compared by; the record has all."""
+    """Return the costs that MLflow shows; the record has all."""
     return finite_numbers({name: value for name, value in record["cost"].items() if name in COSTS})
 
 
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a run can be filtered by."""
-    own = ("kind", "status", "reason", "benchmark", "model", "label", "seed", "study", "number", "phase")
-    tags = {name: record[name] for name in own if record.get(name) is not None}
+    """Return the tags of a run, to filter runs by."""
+    names = ("kind", "status", "reason", "benchmark", "model", "label", "seed", "study", "number", "phase")
+    tags = {name: record[name] for name in names if record.get(name) is not None}
     for group in ("provenance", "environment"):
         tags |= {f"{group}.{name}": value for name, value in record[group].items() if value is not None}
     if record.get("reason"):
@@ -178,31 +178,31 @@ def _tags(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _params(record: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters of a training. How it is tested may change later and stands in tags: MLflow's parameters cannot."""
+    """Return the parameters of a training; those of `evaluate` are tags, since MLflow's parameters cannot change."""
     return legal({k: plain_text(value) for k, value in record["params"].items() if not k.startswith("evaluate.")})
 
 
 def _varied(record: Mapping[str, Any], name: str) -> bool:
-    """Whether a parameter may differ between the trials of a study.
+    """Return whether a parameter may differ between the trials of a study.
 
     Args:
-        record: one trial: its arm has every axis, `tuned` every parameter that is tuned within an arm.
-        name: of the parameter, which may stand below such a path.
+        record: one trial: its arm has all axes, `tuned` all parameters that are tuned within an arm.
+        name: name of the parameter: such a path, or one below it.
     """
     paths = ("seed", *(record.get("arm") or {}), *(record.get("tuned") or {}))
     return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def _headline(record: Mapping[str, Any]) -> str:
-    """The score that the runs of a benchmark are compared by; a sampler's trials have it under another name."""
+    """Return the name of the headline score, which differs for the trials of a sampler."""
     key = PRIMARY_METRIC[record["task"]]
     return key.replace("score.", "search.") if record.get("phase") in ("tuning", "search") else key
 
 
 def _common(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The parameters that trainings share."""
-    every = [_params(record) for record in records]
-    return {k: v for k, v in every[0].items() if k != "seed" and all(p.get(k) == v for p in every)}
+    """Return the parameters that trainings share."""
+    params = [_params(record) for record in records]
+    return {k: v for k, v in params[0].items() if k != "seed" and all(p.get(k) == v for p in params)}
 
 
 def _dataset(record: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -215,12 +215,12 @@ def _made_by(record: Mapping[str, Any]) -> list[Any]:
 
 
 def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), *, ended: bool = True) -> Run:
-    """The run of one training or trial.
+    """Build the run of one training or trial.
 
     Args:
-        record: its record; of a run in progress, a record without results.
+        record: its record; without results for a run in progress.
         rows: its history.
-        ended: whether the record tells the outcome.
+        ended: whether the record holds the outcome.
     """
     points = curve_points(rows)
     curves = {name for name, _ in points}
@@ -229,12 +229,12 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
     if record["kind"] == "trial":
         experiment = f"{record['benchmark']}/ablations"
         slot = make_slot("trial", record["benchmark"], record["study"], f"{record['number']}")
-        arm = dict(sorted((record.get("arm") or {}).items()))  # as in the file of records
+        arm = dict(sorted((record.get("arm") or {}).items()))  # as in the records file
         axes = [f"{path.removeprefix('model.')}={plain_text(value)}" for path, value in arm.items()]
         name = ", ".join([f"#{record['number']}", *axes, f"seed {record['seed']}"])
         tags |= {f"arm.{path}": plain_text(value) for path, value in arm.items()}
         tags |= {k: plain_text(v) for k, v in record["params"].items() if v is not None and not _varied(record, k)}
-        # An axis has its values of the arm, as in tables: a null among numbers would make words of them all.
+        # Axes have the arm's values, as in tables: one null would make MLflow treat all values as text.
         params = {k: plain_text(arm.get(k, v)) for k, v in record["params"].items() if _varied(record, k)}
     else:
         experiment = record["benchmark"]
@@ -259,11 +259,11 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
 
 
 def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Run:
-    """The parent run of a model, from the records of its trainings."""
+    """Build the parent run of a model from the records of its trainings."""
     first, common = records[0], _common(records)
     shared = ("benchmark", "model", "label", "provenance", "params")
-    whole = {name: first[name] for name in shared} | {"kind": "model", "environment": {}}
-    tags = {k: v for k, v in _tags(whole).items() if k != "provenance.config_hash"}
+    record = {name: first[name] for name in shared} | {"kind": "model", "environment": {}}
+    tags = {k: v for k, v in _tags(record).items() if k != "provenance.config_hash"}
     return Run(
         experiment=first["benchmark"],
         slot=make_slot("model", first["benchmark"], first["model"]),
@@ -283,7 +283,7 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
 
 
 def study_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Run:
-    """The parent run of a study, from the records of its trials."""
+    """Build the parent run of a study from the records of its trials."""
     first = records[0]
     fixed = {name: value for name, value in _common(records).items() if not _varied(first, name)}
     counts = {
@@ -313,7 +313,7 @@ def study_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
 def _best(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, str]]:
     """Return the best mean score over the seeds of a setting as a metric, and the setting as a tag.
 
-    Scores of a sampler's trials count where a study has no others: on the validation split they are optimistic.
+    Scores of a sampler's trials count only if a study has no others: on the validation split they are optimistic.
     """
     name = min(_headline(record) for record in records)  # score. before search.
     settings: dict[str, list[float]] = {}
