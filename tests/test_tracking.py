@@ -228,27 +228,33 @@ def test_sync_tells_dead_writers_from_living_ones(db: Path, tmp_path: Path) -> N
     assert len(runs(current=False)) == 2
 
 
+def artifacts(run: Any, folder: str) -> list[str]:
+    return [file.path for file in MlflowClient().list_artifacts(run.info.run_id, folder)]
+
+
 def test_page_and_figures_are_artifacts(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny")
     folder = pipeline.results / "bench"
-    for name in ("README.md", "tables/accuracy.md", "figures/miou.png", "figures/field_sunet_tiny.png"):
+    for name in ("README.md", "tables/accuracy.md", "figures/accuracy.png", "figures/training_curves.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
     sync(pipeline.results)
-    found, client = by_name(), MlflowClient()
-    place = found["report"].info.artifact_uri
-    assert place.startswith(db.parent.as_uri())
-    local = Path(place.removeprefix("file://"))
+    shown = by_name()
+    uri = shown["report"].info.artifact_uri
+    assert uri.startswith(db.parent.as_uri())
+    local = Path(uri.removeprefix("file://"))
     assert {p.relative_to(local).as_posix() for p in local.rglob("*.*")} == {
         p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if "records" not in p.parts
     }
-    own = client.list_artifacts(found["SUNet-tiny"].info.run_id, "figures")
-    assert [item.path for item in own] == ["figures/field_sunet_tiny.png"]
+    curves = "figures/training_curves.png"
+    assert artifacts(shown["SUNet-tiny"], "figures") == ["figures/accuracy.png", curves]
+    for seed in (0, 1, 2):
+        assert artifacts(shown[f"SUNet-tiny, seed {seed}"], "figures") == [curves]
     assert sync(pipeline.results).updated == 0
-    (folder / "figures/miou.png").write_text("drawn anew")
-    assert sync(pipeline.results) == tracking_sync.Synced(0, 1, 5 - 1)
-    assert (local / "figures/miou.png").read_text() == "drawn anew"
+    (folder / "figures/accuracy.png").write_text("drawn anew")
+    assert sync(pipeline.results) == tracking_sync.Synced(0, 2, 5 - 2)
+    assert (local / "figures/accuracy.png").read_text() == "drawn anew"
 
 
 def test_system_metrics_while_live(db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,14 +431,14 @@ def test_studies_have_their_own_figures_and_tables(db: Path, tmp_path: Path) -> 
     for name in [*names, "depthless.png"]:
         (folder / name).write_text(name)
     sync(pipeline.results)
-    found, client = by_name("bench/ablations"), MlflowClient()
-
-    def files(study: str) -> list[str]:
-        run = found[study].info.run_id
-        return [file.path for place in ("figures", "tables") for file in client.list_artifacts(run, place)]
-
-    assert files("depth") == ["figures/depth_axes.png", "tables/depth.md", "tables/depth_axes.csv"]
-    assert files("depth_wide") == ["figures/depth_wide_axes.png"]
+    shown = by_name("bench/ablations")
+    both = [file for folder in ("figures", "tables") for file in artifacts(shown["depth"], folder)]
+    assert both == ["figures/depth_axes.png", "tables/depth.md", "tables/depth_axes.csv"]
+    assert artifacts(shown["depth_wide"], "figures") == ["figures/depth_wide_axes.png"]
+    assert artifacts(shown["depth_wide"], "tables") == []
+    for run in shown.values():
+        if run.data.tags["kind"] == "trial":
+            assert artifacts(run, "figures") == [f"figures/{run.data.tags['study']}_axes.png"]
 
 
 @pytest.mark.parametrize("metric", ["score.miou", "score.top1_error_percent"])

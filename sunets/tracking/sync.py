@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -131,6 +130,7 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
                     metrics={**child.metrics, **finite_numbers(noisy, "timing."), **metrics},
                     tags={**child.tags, **_test_settings(scores)},
                     seconds=_period(timing),
+                    files=_figures(folder / "figures", "training_curves.png"),
                 )
             )
         parent = model_run(trained or tested or counted)
@@ -141,7 +141,7 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
             metrics=_summary(tested) | {k: v for r in exact for k, v in costs(r).items()},
             tags={**parent.tags, **_test_settings(tested)},
             seconds=(min(p[0] for p in periods), max(p[1] for p in periods)) if periods else None,
-            files=_figures(folder, model),
+            files=_figures(folder / "figures", "*.png"),
         )
         families.append((parent, children))
     return families
@@ -197,7 +197,10 @@ def _studies(folder: Path) -> list[tuple[Run, list[Run]]]:
             continue
         path = base / f"{study}.history.csv"
         rows = read_history(path, "number") if path.exists() else []
-        children = [child_run(r, [row for row in rows if row["number"] == r["number"]]) for r in records]
+        axes = _figures(folder / "ablations", f"{study}_axes.png")
+        children = [
+            replace(child_run(r, [row for row in rows if row["number"] == r["number"]]), files=axes) for r in records
+        ]
         families.append((replace(study_run(records), files=_study_files(folder, study, studies)), children))
     return families
 
@@ -213,10 +216,8 @@ def _study_files(folder: Path, study: str, studies: Sequence[str]) -> tuple[tupl
     return tuple((path, kinds[path.suffix]) for path in paths if owner(path) == study)
 
 
-def _figures(folder: Path, item: str) -> tuple[tuple[Path, str | None], ...]:
-    """Figures whose file name names the model."""
-    word = re.compile(rf"(?<![a-z0-9]){re.escape(item)}(?![a-z0-9])")
-    return tuple((path, "figures") for path in sorted((folder / "figures").glob("*.png")) if word.search(path.stem))
+def _figures(directory: Path, pattern: str) -> tuple[tuple[Path, str | None], ...]:
+    return tuple((path, "figures") for path in sorted(directory.glob(pattern)))
 
 
 def _report(folder: Path) -> list[tuple[Run, list[Run]]]:
