@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from test_report import fabricate, make_suite
+from test_report import fabricate, make_suite, record, write
 
 from sunets.core.config import ConfigError, Suite, load
-from sunets.core.record import parameters_hash
+from sunets.core.record import RecordError, parameters_hash
 from sunets.report import tables
 from sunets.report.page import findings
-from sunets.report.records import Records, load_records
+from sunets.report.records import Records, find_records, load_records
 
 SUNET, OTHER = "sunet_tiny", "plain_conv_small"
 
@@ -153,6 +155,76 @@ def test_variants_of_one_network_are_compared_unless_more_differs(suite, tmp_pat
     verdicts = frame["score.miou.difference.verdict"]
     assert verdicts[OTHER, "multi_scale_flip"] == "not comparable: data.test_split test, train / test"
     assert not verdicts[SUNET, "multi_scale_flip"].startswith("not comparable")
+
+
+# --- records that contradict themselves ------------------------------------------------------------------------------
+
+
+def change(root: Path, kind: str, edit: Callable[[dict[str, Any]], Any], seed: int = 1) -> None:
+    path = root / f"results/toy/records/{kind}/{OTHER}.json"
+    rows = json.loads(path.read_text())
+    edit(next(r for r in rows if r["seed"] == seed))
+    path.write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("key", ["score.miou", "score.pixel_accuracy", "score.mean_accuracy", "score.iou.disc_dark"])
+@pytest.mark.parametrize("forged", [0.99, None])
+def test_a_forged_score_is_an_error_that_names_it(key, forged, suite, tmp_path) -> None:
+    fabricate(tmp_path, suite)
+    true = json.loads((tmp_path / f"results/toy/records/evaluate/{OTHER}.json").read_text())[2]["scores"][key]
+    change(tmp_path, "evaluate", lambda r: r["scores"].update({key: forged}))
+    message = (
+        rf"evaluate/{OTHER}\.json: {OTHER}, seed 1, single_scale: {re.escape(key)} is {forged}, but its confusion "
+        rf"matrices give {true}"
+    )
+    with pytest.raises(RecordError, match=message):
+        load_records(suite, tmp_path)
+    if "iou." not in key:  # class names are known from the prepared data alone
+        with pytest.raises(RecordError, match=message):
+            find_records(tmp_path / "results", "toy")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_forged_parameter_is_an_error_that_names_it(kind, suite, tmp_path) -> None:
+    fabricate(tmp_path, suite)
+    change(tmp_path, kind, parameter("train.epochs", 60))
+    with pytest.raises(
+        RecordError, match=rf"{kind}/{OTHER}\.json: {OTHER}, seed 1: config_hash is \w+, but that of its"
+    ):
+        load_records(suite, tmp_path)
+
+
+def test_a_score_without_its_matrices_is_an_error_and_without_the_file_a_note(suite, tmp_path) -> None:
+    fabricate(tmp_path, suite)
+    path = tmp_path / f"results/toy/records/confusion/{OTHER}.npz"
+    with np.load(path) as arrays:
+        kept = {name: values for name, values in arrays.items() if not name.startswith("seed1.")}
+    np.savez(path, **kept)
+    with pytest.raises(RecordError, match=rf"seed 1, single_scale: .*{OTHER}\.npz has no matrices of it"):
+        load_records(suite, tmp_path)
+    path.unlink()
+    notes = tables.accuracy(load_records(suite, tmp_path), SUNET).notes
+    assert f"Not checked against confusion matrices, which are not there: {OTHER}." in notes
+
+
+def test_top1_errors_are_checked_too(tmp_path) -> None:
+    suite = make_suite({"resnet18": None}, (0,), data={"name": "synthetic_shapes"})
+    folder = tmp_path / "results/toy/records"
+    counts = np.array([[[6, 2], [1, 7]]], np.uint32)  # 3 of 16 are errors
+    variants = ("single_scale", "multi_scale_flip")
+    rows = [
+        record("evaluate", "resnet18", "resnet18", seed=0, variant=v, task="classification",
+               scores={"score.top1_error_percent": 18.75})
+        for v in variants
+    ]  # fmt: skip
+    write(folder / "evaluate/resnet18.json", rows)
+    (folder / "confusion").mkdir()
+    np.savez(folder / "confusion/resnet18.npz", images=["all"], **{f"seed0.{v}": counts for v in variants})
+    load_records(suite, tmp_path)
+    rows[0]["scores"]["score.top1_error_percent"] = 12.0
+    write(folder / "evaluate/resnet18.json", rows)
+    with pytest.raises(RecordError, match=r"score.top1_error_percent is 12.0, but its confusion matrices give 18.75"):
+        load_records(suite, tmp_path)
 
 
 def test_a_declared_difference_that_is_no_key_is_an_error(tmp_path) -> None:

@@ -6,6 +6,7 @@ whose `reason` says why.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +19,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from sunets.core.config import ReportConfig, Suite, Task
-from sunets.core.metrics import PRIMARY_METRIC
+from sunets.core.metrics import PRIMARY_METRIC, scores_from_confusion
 from sunets.core.names import PREPARED
-from sunets.core.record import Kind, Record, RecordError, read_arrays, read_history, read_json, read_records
+from sunets.core.record import (
+    REMEDY,
+    Kind,
+    Record,
+    RecordError,
+    parameters_hash,
+    read_arrays,
+    read_history,
+    read_json,
+    read_records,
+)
 
 FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run"
 
@@ -222,19 +233,16 @@ class Records:
 
     def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
         """Each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""
-        path = self.directory / "confusion" / f"{model}.npz"
-        if not path.exists():
-            return [], []
-        arrays = read_arrays(path)
-        names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.seeds]
-        found = [arrays[name] for name in names if name in arrays]
-        images = arrays.get("images", np.empty(0, str))
-        shapes = {a.shape for a in found}
-        if len(shapes) > 1 or any(a.ndim != 3 or a.dtype.kind not in "ui" for a in found):
-            raise RecordError(f"{path}: holds no confusion matrices of equal shape; run the stage evaluate again")
-        if any(shape != (len(images), shape[1], shape[1]) for shape in shapes):
-            raise RecordError(f"{path}: its matrices are not one per image; run the stage evaluate again")
-        return found, [str(i) for i in images] if found else []
+        arrays, images = _read_confusions(self.directory, model)
+        names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.scores(model, variant=variant)]
+        counts = [arrays[name] for name in names if name in arrays]
+        return counts, images if counts else []
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Models with scores whose confusion matrices are not there."""
+        files = {model: self.directory / "confusion" / f"{model}.npz" for model in self.labels}
+        return [model for model, path in files.items() if self.scores(model) and not path.exists()]
 
     def effective_field(self, model: str) -> NDArray | None:
         """(H, W) mean absolute input gradient of a centre logit, or None."""
@@ -269,7 +277,7 @@ def load_records(suite: Suite, root: Path) -> Records:
 
     Raises:
         FileNotFoundError: there is no record at all.
-        RecordError: a file is damaged, or a record lacks a field.
+        RecordError: a file is damaged, a record lacks a field, or it contradicts its parameters or confusion matrices.
     """
     directory = root / "results" / suite.benchmark / "records"
     labels = {key: entry.label or key for key, entry in suite.models.items()}
@@ -283,7 +291,7 @@ def load_records(suite: Suite, root: Path) -> Records:
         seeds=suite.seeds,
         variants=tuple(suite.evaluate.variants),
         task=suite.data.task,
-        raw=_read_all(directory, labels),
+        raw=_read_all(directory, labels, manifest.classes),
         report=suite.report,
         classes=manifest.classes,
         palette=manifest.palette,
@@ -320,7 +328,71 @@ _KINDS: dict[str, Kind | Literal["timing"]] = {
 """First part of a path below `Records.directory` -> what its files hold."""
 
 
-def _read_all(directory: Path, models: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+def check_parameters(path: Path, records: Sequence[Record]) -> None:
+    """Check that the parameters of records are those that they were made with.
+
+    Raises:
+        RecordError: names the file, the record and both fingerprints.
+    """
+    for r in records:
+        stated, computed = r["provenance"]["config_hash"], parameters_hash(r["params"])
+        if stated != computed:
+            raise RecordError(
+                f"{path}: {r['model']}, seed {r['seed']}: config_hash is {stated}, but that of its params is "
+                f"{computed}; {REMEDY}"
+            )
+
+
+def _check_scores(directory: Path, model: str, records: Sequence[Record], classes: Sequence[str]) -> None:
+    """Check the scores of evaluations against the confusion matrices beside them, where there are any.
+
+    Raises:
+        RecordError: names the file, the record, the score and both values.
+    """
+    path = directory / "evaluate" / f"{model}.json"
+    arrays, _ = _read_confusions(directory, model)
+    for r in records if arrays else ():
+        if r["status"] != FINISHED:
+            continue
+        counts = arrays.get(f"seed{r['seed']}.{r['variant']}")
+        who = f"{path}: {model}, seed {r['seed']}, {r['variant']}"
+        if counts is None:
+            raise RecordError(f"{who}: records/confusion/{model}.npz has no matrices of it; {REMEDY}")
+        total = counts.sum(0, dtype=np.int64)
+        computed: dict[str, float | None]
+        if r["task"] == "classification":
+            computed = {"score.top1_error_percent": 100 * (1 - float(total.trace() / total.sum()))}
+        else:
+            computed = scores_from_confusion(total, classes if len(classes) == len(total) else None)
+        for key, value in computed.items():
+            stated = r["scores"].get(key)
+            if (stated is None) != (value is None) or not math.isclose(stated or 0.0, value or 0.0, rel_tol=1e-9):
+                raise RecordError(f"{who}: {key} is {stated}, but its confusion matrices give {value}; {REMEDY}")
+
+
+def _read_confusions(directory: Path, model: str) -> tuple[dict[str, NDArray], list[str]]:
+    """`seedN.VARIANT` -> (n_images, K, K) counts, rows are the truth; and the ids of the images. Empty without a file.
+
+    Raises:
+        RecordError: the file is damaged.
+    """
+    path = directory / "confusion" / f"{model}.npz"
+    if not path.exists():
+        return {}, []
+    arrays = read_arrays(path)
+    images = arrays.pop("images", np.empty(0, str))
+    if len({a.shape for a in arrays.values()}) > 1 or any(
+        a.ndim != 3 or a.dtype.kind not in "ui" for a in arrays.values()
+    ):
+        raise RecordError(f"{path}: holds no confusion matrices of equal shape; run the stage evaluate again")
+    if any(a.shape != (len(images), a.shape[1], a.shape[1]) for a in arrays.values()):
+        raise RecordError(f"{path}: its matrices are not one per image; run the stage evaluate again")
+    return arrays, [str(i) for i in images]
+
+
+def _read_all(
+    directory: Path, models: Mapping[str, str], classes: Sequence[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
     wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "cost", "timing")]
     raw = {
         name: read_records(directory / name, _KINDS[name.partition("/")[0]])
@@ -329,6 +401,12 @@ def _read_all(directory: Path, models: Mapping[str, str]) -> dict[str, list[dict
     }
     if not raw:
         raise FileNotFoundError(f"{directory}: no records of any model; run `dvc repro` first")
+    for name, rows in raw.items():
+        kind, _, file = name.partition("/")
+        if kind != "timing":
+            check_parameters(directory / name, rows)
+        if kind == "evaluate":
+            _check_scores(directory, file.removesuffix(".json"), rows, classes)
     return raw
 
 

@@ -121,6 +121,7 @@ def accuracy(records: Records, reference: str) -> Table:
         *declared_notes(compared, records.labels, records.labels[reference]),
         *notes,
         *_without_spread(records),
+        *_unchecked(records),
         *_run_failures(records),
     ]
     split = _split(records)
@@ -323,6 +324,12 @@ def _without_spread(records: Records) -> list[str]:
         if len(scores := records.scores(model)) > 1 and mean_interval(list(scores.values())).low is None
     ]
     return [f"No interval, since all seeds have the same score: {', '.join(labels)}."] if labels else []
+
+
+def _unchecked(records: Records) -> list[str]:
+    """A sentence on models whose scores cannot be computed again."""
+    labels = [records.labels[model] for model in records.unchecked]
+    return [f"Not checked against confusion matrices, which are not there: {', '.join(labels)}."] if labels else []
 
 
 def _run_failures(records: Records) -> list[str]:
