@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from sunets.core.record import RecordError, parameters_hash
 from sunets.report import figures, style, tables
 from sunets.report import images as report_images
 from sunets.report.build import build_report
+from sunets.report.comparison import joint_estimate, video_blocks
 from sunets.report.explain import explain
 from sunets.report.records import ReportError, load_records
 from sunets.report.write import latex_escape, write_table
@@ -225,7 +229,10 @@ def test_accuracy_table_holds_the_means_intervals_and_paired_differences_of_the_
     assert row["n_seeds"] == row["score.miou.difference.n_seeds"] == 3
     assert pd.isna(frame.loc["sunet_tiny", "score.miou.difference.mean"])
     shown = (root / "results/toy/tables/accuracy.md").read_text()
-    assert f"{100 * ours.mean():.2f} ± {100 * half:.2f}" in shown
+    assert row["score.miou.joint_ci95_low"] < ours.mean() < row["score.miou.joint_ci95_high"]
+    low, high = (100 * row[f"score.miou.joint_ci95_{end}"] for end in ("low", "high"))
+    assert f"{100 * ours.mean():.2f} [{low:.2f}, {high:.2f}]" in shown
+    assert row["score.miou.difference.wins"] == "0/3"
     assert f"{100 * test.statistic * (ours - reference).std(ddof=1) / np.sqrt(3):+.2f} [" in shown
 
 
@@ -295,6 +302,46 @@ def test_write_table_escapes_markdown_and_keeps_full_precision(tmp_path) -> None
     assert "x y" in shown
     assert "0.3333 " in shown
     assert pd.read_csv(paths[2])["cost.gmacs"][0] == 1 / 3
+
+
+def test_tables_do_not_depend_on_the_hash_seed(site, tmp_path) -> None:
+    root, suite, _ = site
+    (tmp_path / "params.yaml").write_text(json.dumps(suite.model_dump(mode="json")))
+    for folder in ("results/toy/records", "data"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    script = (
+        "from pathlib import Path; from sunets.core.config import load; from sunets.report import build, write\n"
+        "suite = load(); tables = build._tables(suite, build.load_records(suite, Path()))\n"
+        "for table in tables: write.write(table, Path('out'))\n"
+    )
+    made = []
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+        made.append({p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()})
+        shutil.rmtree(tmp_path / "out")
+    assert made[0] == made[1]
+    assert made[0]["accuracy.csv"] == (root / "results/toy/tables/accuracy.csv").read_bytes()
+
+
+def test_video_is_resampled_in_blocks_of_consecutive_frames(tmp_path) -> None:
+    ids = [f"{sequence}_{frame:06}" for sequence, count in (("A", 45), ("B_x", 20)) for frame in range(count)]
+    assert [video_blocks(ids, 20).count(i) for i in range(5)] == [20, 20, 5, 20, 0]
+    assert video_blocks(["a_1", "a_2"], 1) == [0, 1]
+    suite = make_suite(MODELS, SEEDS, data={"name": "camvid", "root": "elsewhere"})
+    fabricate(tmp_path, suite)
+    records = load_records(suite, tmp_path)
+    single = joint_estimate(records, "sunet_tiny", "score.miou")
+    for path in (tmp_path / "results/toy/records").glob("*/*.json"):
+        rows = json.loads(path.read_text())
+        if path.parent.name in ("train", "evaluate"):
+            for row in rows:
+                row["params"]["data.name"] = "camvid"
+                row["provenance"]["config_hash"] = parameters_hash(row["params"])
+            path.write_text(json.dumps(rows))
+    records = load_records(suite, tmp_path)
+    assert "blocks of 20 consecutive frames of a sequence" in tables.accuracy(records, "sunet_tiny").notes[0]
+    assert joint_estimate(records, "sunet_tiny", "score.miou") != single
 
 
 # --- runs that failed, or never were ---------------------------------------------------------------------------------
@@ -413,8 +460,7 @@ def test_seeds_that_agree_and_a_single_image_have_no_interval(odd: Path) -> None
     collapsed = _scores(odd, "dilated_resnet_small")
     assert frame.loc["dilated_resnet_small", "score.miou.mean"] == pytest.approx(collapsed[0])
     assert pd.isna(frame.loc["dilated_resnet_small", "score.miou.ci95_low"])
-    assert frame["score.miou.image_ci95_low"].isna().all()
-    assert "over images" not in _shown(odd)
+    assert pd.isna(frame.loc["dilated_resnet_small", "score.miou.joint_ci95_low"])
     assert "No interval, since all seeds have the same score: Collapsed." in _shown(odd)
     assert f"| {100 * collapsed[0]:.2f} |" in _row_of(_shown(odd), "Collapsed")
 
@@ -444,8 +490,8 @@ def test_one_seed_is_reported_without_intervals_and_without_a_test(tmp_path) -> 
     row = table.data.set_index("model").loc["unet_small"]
     assert pd.isna(row["score.miou.ci95_low"])
     assert row["score.miou.difference.verdict"] == "not tested (1 seed)"
-    assert row["score.miou.image_ci95_low"] < row["score.miou.mean"] < row["score.miou.image_ci95_high"]
-    assert "±" not in table.view.to_string()
+    assert row["score.miou.joint_ci95_low"] < row["score.miou.mean"] < row["score.miou.joint_ci95_high"]
+    assert "with one seed over the images alone" in table.notes[0]
     for draw in figures.DRAWN.values():
         figures.plt.close(draw(records))
     assert tables.training_time(records).data.seconds.tolist() == [44.0] * 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,9 +13,9 @@ from sunets.report.statistics import (
     bootstrap_scores,
     detectable_difference,
     holm,
+    joint_interval,
     mean_interval,
     paired_difference,
-    percentile_interval,
     verdict,
 )
 
@@ -133,16 +135,65 @@ def test_bootstrap_scores_resampled_sets_of_images() -> None:
     a, b = _counts(12), _counts(12, seed=1)
     found = bootstrap_scores([a, b], resamples=20, seed=3)
     rng = np.random.default_rng(3)
-    for value in found:
+    for values in found.T:
         drawn = rng.integers(12, size=12)
         expected = [scores_from_confusion(c[drawn].sum(0, dtype=np.int64))["score.miou"] for c in (a, b)]
-        assert value == pytest.approx(np.mean(expected), abs=1e-12)
+        assert values == pytest.approx(expected, abs=1e-12)
     np.testing.assert_array_equal(found, bootstrap_scores([a, b], resamples=20, seed=3, max_bytes=1))
-    low, high = percentile_interval(bootstrap_scores([a]))
-    assert low < mean_iou(a.sum(0)) < high
 
 
-def test_images_that_are_all_alike_have_no_spread() -> None:
-    samples = bootstrap_scores([np.repeat(_counts(1), 5, axis=0)], resamples=50)
-    assert np.ptp(samples) == 0
-    assert percentile_interval(samples) is None
+def test_blocks_are_drawn_as_a_whole() -> None:
+    counts = _counts(12)
+    blocks = [i // 3 for i in range(12)]
+    together = np.stack([counts[3 * i : 3 * i + 3].sum(0, dtype=np.int64) for i in range(4)])
+    np.testing.assert_array_equal(
+        bootstrap_scores([counts], blocks=blocks, resamples=30), bootstrap_scores([together], resamples=30)
+    )
+
+
+def test_joint_interval_of_the_seeds_alone_is_the_t_interval_on_the_logit_scale() -> None:
+    values = [0.40, 0.42, 0.45, 0.39, 0.43]
+    found = joint_interval(values)
+    exact = mean_interval(values)
+    assert (found.mean, found.n) == (exact.mean, 5)
+    assert found.low == pytest.approx(exact.low, abs=0.003)
+    assert found.high == pytest.approx(exact.high, abs=0.003)
+
+
+def test_joint_interval_holds_both_sources_of_uncertainty() -> None:
+    a, b, c = _counts(12), _counts(12, seed=1), _counts(12, seed=2)
+    scores = [float(mean_iou(x.sum(0))) for x in (a, b, c)]
+    seeds, both = joint_interval(scores), joint_interval(scores, bootstrap_scores([a, b, c]))
+    assert both.low < seeds.low < seeds.high < both.high
+    one = joint_interval(scores[:1], bootstrap_scores([a]))
+    low, high = np.quantile(bootstrap_scores([a]), [0.025, 0.975])
+    assert (one.low, one.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+
+
+def test_joint_interval_covers_with_few_seeds_and_stays_in_range() -> None:
+    rng = np.random.default_rng(0)
+    truth, hits = 0.6, []
+    for _ in range(400):
+        images = rng.normal(0, 0.02, 30)  # each image's effect, the same for all seeds
+        scores = truth + rng.normal(0, 0.03, 3) + images.mean()
+        drawn = images[rng.integers(30, size=(1000, 30))].mean(1) - images.mean()
+        found = joint_interval(scores.tolist(), scores[:, None] + drawn)
+        hits.append(found.low <= truth <= found.high)
+    assert 0.92 < np.mean(hits) < 0.98
+    wide = joint_interval([0.02, 0.3, 0.9])
+    assert 0 < wide.low < wide.high < 1
+
+
+def test_no_spread_is_no_interval() -> None:
+    assert joint_interval([0.4, 0.4, 0.4]).low is None
+    assert joint_interval([0.4]).low is None
+    assert joint_interval([1.0, 1.0]).low is None
+    alike = bootstrap_scores([np.repeat(_counts(1), 5, axis=0)] * 2, resamples=50)
+    assert joint_interval([float(alike[0, 0])] * 2, alike).low is None
+
+
+def test_resampling_a_large_test_set_takes_less_than_a_second() -> None:
+    counts = np.random.default_rng(0).integers(0, 9, (500, 11, 11)).astype(np.uint32)
+    start = time.process_time()
+    bootstrap_scores([counts] * 5)
+    assert time.process_time() - start < 1

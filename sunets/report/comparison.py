@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Collection, Hashable, Iterable, Mapping
+import re
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sunets.core.config import ReportConfig
-from sunets.core.metrics import higher_is_better
+from sunets.core.metrics import class_iou, higher_is_better, mean_iou
 from sunets.core.record import Record
-from sunets.report.records import Quantity, Runs, quantity
-from sunets.report.statistics import POWER, UNDECIDED, Difference, Estimate, holm, paired_difference, verdict
+from sunets.report.records import Quantity, Records, Runs, quantity
+from sunets.report.statistics import (
+    POWER,
+    UNDECIDED,
+    Difference,
+    Estimate,
+    bootstrap_scores,
+    holm,
+    joint_interval,
+    paired_difference,
+    verdict,
+)
 
 K = TypeVar("K", bound=Hashable)
 
@@ -27,12 +42,94 @@ _FIRST = ("data_digest", "split", "variant", "tune", "train.epochs", "train.batc
 """Keys that a verdict names before others."""
 
 
+VIDEO_BLOCKS = {"camvid": 20}
+"""Data set -> consecutive frames of a sequence that are resampled together: neighbours in a video are no new images."""
+BOOTSTRAP_LIMIT = 50_000_000
+"""Confusion counts per model above which images are not resampled (it would take minutes)."""
+
+
+def joint_estimate(records: Records, model: str, key: str, variant: str | None = None) -> Estimate | None:
+    """Mean of a score over the seeds with its interval over seeds and images, as a fraction or in percent as recorded.
+
+    Scores that do not come from one confusion matrix per image have an interval over the seeds alone. None without a
+    score.
+    """
+    unit = 100 / quantity(key).scale
+    scores = records.scores(model, key, variant)
+    if not scores:
+        return None
+    samples = _resampled(records, model, variant or records.variants[0]).get(key)
+    if samples is not None and len(samples) != len(scores):
+        samples = None
+    e = joint_interval([v / unit for v in scores.values()], samples)
+    low, high = (None if end is None else unit * end for end in (e.low, e.high))
+    return Estimate(unit * e.mean, low, high, e.n)
+
+
+@functools.lru_cache(maxsize=32)
+def _resampled(records: Records, model: str, variant: str) -> dict[str, NDArray[np.float64]]:
+    """Score -> (n_seeds, R) values on resampled test sets; empty where images cannot be resampled."""
+    confusions, images = records.confusions(model, variant)
+    blocks = video_blocks(images, VIDEO_BLOCKS.get(records.data_name or "", 1))
+    if len(set(blocks)) < 2 or sum(c.size for c in confusions) > BOOTSTRAP_LIMIT:
+        return {}
+    samples = bootstrap_scores(confusions, _all_scores, blocks=blocks)
+    names = [*_SUMMARIES, *(f"score.iou.{name}" for name in records.classes)]
+    return {name: samples[..., i] for i, name in enumerate(names)} if samples.shape[-1] >= len(names) else {}
+
+
+_SUMMARIES = ("score.miou", "score.pixel_accuracy", "score.mean_accuracy")
+
+
+def _all_scores(confusion: NDArray) -> NDArray[np.float64]:
+    """(..., K, K) counts -> (..., 3 + K): `_SUMMARIES` and the IoU of each class; NaN where nothing was counted."""
+    hits, truth = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1)
+    recall = np.divide(hits, truth, out=np.zeros(hits.shape), where=truth > 0)
+    accuracy = recall.sum(-1) / np.maximum(1, (truth > 0).sum(-1))
+    summaries = [mean_iou(confusion), hits.sum(-1) / np.maximum(1, truth.sum(-1)), accuracy]
+    return np.concatenate([np.stack(summaries, axis=-1), class_iou(confusion)], axis=-1)
+
+
+def video_blocks(images: Sequence[str], length: int) -> list[int]:
+    """Number of each image's block: `length` images in a row of one sequence, which ids name before their last `_`."""
+    numbers: dict[tuple[str, int], int] = {}
+    seen: dict[str, int] = {}
+    blocks = []
+    for image in images:
+        sequence = image.rpartition("_")[0] if length > 1 else ""
+        seen[sequence] = seen.get(sequence, -1) + 1
+        blocks.append(numbers.setdefault((sequence, seen[sequence] // length), len(numbers)))
+    return blocks
+
+
+def joint_note(records: Records) -> str:
+    """Say below a table what its intervals cover."""
+    if records.task == "classification":
+        return "In brackets: 95 % interval over the seeds (logit scale, Student's t)."
+    length = VIDEO_BLOCKS.get(records.data_name or "")
+    images = f"blocks of {length} consecutive frames of a sequence" if length else "images"
+    return (
+        "In brackets: 95 % interval over seeds and test images together (bootstrap of seeds and, within them, of "
+        f"{images}; standard error on the logit scale, Student's t); with one seed over the images alone. The "
+        "t-interval over the seeds is in the CSV."
+    )
+
+
 def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
-    """`48.31 ± 0.92` in the quantity's unit; the mean alone where there is no interval."""
+    """`48.31 [47.39, 49.20]` in the quantity's unit; the mean alone where there is no interval."""
     if estimate is None:
         return ""
-    half = estimate.half_width
-    return q.text(estimate.mean) + (f" ± {q.text(half)}" if half is not None else "")
+    low, high = _ends(q, estimate)
+    return q.text(estimate.mean) + (f" [{q.text(low)}, {q.text(high)}]" if low is not None else "")
+
+
+def _ends(q: Quantity, estimate: Estimate | None) -> tuple[float | None, float | None]:
+    """Ends of an interval, cut at 0 and 100 %."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return None, None
+    if q.unit != "%":
+        return estimate.low, estimate.high
+    return max(0.0, estimate.low), min(100 / q.scale, estimate.high)
 
 
 def difference_text(q: Quantity, difference: Difference | None) -> str:
@@ -190,7 +287,7 @@ def _rank(key: str) -> tuple[int, str]:
 
 
 def _shown(values: Collection[str]) -> str:
-    return ", ".join(v if len(v) <= 40 else f"{v[:8]}..." for v in sorted(values))
+    return ", ".join(f"{v[:8]}..." if re.fullmatch("[0-9a-f]{32,}", v) else v for v in sorted(values))
 
 
 def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
@@ -224,13 +321,15 @@ def declared_notes(compared: Mapping[str, Comparison], labels: Mapping[str, str]
 
 
 def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
-    """CSV columns of a mean and its interval; empty where there is none."""
-    e = estimate
-    return {
-        f"{key}.mean": e.mean if e else None,
-        f"{key}.ci95_low": e.low if e else None,
-        f"{key}.ci95_high": e.high if e else None,
-    }
+    """CSV columns of a mean and its t-interval over the seeds; empty where there is none."""
+    low, high = _ends(quantity(key), estimate)
+    return {f"{key}.mean": estimate.mean if estimate else None, f"{key}.ci95_low": low, f"{key}.ci95_high": high}
+
+
+def joint_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
+    """CSV columns of the interval over seeds and images; empty where there is none."""
+    low, high = (estimate.low, estimate.high) if estimate else (None, None)
+    return {f"{key}.joint_ci95_low": low, f"{key}.joint_ci95_high": high}
 
 
 def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:

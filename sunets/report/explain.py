@@ -11,7 +11,7 @@ import pandas as pd
 from sunets.core.record import RecordError, read_rows
 from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
 
-_SUFFIX = re.compile(r"\.(mean|ci95_low|ci95_high|image_ci95_low|image_ci95_high|difference\.[a-z0-9_]+)$")
+_SUFFIX = re.compile(r"\.(mean|ci95_low|ci95_high|joint_ci95_low|joint_ci95_high|difference\.[a-z0-9_]+)$")
 _KEYS = {
     "cost": ("model",), "accuracy": ("model",), "per_class": ("model",), "test_time": ("model", "variant"),
     "speed": ("model",), "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from sunets.core.metrics import higher_is_better
+from sunets.report.comparison import joint_estimate
 from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
@@ -31,8 +32,8 @@ def accuracy(records: Records) -> Figure | None:
         fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 0.75 + 0.34 * len(scores)))
         for y, (model, by_seed) in enumerate(scores.items()):
             style, values = styles[model], [q.scale * v for v in by_seed.values()]
-            estimate = mean_interval(values)
             ax.scatter(values, [y + 0.2] * len(values), s=11, color=style.color, alpha=0.5, linewidths=0, zorder=2)
+            estimate = _shown_estimate(records, model, q)
             _interval_bar(ax, estimate.mean, y - 0.1, estimate, style, horizontal=True)
         ax.set_yticks(range(len(scores)), [records.labels[m] for m in scores])
         ax.set_ylim(len(scores) - 0.5, -0.5)
@@ -59,7 +60,7 @@ def accuracy_cost(records: Records) -> Figure | None:
         for ax, key in zip(axes[0], panels, strict=True):
             costs = {m: x for m, x in cost[key].dropna().items() if m in scores and x > 0}
             for model, x in costs.items():
-                estimate = mean_interval([q.scale * v for v in scores[model].values()])
+                estimate = _shown_estimate(records, model, q)
                 _interval_bar(ax, x, estimate.mean, estimate, styles[model], horizontal=False)
             ax.margins(y=0.1)
             logarithmic = _cost_axis(ax, list(costs.values()))
@@ -70,6 +71,14 @@ def accuracy_cost(records: Records) -> Figure | None:
             axes[0][0].set_ylabel(f"{q.heading}, inverted")
         _legend(fig, [styles[m] for m in scores], labels, lines=False)
     return fig
+
+
+def _shown_estimate(records: Records, model: str, q: Quantity) -> Estimate:
+    """The headline's mean and interval over seeds and images in the unit of the figure, of a model that has scores."""
+    e = joint_estimate(records, model, records.headline)
+    assert e is not None
+    low, high = (None if end is None else q.scale * end for end in (e.low, e.high))
+    return Estimate(q.scale * e.mean, low, high, e.n)
 
 
 def _legend(fig: Figure, styles: Sequence[Style], labels: Sequence[str], *, lines: bool) -> None:
@@ -88,8 +97,9 @@ def _legend_columns(labels: Sequence[str]) -> int:
 
 
 def _interval_bar(ax: Axes, x: float, y: float, e: Estimate, style: Style, *, horizontal: bool) -> None:
-    half = e.half_width
-    error: dict[str, Any] = {"xerr" if horizontal else "yerr": half} if half is not None else {}
+    error: dict[str, Any] = {}
+    if e.low is not None and e.high is not None:
+        error["xerr" if horizontal else "yerr"] = [[e.mean - e.low], [e.high - e.mean]]
     ax.errorbar(
         x, y, **error, fmt=style.marker, color=style.color, markersize=5.5, markeredgecolor="white",
         markeredgewidth=0.7, elinewidth=1.3, capsize=2.5, capthick=1.3, zorder=3,
@@ -161,8 +171,8 @@ def _prefixed(word: str, key: str) -> Quantity:
 
 
 def _band(values: pd.Series) -> tuple[float, float]:
-    estimate = mean_interval(values.tolist())
-    return (estimate.low, estimate.high) if estimate.low is not None and estimate.high is not None else (np.nan, np.nan)
+    e = mean_interval(values.tolist())
+    return (max(0.0, e.low), e.high) if e.low is not None and e.high is not None else (np.nan, np.nan)
 
 
 DRAWN: dict[str, Callable[[Records], Figure | None]] = {

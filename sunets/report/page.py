@@ -18,10 +18,10 @@ from sunets.core.config import Suite
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Kind, read_rows
 from sunets.report.claims import read_results
-from sunets.report.comparison import compare_all, difference_text, estimate_text
+from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
-from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE, mean_interval
+from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.write import Table, markdown
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
@@ -80,8 +80,9 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 """Order of the page."""
 
 FIGURE_CAPTIONS = {
-    "accuracy": "{headline} of every seed (dots) and its mean with the 95 % t-interval.",
-    "accuracy_cost": "{headline} against multiply-adds and against parameters. Bars: 95 % t-intervals over the seeds.",
+    "accuracy": "{headline} of every seed (dots) and its mean with the 95 % interval over seeds and images.",
+    "accuracy_cost": "{headline} against multiply-adds and against parameters. Bars: 95 % intervals over seeds and "
+    "images.",
     "training_curves": "Training loss and validation score; mean over the seeds, band: 95 % t-interval.",
     "per_class": "IoU of each class, mean over the seeds.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
@@ -100,7 +101,7 @@ def findings(suite: Suite, records: Records) -> list[str]:
     if not scores:
         return [f"No model has been scored: {_unscored(records)}"]
     name = records.labels
-    means = {m: mean_interval(list(s.values())) for m, s in scores.items()}
+    means = {m: e for m in scores if (e := joint_estimate(records, m, key))}
     ranked = sorted(means, key=lambda m: means[m].mean, reverse=higher_is_better(key))
     best = ranked[0]
     word = "highest" if higher_is_better(key) else "lowest"

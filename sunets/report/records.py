@@ -112,7 +112,7 @@ class Runs:
     """Of the trainings and evaluations of these seeds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Records:
     """All records of one benchmark."""
 
@@ -140,6 +140,11 @@ class Records:
     def headline(self) -> str:
         """Key of the score that models are compared by."""
         return PRIMARY_METRIC[self.task]
+
+    @property
+    def data_name(self) -> str | None:
+        """Name of the data set, as the records have it."""
+        return next((str(r["params"].get("data.name")) for r in [*self.all("evaluate"), *self.all("train")]), None)
 
     @cached_property
     def evaluated(self) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Means, intervals, paired differences, verdicts and power from a handful of seeds.
 
-Two kinds of uncertainty: *seeds* (the same recipe trained again: `mean_interval`, `paired_difference`) and *images*
-(another test set of the same kind: `bootstrap_scores`).
+Two kinds of uncertainty: *seeds* (the same recipe trained again: `mean_interval`, `paired_difference`), and *seeds and
+images* (trained again, and scored on another test set of the same kind: `bootstrap_scores`, `joint_interval`).
 
 Every interval is for one comparison. Where a table makes several, `holm` adjusts the p-values, of differences and of
 equivalences alike, and `verdict` judges by the adjusted ones.
@@ -10,12 +10,13 @@ equivalences alike, and `verdict` judges by the adjusted ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
+from scipy.special import expit, logit
 
 from sunets.core.metrics import mean_iou
 
@@ -176,37 +177,68 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def bootstrap_scores(
-    confusions: Sequence[NDArray], *, resamples: int = 1000, seed: int = 0, max_bytes: int = 1 << 28
+    confusions: Sequence[NDArray],
+    score: Callable[[NDArray], NDArray[np.float64]] = mean_iou,
+    *,
+    blocks: Sequence[int] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    max_bytes: int = 1 << 28,
 ) -> NDArray[np.float64]:
-    """Scores (mIoU) of resampled test sets, averaged over seeds.
-
-    The draws depend on `seed` and the number of images only, so two models on the same images get the same
-    resamples, and the difference of their results is the paired one.
+    """Score every seed on resampled test sets, the same for all seeds.
 
     Args:
-        confusions: one (n_images, K, K) array a training seed, on the same images.
-        resamples: test sets drawn with replacement.
+        confusions: per training seed the (n_images, K, K) counts of the same images.
+        score: (..., K, K) counts -> (..., *S) scores.
+        blocks: number of the block of each image; blocks are drawn as a whole. None draws single images.
+        resamples: R, the number of test sets drawn with replacement.
         seed: of the drawing.
         max_bytes: working memory for the resampled matrices.
 
     Returns:
-        (resamples,) scores in 0..1; `percentile_interval` makes an interval of them.
+        (n_seeds, R, *S) scores.
     """
-    n, k, _ = confusions[0].shape
+    k = confusions[0].shape[1]
+    numbers, starts = np.unique(np.arange(len(confusions[0])) if blocks is None else blocks, return_inverse=True)
+    n = len(numbers)
+    sums = np.zeros((len(confusions), n, k * k))
+    for total, counts in zip(sums, confusions, strict=True):
+        np.add.at(total, starts, counts.reshape(len(counts), -1))
     rng = np.random.default_rng(seed)
     chunk = max(1, min(resamples, max_bytes // (8 * max(n, k * k))))
-    flat = [c.reshape(n, -1).astype(np.float64) for c in confusions]
     parts = []
     for start in range(0, resamples, chunk):
-        # How often each image is drawn; row by row, so that the chunk size does not change the draws.
+        # How often each block is drawn; row by row, so that the chunk size does not change the draws.
         size = min(chunk, resamples - start)
         weights = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float64)
-        parts.append(np.mean([mean_iou((weights @ c).reshape(-1, k, k)) for c in flat], axis=0))
-    return np.concatenate(parts)
+        parts.append(np.stack([score((weights @ total).reshape(-1, k, k)) for total in sums]))
+    return np.concatenate(parts, axis=1)
 
 
-def percentile_interval(samples: NDArray) -> tuple[float, float] | None:
-    """Percentile interval of bootstrap results; None where they do not differ, which tells nothing of their spread."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(samples, [tail, 1 - tail])
-    return (float(low), float(high)) if high - low > _ROUNDING * abs(high) else None
+def joint_interval(scores: Sequence[float], samples: NDArray | None = None, *, seed: int = 0) -> Estimate:
+    """Mean over the seeds with an interval over seeds and images together, which stays within 0 to 1.
+
+    Hierarchical bootstrap: of n seeds n - 1 are drawn, which makes the variance unbiased, each scored on a resampled
+    test set. So few seeds bound its percentiles by their own range; the interval takes its standard error instead, on
+    the logit scale, and Student's quantile of n - 1 degrees of freedom. One seed: over the images alone.
+
+    Args:
+        scores: of the seeds on the whole test set, as fractions.
+        samples: (n_seeds, R) of `bootstrap_scores`; None takes the test set as given.
+        seed: of the drawing of seeds.
+
+    Returns:
+        The estimate; without an interval where nothing varies, and at a mean of exactly 0 or 1.
+    """
+    n, mean = len(scores), float(np.mean(scores))
+    fixed = np.repeat(np.asarray(scores, dtype=np.float64)[:, None], 1000, axis=1)
+    drawn = fixed if samples is None else samples
+    weights = np.random.default_rng(seed).multinomial(max(1, n - 1), [1 / n] * n, size=drawn.shape[1]).T
+    means = np.nansum(weights * drawn, axis=0) / np.maximum(1, np.sum(weights * np.isfinite(drawn), axis=0))
+    if not 0 < mean < 1 or np.ptp(means) <= _ROUNDING * mean:
+        return Estimate(mean, None, None, n)
+    half = float(
+        stats.t.ppf((1 + CONFIDENCE) / 2, n - 1 if n > 1 else np.inf) * logit(means.clip(1e-6, 1 - 1e-6)).std()
+    )
+    low, high = expit(logit(mean) - half), expit(logit(mean) + half)
+    return Estimate(mean, float(low), float(high), n)

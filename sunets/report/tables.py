@@ -15,15 +15,15 @@ from sunets.report.comparison import (
     difference_text,
     estimate_columns,
     estimate_text,
+    joint_columns,
+    joint_estimate,
+    joint_note,
     verdict_note,
     verdict_text,
 )
 from sunets.report.records import DIVERGED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
-from sunets.report.statistics import bootstrap_scores, mean_interval, percentile_interval
+from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.write import Table
-
-BOOTSTRAP_LIMIT = 50_000_000
-"""Confusion counts per model above which no interval over images is computed (it would take minutes)."""
 
 
 def cost(records: Records) -> Table:
@@ -78,7 +78,6 @@ def accuracy(records: Records, reference: str) -> Table:
     """
     headline, metrics = records.headline, SCORES[records.task]
     q = quantity(headline)
-    intervals = {m: _image_interval(records, m) for m in records.labels}
     others = {m: records.runs(m) for m in records.labels if m != reference}
     compared = compare_all(others, records.runs(reference), headline, records.report)
     rows, shown = [], []
@@ -88,14 +87,9 @@ def accuracy(records: Records, reference: str) -> Table:
         line: dict[str, Any] = {"Model": label, "Seeds": str(len(seeds)) if seeds else ""}
         for key in metrics:
             values = list(records.scores(model, key).values())
-            estimate = mean_interval(values) if values else None
-            row |= estimate_columns(key, estimate)
-            line[quantity(key).heading] = estimate_text(quantity(key), estimate)
-        if headline == "score.miou":
-            low, high = intervals[model] or (None, None)
-            row |= {f"{headline}.image_ci95_low": low, f"{headline}.image_ci95_high": high}
-        if intervals[model]:
-            line[f"{q.name} over images ({q.unit})"] = f"[{q.text(low)}, {q.text(high)}]"
+            joint = joint_estimate(records, model, key)
+            row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
+            line[quantity(key).heading] = _estimate_cell(key, joint, headline)
         comparison = compared.get(model, NO_COMPARISON)
         row |= difference_columns(headline, reference, comparison)
         line[f"Difference to {records.labels[reference]}"] = difference_text(q, comparison.difference)
@@ -105,21 +99,12 @@ def accuracy(records: Records, reference: str) -> Table:
         rows.append(row)
         shown.append(line)
     view = pd.DataFrame(shown).fillna("")
-    if not any(intervals.values()):
-        notes = []
-    else:
-        notes = [
-            "Over images: 95 % bootstrap interval over the test images with the trained weights held fixed; it says "
-            "nothing about training again."
-        ]
-        last = [c for c in view if c.startswith("Difference") or c == "Verdict"]
-        view = view[[c for c in view if c not in last] + last]
     tests = sum(c.adjusted_p is not None for c in compared.values())
     notes = [
-        f"Mean ± half the 95 % t-interval over the seeds. Difference: paired by seed, in points of {q.name}, "
+        joint_note(records),
+        f"Difference: paired by seed, in points of {q.name}, "
         f"with its 95 % interval, which is for one comparison. {verdict_note(records.report, q, tests)}",
         *declared_notes(compared, records.labels, records.labels[reference]),
-        *notes,
         *_without_spread(records),
         *_unchecked(records),
         *_run_failures(records),
@@ -140,14 +125,14 @@ def per_class(records: Records) -> Table | None:
         line: dict[str, Any] = {"Model": label}
         for key in [*keys, "score.miou"]:
             values = list(records.scores(model, key).values())
-            estimate = mean_interval(values) if values else None
-            row |= estimate_columns(key, estimate)
-            line[quantity(key).name] = estimate_text(quantity(key), estimate)
+            joint = joint_estimate(records, model, key)
+            row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
+            line[quantity(key).name] = estimate_text(quantity(key), joint)
         if not seeds:
             line[quantity(keys[0]).name] = state_text(status, reason)
         rows.append(row)
         shown.append(line)
-    notes = ["IoU in %, mean ± half the 95 % t-interval over the seeds."]
+    notes = [f"IoU in %, mean over the seeds. {joint_note(records)}"]
     absent = [
         quantity(k).name
         for k in keys
@@ -186,9 +171,9 @@ def test_time(records: Records) -> Table | None:
             line: dict[str, Any] = {"Model": label, "Variant": variant.replace("_", " ")}
             for key in names:
                 values = list(records.scores(model, key, variant).values())
-                estimate = mean_interval(values) if values else None
-                row |= estimate_columns(key, estimate)
-                line[quantity(key).heading] = estimate_text(quantity(key), estimate)
+                joint = joint_estimate(records, model, key, variant)
+                row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
+                line[quantity(key).heading] = _estimate_cell(key, joint, headline)
             comparison = compared.get(variant, NO_COMPARISON)
             row |= difference_columns(headline, records.variants[0], comparison)
             line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, comparison.difference)
@@ -198,8 +183,8 @@ def test_time(records: Records) -> Table | None:
             rows.append(row)
             shown.append(line)
     notes = (
-        "Mean ± half the 95 % t-interval over the seeds; difference to the first variant of the same network, paired "
-        "by seed, with its 95 % interval. " + verdict_note(records.report, q, len(records.variants) - 1),
+        f"{joint_note(records)} Difference to the first variant of the same network, paired by seed, with its 95 % "
+        "interval. " + verdict_note(records.report, q, len(records.variants) - 1),
     )
     return Table(
         "test_time",
@@ -268,13 +253,11 @@ def class_keys(records: Records) -> list[str]:
     return sorted(keys, key=lambda k: order.get(k, len(order)))
 
 
-def _image_interval(records: Records, model: str) -> tuple[float, float] | None:
-    if records.headline != "score.miou":
-        return None
-    confusions, images = records.confusions(model)
-    if len(images) < 2 or sum(c.size for c in confusions) > BOOTSTRAP_LIMIT:
-        return None
-    return percentile_interval(bootstrap_scores(confusions))
+def _estimate_cell(key: str, estimate: Estimate | None, headline: str) -> str:
+    """The headline with its interval, any other score without: the table stays readable, the CSV has all."""
+    if key == headline or estimate is None:
+        return estimate_text(quantity(key), estimate)
+    return quantity(key).text(estimate.mean)
 
 
 def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequence[int]) -> dict[str, Any]:
