@@ -344,6 +344,36 @@ def test_video_is_resampled_in_blocks_of_consecutive_frames(tmp_path) -> None:
     assert joint_estimate(records, "sunet_tiny", "score.miou") != single
 
 
+def test_a_row_whose_validation_score_still_rises_is_marked(site, tmp_path) -> None:
+    root, suite, _ = site
+    shutil.copytree(root / "results/toy/records", tmp_path / "results/toy/records")
+    curves = {
+        "sunet_tiny": ((3, 0.30), (6, 0.40), (9, 0.44)),  # 7.2 of 9 epochs: 0.416, that is 2.4 points before the end
+        "unet_small": ((3, 0.30), (6, 0.40), (9, 0.43)),  # 1.8 points
+        "plain_conv_small": ((3, 0.50), (6, 0.50), (9, 0.45)),  # -3.0 points
+    }
+
+    def write_curve(model: str, points: tuple[tuple[int, float], ...]) -> None:
+        rows = [f"{model},{seed},{epoch},{value}" for seed in SEEDS for epoch, value in points]
+        text = "\n".join(["model,seed,epoch,val.miou", *rows]) + "\n"
+        (tmp_path / f"results/toy/records/history/{model}.csv").write_text(text)
+
+    for model, points in curves.items():
+        write_curve(model, points)
+    table = tables.accuracy(load_records(suite, tmp_path), "sunet_tiny")
+    assert table.data["val.miou.last_fifth"].tolist() == pytest.approx([0.024, 0.018, -0.03])
+    assert table.view.Budget.tolist() == ["still improving (+2.40)", "", "still getting worse (-3.00)"]
+    assert any("validation mIoU of 2 networks changed by 2 points or more" in note for note in table.notes)
+    for model in curves:
+        write_curve(model, curves["unet_small"])
+    table = tables.accuracy(load_records(suite, tmp_path), "sunet_tiny")
+    assert "Budget" not in table.view
+    assert any("validation mIoU of every network changed by less than 2 points" in note for note in table.notes)
+    for model in curves:
+        write_curve(model, ((9, 0.43),))
+    assert not any("last fifth" in note for note in tables.accuracy(load_records(suite, tmp_path), "sunet_tiny").notes)
+
+
 # --- runs that failed, or never were ---------------------------------------------------------------------------------
 
 

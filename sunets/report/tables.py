@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from sunets.core.metrics import higher_is_better
 from sunets.report.comparison import (
     NO_COMPARISON,
     compare_all,
@@ -92,6 +94,11 @@ def accuracy(records: Records, reference: str) -> Table:
             line[quantity(key).heading] = _estimate_cell(key, joint, headline)
         comparison = compared.get(model, NO_COMPARISON)
         row |= difference_columns(headline, reference, comparison)
+        change = row[f"{headline.replace('score.', 'val.')}.last_fifth"] = last_fifth(records, model)
+        line["Budget"] = ""
+        if change is not None and abs(change) * q.scale >= SETTLED:
+            direction = "improving" if (change > 0) == higher_is_better(headline) else "getting worse"
+            line["Budget"] = f"still {direction} ({q.text(change, sign=True)})"
         line[f"Difference to {records.labels[reference]}"] = difference_text(q, comparison.difference)
         line["Verdict"] = "reference" if model == reference else verdict_text(q, comparison)
         if not seeds:
@@ -99,6 +106,8 @@ def accuracy(records: Records, reference: str) -> Table:
         rows.append(row)
         shown.append(line)
     view = pd.DataFrame(shown).fillna("")
+    if not view.Budget.any():
+        view = view.drop(columns="Budget")
     tests = sum(c.adjusted_p is not None for c in compared.values())
     notes = [
         joint_note(records),
@@ -307,6 +316,39 @@ def _without_spread(records: Records) -> list[str]:
         if len(scores := records.scores(model)) > 1 and mean_interval(list(scores.values())).low is None
     ]
     return [f"No interval, since all seeds have the same score: {', '.join(labels)}."] if labels else []
+
+
+SETTLED = 2.0
+"""Points of validation score by which a row changes less over the last fifth of its epochs, unless marked."""
+
+
+def last_fifth(records: Records, model: str) -> float | None:
+    """Change of the validation score over the last fifth of the epochs, mean over the finished seeds.
+
+    Between validated epochs the score is taken as linear. None where fewer than two epochs were validated.
+    """
+    history, key = records.history, records.headline.replace("score.", "val.")
+    if key not in history:
+        return None
+    rows = history[(history.model == model) & history.seed.isin(list(records.scores(model)))]
+    changes = []
+    for _, run in rows.groupby("seed"):
+        scored = run[pd.to_numeric(run[key]).notna()].sort_values("epoch")
+        if len(scored) > 1:
+            epochs, values = scored.epoch.to_numpy(float), pd.to_numeric(scored[key]).to_numpy(float)
+            changes.append(values[-1] - np.interp(0.8 * run.epoch.max(), epochs, values))
+    return float(np.mean(changes)) if changes else None
+
+
+def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
+    """A sentence on whether the trainings were long enough for their validation score to settle."""
+    q, changes = quantity(records.headline), rows[f"{records.headline.replace('score.', 'val.')}.last_fifth"].dropna()
+    if changes.empty:
+        return []
+    moved = (changes.abs() * q.scale >= SETTLED).sum()
+    subject = f"of {moved} network{'s' if moved > 1 else ''} changed by {SETTLED:g} points or more (column Budget)"
+    subject = subject if moved else f"of every network changed by less than {SETTLED:g} points"
+    return [f"Over the last fifth of the epochs, validation {q.name} {subject}; mean over the seeds."]
 
 
 def _unchecked(records: Records) -> list[str]:
