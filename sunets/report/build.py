@@ -13,7 +13,8 @@ from sunets.core.names import PREPARED
 from sunets.core.record import RecordError, read_rows, write_text
 from sunets.data.picture import DataError, read_mask, read_picture
 from sunets.report import figures, images, tables, write
-from sunets.report.page import Content, benchmark_page, index_page
+from sunets.report.page import Content, benchmark_page, figure_caption, index_page
+from sunets.report.paper import narrowed, paper_document
 from sunets.report.published import published
 from sunets.report.records import Records, load_records
 from sunets.report.style import save_figure
@@ -26,7 +27,7 @@ FIGURES = (*figures.DRAWN, "qualitative")
 
 
 def build_report(suite: Suite, root: Path) -> list[Path]:
-    """Write `results/<benchmark>/` tables, figures and README.md, and `results/README.md`.
+    """Write `results/<benchmark>/` tables, figures, README.md and paper.tex, and `results/README.md`.
 
     Pixels of a data set that somebody else owns do not go to `results/`, which is committed: the qualitative figure of
     anything but the embedded sets is written to `outputs/<benchmark>/figures/`.
@@ -66,12 +67,15 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
                 f"`outputs/{suite.benchmark}/figures/qualitative.png`, not committed."
             )
     content = Content({t.name: t for t in made}, linked, notes)
-    pages = {out / "README.md": lambda: benchmark_page(suite, records, content)}
-    pages[out.parent / "README.md"] = lambda: index_page(out.parent)
-    for path, text in pages.items():
-        write_text(path, text())
+    captions = {path: figure_caption(name, content) for name, path in linked.items()}
+    for path, text in (
+        (out / "README.md", benchmark_page(suite, records, content)),
+        (out / "paper.tex", paper_document(suite, made, captions)),
+    ):
+        write_text(path, text)
         written.append(path)
-    return written
+    write_text(out.parent / "README.md", index_page(out.parent))  # reads the page above
+    return [*written, out.parent / "README.md"]
 
 
 def _tables(suite: Suite, records: Records) -> list[Table]:
@@ -85,7 +89,7 @@ def _tables(suite: Suite, records: Records) -> list[Table]:
         tables.speed(records),
         tables.training_time(records),
     )
-    return [table for table in made if table is not None]
+    return narrowed(table for table in made if table is not None)
 
 
 def _remove_stale(out: Path, private: Path) -> None:

@@ -316,11 +316,14 @@ def _table(table: Table) -> str:
     return f"{text}\n\n<sub>Table `{table.name}`: {files}</sub>"
 
 
-def _figure(name: str, content: Content) -> str:
-    caption = FIGURE_CAPTIONS[name]
+def figure_caption(name: str, content: Content) -> str:
+    """Caption of a figure of the report."""
     headline = content.tables["accuracy"].view.columns[2] if "accuracy" in content.tables else ""
-    caption = caption.format(headline=re.sub(r"\s*\(.*\)", "", headline))
-    path = content.figures[name]
+    return FIGURE_CAPTIONS[name].format(headline=re.sub(r"\s*\(.*\)", "", headline))
+
+
+def _figure(name: str, content: Content) -> str:
+    caption, path = figure_caption(name, content), content.figures[name]
     return f"![{caption}]({path}.png)\n\n<sub>{caption} [PDF]({path}.pdf)</sub>"
 
 

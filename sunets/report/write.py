@@ -1,14 +1,14 @@
 """One table, and the one writer of .md, .tex and .csv.
 
 A table is made twice from the same numbers: `data` is tidy, in full precision, with record keys as column names, and
-becomes the CSV; `view` is what a reader sees, as text, and becomes Markdown and LaTeX. Whether a table holds exact
-figures or noisy ones is told by `Table.noisy`; no table holds both.
+becomes the CSV; `view` is what a reader sees, as text, and becomes Markdown and, narrowed to a page, LaTeX. No table
+holds both exact and noisy figures; `Table.noisy` tells which.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,20 @@ import numpy as np
 import pandas as pd
 
 from sunets.core.record import write_text
+from sunets.report.latex import is_number_column, latex_table
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a table shows in LaTeX where that is not its view."""
+
+    view: pd.DataFrame
+    bold: pd.DataFrame | None = None
+    """Truth values, one per cell of `view`; the best of each column by default."""
+    notes: tuple[str, ...] | None = None
+    """Those of the table by default."""
+    whole: bool = False
+    """Keep all columns, in smaller print if need be."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +44,13 @@ class Table:
     view: pd.DataFrame
     notes: tuple[str, ...] = ()
     noisy: bool = False
+    paper: Paper | None = None
 
 
 def write(table: Table, directory: Path) -> list[Path]:
     """Write a table as `<directory>/<name>.md`, `.tex` and `.csv`."""
-    return write_table(table.data, directory / table.name, table.caption, view=table.view, notes=table.notes)
+    stem = directory / table.name
+    return write_table(table.data, stem, table.caption, view=table.view, notes=table.notes, paper=table.paper)
 
 
 def write_table(
@@ -44,8 +60,12 @@ def write_table(
     *,
     view: pd.DataFrame | None = None,
     notes: Sequence[str] = (),
+    paper: Paper | None = None,
 ) -> list[Path]:
-    """Write one table as Markdown, LaTeX (booktabs) and CSV, the same bytes for the same input.
+    """Write one table as Markdown, LaTeX and CSV, the same bytes for the same input.
+
+    The LaTeX caption names the benchmark too, which is the directory that holds `tables/`, and the number of seeds; its
+    label is `tab:BENCHMARK-TABLE`, so that the tables of several benchmarks can stand in one paper.
 
     Args:
         frame: tidy numbers in full precision, units in the column names (those that end in n_seeds are whole numbers);
@@ -54,6 +74,7 @@ def write_table(
         caption: one line, without markup.
         view: the same table as a reader should see it; the frame itself, numbers to four digits, by default.
         notes: sentences below the table.
+        paper: what LaTeX shows in place of the view.
 
     Returns:
         The paths written.
@@ -61,9 +82,16 @@ def write_table(
     view = _plain_view(frame) if view is None else view.fillna("").astype(str)
     counts = [c for c in frame.columns if str(c).endswith("n_seeds")]
     frame = frame.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
+    paper = paper or Paper(view)
+    folder = path_stem.parent
+    benchmark = (folder.parent if folder.name in ("tables", "ablations") else folder).name
+    seeds = int(frame["n_seeds"].max()) if "n_seeds" in frame and frame["n_seeds"].notna().any() else 0
+    named = f"{caption.rstrip('.')}; benchmark {benchmark}" + (f", {seeds} seed{'s' * (seeds > 1)}." if seeds else ".")
+    paper_notes = notes if paper.notes is None else paper.notes
+    label = f"tab:{benchmark}-{path_stem.name}"
     texts = {
         ".md": markdown(view, caption, notes),
-        ".tex": latex(view, caption, notes, f"tab:{path_stem.name}"),
+        ".tex": latex_table(paper.view, named, paper_notes, label, bold=paper.bold, whole=paper.whole),
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
     }
     paths = []
@@ -78,46 +106,14 @@ def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str
     """A GitHub table with its caption above and notes below; number columns are right-aligned."""
     escaped = view.map(_markdown_cell)
     escaped.columns = pd.Index([_markdown_cell(c) for c in view.columns])
-    align = ["right" if _is_number_column(view.iloc[:, i]) else "left" for i in range(view.shape[1])]
+    align = ["right" if is_number_column(view.iloc[:, i]) else "left" for i in range(view.shape[1])]
     body = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
     below = "".join(f"\n{_markdown_cell(note)}\n" for note in notes)
     return f"**{_markdown_cell(caption)}**\n\n{body}\n{below}"
 
 
-def latex(view: pd.DataFrame, caption: str, notes: Sequence[str], label: str) -> str:
-    """A `table` environment with booktabs rules; needs the package booktabs and nothing else."""
-    escaped = view.map(latex_escape)
-    escaped.columns = pd.Index([latex_escape(str(c)) for c in view.columns])
-    columns = "".join("r" if _is_number_column(view.iloc[:, i]) else "l" for i in range(view.shape[1]))
-    lines = [r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}"]
-    lines.append(escaped.to_latex(index=False, column_format=columns).rstrip("\n"))
-    if notes:
-        text = " ".join(latex_escape(note) for note in notes)
-        lines.append(rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {text}\end{{minipage}}")
-    return "\n".join([*lines, r"\end{table}", ""])
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$",
-    "×": r"$\times$", "−": r"$-$", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "→": r"$\to$",
-    "\n": " ",
-}  # fmt: skip
-
-
-def latex_escape(text: object) -> str:
-    """Text that LaTeX prints as it stands; a number's leading minus sign becomes a real one."""
-    shown = re.sub(r"(?<![\w.])-(?=\d)", "−", str(text))
-    return "".join(_LATEX.get(c, c) for c in shown)
-
-
 def _markdown_cell(text: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def _is_number_column(values: Iterable[str]) -> bool:
-    shown = [str(v) for v in values if str(v)]
-    return bool(shown) and sum(bool(re.match(r"[+\-−\[]?[\d.,]+", v)) for v in shown) * 2 > len(shown)
 
 
 def _plain_view(frame: pd.DataFrame) -> pd.DataFrame:

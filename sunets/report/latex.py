@@ -1,0 +1,231 @@
+"""LaTeX for a paper: tables that fit a line of text, and a document that shows all of a benchmark.
+
+The wide version of a table is its CSV and its Markdown. In LaTeX it has the columns that fit, by `PRIORITY`; numbers
+are aligned at the decimal point (siunitx), the best of a column is bold.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from sunets.core.metrics import higher_is_better
+from sunets.report.records import QUANTITIES
+
+PACKAGES = ("booktabs", "siunitx", "adjustbox", "graphicx", "xurl")
+"""Packages that tables and the document need."""
+MOST_LETTERS = 116
+"""Letters of a row, two per column for the gap included, that fit a line of an article in 6.5 points or more."""
+CELL_LETTERS, HEADING_LETTERS = 20, 13
+"""Letters beyond which a text cell and a heading are broken into lines."""
+PRIORITY = (
+    r"mIoU \(%\)|Top-1 error|Search ", "Difference", "Verdict", "Parameters", "Multiply-adds", "Saved for backward",
+    "Output stride",
+)  # fmt: skip
+"""Patterns of headings that a narrow table keeps, the most important first; others follow in their order."""
+_DIRECTIONS = {
+    q.heading: higher_is_better(key) if key.startswith("score.") else key == "speed.images_per_second"
+    for key, q in QUANTITIES.items()
+    if not key.startswith(("receptive_field.", "cost.output_stride"))
+}
+"""Heading -> whether more is better; headings that say nothing of better or worse are absent."""
+_NUMBERS = (
+    "retain-explicit-plus, group-separator={,}, group-minimum-digits=4, reset-text-series=false, text-series-to-math"
+)
+_NUMBER = re.compile(r"([+\-−]?)([\d,]*)(?:\.(\d+))?(?=\s|$)(.*)", re.DOTALL)
+
+
+def latex_table(
+    view: pd.DataFrame,
+    caption: str,
+    notes: Sequence[str],
+    label: str,
+    *,
+    bold: pd.DataFrame | None = None,
+    whole: bool = False,
+) -> str:
+    """A `table` environment that is as wide as its text at most; needs booktabs, siunitx and adjustbox.
+
+    Args:
+        view: cells as a reader should see them.
+        caption: without markup.
+        notes: sentences below the table.
+        label: for cross-references; unique in a document.
+        bold: truth values, one per cell; the best of each column by default.
+        whole: keep all columns, in smaller print if need be.
+    """
+    view = view.fillna("").astype(str)
+    bold = best_cells(view) if bold is None else bold
+    keep = list(range(view.shape[1])) if whole else _fitting(view)
+    columns = [_column(view.iloc[:, i], bold.iloc[:, i]) for i in keep]
+    lines = [
+        r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}",
+        rf"\footnotesize\setlength{{\tabcolsep}}{{4pt}}\sisetup{{{_NUMBERS}}}",
+        r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.8\textheight}",
+        rf"\begin{{tabular}}{{{''.join(spec for spec, _, _ in columns)}}}", r"\toprule",
+        " & ".join(head for _, head, _ in columns) + r" \\", r"\midrule",
+        *(" & ".join(row) + r" \\" for row in zip(*(cells for _, _, cells in columns), strict=True)),
+        r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}",
+    ]  # fmt: skip
+    if left_out := [str(h).lower() for i, h in enumerate(view.columns) if i not in keep]:
+        more = f"{len(left_out)} further column{'s are' if len(left_out) > 1 else ' is'} in the CSV file."
+        notes = [*(n for n in notes if not any(n.partition(":")[0].lower() in h for h in left_out)), more]
+    if notes:
+        text = " ".join(latex_text(note) for note in notes)
+        lines.append(
+            rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\scriptsize\raggedright\sloppy {text}\end{{minipage}}"
+        )
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def best_cells(view: pd.DataFrame, directions: Mapping[str, bool] | None = None) -> pd.DataFrame:
+    """Truth values: the best numbers of each column, at the digits shown, where there are several to choose from.
+
+    Args:
+        view: cells as text.
+        directions: heading -> whether more is better; those of `QUANTITIES` by default.
+    """
+    directions = _DIRECTIONS if directions is None else directions
+    bold = pd.DataFrame(False, index=view.index, columns=view.columns)
+    for i, heading in enumerate(view.columns):
+        values = pd.Series([_value(cell) for cell in view.iloc[:, i]], index=view.index, dtype=float)
+        if heading in directions and values.nunique() > 1:
+            bold.isetitem(i, values == (values.max() if directions[heading] else values.min()))
+    return bold
+
+
+def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str], optional: Iterable[str] = ()) -> str:
+    """An article that shows tables and figures and compiles as it is.
+
+    Args:
+        title: of the benchmark.
+        tables: paths of table files, as seen from the document.
+        figures: path of a figure without suffix -> its caption.
+        optional: paths that another stage writes: shown where they exist; tables, or figures that end in .pdf.
+    """
+    lines = [
+        "% Made by `dvc repro` (stage `report`): pdflatex paper.tex", r"\documentclass{article}",
+        *(rf"\usepackage{{{name}}}" for name in PACKAGES), r"\begin{document}",
+        rf"\section*{{{latex_escape(title)}}}", r"\suppressfloats[t]",
+        *(rf"\input{{{path}}}" for path in tables), r"\clearpage",
+    ]  # fmt: skip
+    lines += [_figure(path, latex_text(caption)) for path, caption in figures.items()]
+    for path in optional:
+        stem = path.removesuffix(".pdf")
+        name = latex_escape(stem.rpartition("/")[2].replace("_", " "))
+        shown = _figure(stem, f"Ablation: {name}.") if stem != path else rf"\input{{{path}}}"
+        lines.append(rf"\IfFileExists{{{path}}}{{%" + "\n" + shown + "}{}")
+    return "\n".join([*lines, r"\end{document}", ""])
+
+
+def _figure(path: str, caption: str) -> str:
+    return (
+        "\\begin{figure}[tbp]\n\\centering\n"
+        f"\\includegraphics[width=\\linewidth,height=0.8\\textheight,keepaspectratio]{{{path}.pdf}}\n"
+        f"\\caption{{{caption}}}\n\\end{{figure}}\n\\clearpage"
+    )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$",
+    "×": r"$\times$", "−": r"$-$", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "→": r"$\to$",
+    "\n": " ",
+}  # fmt: skip
+
+
+def latex_escape(text: object) -> str:
+    """Text that LaTeX prints as it stands; a number's leading minus sign becomes a real one."""
+    shown = re.sub(r"(?<![\w.])-(?=\d)", "−", str(text))
+    return "".join(_LATEX.get(c, c) for c in shown)
+
+
+def latex_text(text: str) -> str:
+    """A sentence, whose addresses may be broken anywhere."""
+    parts = re.split(r"(https?://[^\s,;)]+)", text)
+    return "".join(rf"\url{{{part}}}" if i % 2 else latex_escape(part) for i, part in enumerate(parts))
+
+
+def is_number_column(cells: Iterable[str]) -> bool:
+    """Whether most cells that are not empty begin with a number."""
+    shown = [str(v) for v in cells if str(v)]
+    return bool(shown) and sum(bool(re.match(r"[+\-−\[]?[\d.,]+", v)) for v in shown) * 2 > len(shown)
+
+
+def _fitting(view: pd.DataFrame) -> list[int]:
+    """Numbers of the columns that fit, in order: those that name the row, then by `PRIORITY`."""
+    names = [i for i in range(view.shape[1]) if not is_number_column(view.iloc[:, i])]
+    first_number = next((i for i in range(view.shape[1]) if i not in names), view.shape[1])
+
+    def rank(i: int) -> tuple[int, int]:
+        if i < first_number:
+            return (-1, i)
+        heading = str(view.columns[i])
+        return (next((n for n, p in enumerate(PRIORITY) if re.match(p, heading)), len(PRIORITY)), i)
+
+    keep: list[int] = []
+    letters = 0
+    for i in sorted(range(view.shape[1]), key=rank):
+        cells = [
+            *_wrap(str(view.columns[i]), HEADING_LETTERS),
+            *(line for cell in view.iloc[:, i] for line in _wrap(cell)),
+        ]
+        letters += max(map(len, cells)) + 2
+        if keep and letters > MOST_LETTERS:
+            break
+        keep.append(i)
+    return sorted(keep)
+
+
+def _wrap(cell: str, letters: int = CELL_LETTERS) -> list[str]:
+    """Lines of a text cell; a number stays on one line with its interval."""
+    return [cell] if _value(cell) is not None else textwrap.wrap(cell, letters, break_on_hyphens=False) or [""]
+
+
+def _value(cell: str) -> float | None:
+    match = _NUMBER.fullmatch(cell.strip())
+    if match is None or not (match[2] or match[3]):
+        return None
+    number = float(f"{match[2].replace(',', '') or 0}.{match[3] or 0}")
+    return -number if match[1] in ("-", "−") else number
+
+
+def _column(cells: pd.Series, bold: pd.Series) -> tuple[str, str, list[str]]:
+    """Specification, heading and cells of one column; a number and its interval are two columns of LaTeX."""
+    heading = _stacked(str(cells.name), "c")
+    if not is_number_column(cells) or all(_value(cell) is None for cell in cells):
+        aligned = "c" if is_number_column(cells) else "l"
+        shown = [rf"\textbf{{{_stacked(c, 'c')}}}" if b else _stacked(c, "l") for c, b in zip(cells, bold, strict=True)]
+        return aligned, heading, shown
+    parts = [_NUMBER.fullmatch(cell.strip()) if _value(cell) is not None else None for cell in cells]
+    numbers = [m for m in parts if m]
+    sign = "+" if any(m[1] for m in numbers) else ""
+    whole = max(len(m[2].replace(",", "")) for m in numbers)
+    digits = max(len(m[3] or "") for m in numbers)
+    spec = f"S[table-format={sign}{whole}" + (f".{digits}]" if digits else "]")
+    rests = [m[4].strip() if m else "" for m in parts]
+    wide = any(rests)
+    shown = []
+    for cell, match, rest, strong in zip(cells, parts, rests, bold, strict=True):
+        if match is None:
+            text = _stacked(cell, "l")
+            shown.append((rf"\multicolumn{{2}}{{l}}{{{text}}}" if wide else f"{{{text}}}") if cell else "&" * wide)
+            continue
+        number = cell.strip()[: match.end(3) if match[3] else match.end(2)].replace(",", "").replace("−", "-")
+        number = (r"\bfseries " if strong else "") + number
+        shown.append(f"{number} & {latex_escape(rest)}" if wide else number)
+    if wide:
+        return spec + r"@{\,}l", rf"\multicolumn{{2}}{{c}}{{{heading}}}", shown
+    return spec, f"{{{heading}}}", shown
+
+
+def _stacked(text: str, position: str) -> str:
+    """A cell in lines: `l` for text, from the top of its row; `c` for a heading, to the bottom of its row."""
+    lines = [latex_escape(line) for line in _wrap(text, CELL_LETTERS if position == "l" else HEADING_LETTERS)]
+    if len(lines) == 1:
+        return lines[0]
+    side = "t" if position == "l" else "b"
+    return rf"\begin{{tabular}}[{side}]{{@{{}}{position}@{{}}}}" + r" \\ ".join(lines) + r"\end{tabular}"

@@ -1,0 +1,80 @@
+"""What of a benchmark goes into a paper: the narrow versions of its tables, and `paper.tex`, which shows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import pandas as pd
+
+from sunets.core.config import Suite
+from sunets.report.latex import best_cells, latex_document
+from sunets.report.page import SECTIONS
+from sunets.report.records import quantity
+from sunets.report.write import Paper, Table
+
+MOST_CLASSES = 6
+"""Classes beyond which they are rows, and the models columns."""
+_COSTS = tuple(quantity(key).heading for key in ("cost.params_m", "cost.gmacs"))
+
+
+def narrowed(tables: Iterable[Table]) -> list[Table]:
+    """Give the tables of a benchmark their narrow versions where the columns of the view would not do."""
+    tables = list(tables)
+    cost = next((t.view for t in tables if t.name == "cost"), pd.DataFrame())
+    made = {"accuracy": lambda t: _accuracy(t, cost), "per_class": _per_class, "published": _published}
+    return [replace(t, paper=made[t.name](t)) if t.name in made else t for t in tables]
+
+
+def _accuracy(table: Table, cost: pd.DataFrame) -> Paper:
+    """The view with the two costs that a claim about accuracy needs beside it."""
+    if cost.empty:
+        return Paper(table.view)
+    costs = cost[["Model", *(c for c in _COSTS if c in cost)]]
+    return Paper(table.view.merge(costs, on="Model", how="left"))
+
+
+def _per_class(table: Table) -> Paper:
+    """Means alone; many classes are rows."""
+    view = table.view.fillna("").replace(r"\s*[±\[].*", "", regex=True)
+    bold = best_cells(view, dict.fromkeys(view.columns[1:], True))
+    notes = ("IoU in %, mean over the seeds; the CSV file has the intervals.", *table.notes[1:])
+    if view.shape[1] - 2 <= MOST_CLASSES:
+        return Paper(view, bold, notes, whole=True)
+    turned = view.set_index("Model").T.rename_axis("Class").rename_axis(columns=None).reset_index()
+    marks = bold.iloc[:, 1:].T.reset_index(drop=True)
+    marks.insert(0, "Class", False)
+    marks.columns = turned.columns
+    return Paper(turned, marks, notes, whole=True)
+
+
+def _published(table: Table) -> Paper:
+    """Parameters beside the network, sources as numbers that are explained below."""
+    view = table.view
+    numbers = {source: f"[{i}]" for i, source in enumerate(dict.fromkeys(view.Source), start=1)}
+    parameters = view["Its parameters (M)"].map(lambda m: f", {float(m):g} M" if m else "")
+    shown = view.assign(
+        Source=view.Source.map(numbers), **{"Published network": view["Published network"] + parameters}
+    )
+    shown = shown.drop(columns=["Benchmark", "Its parameters (M)", "Its parameters here (M)", "Difference"])
+    sources = (f"{number} {source}." for source, number in numbers.items())
+    return Paper(shown, notes=(*table.notes, *sources), whole=True)
+
+
+def paper_document(suite: Suite, tables: Iterable[Table], figures: Mapping[str, str]) -> str:
+    """`paper.tex`: every table and figure of the report, and of the ablations where they have been run.
+
+    Args:
+        suite: the benchmark.
+        tables: of the report.
+        figures: path without suffix, as seen from the page -> caption.
+    """
+    optional = [
+        f"ablations/{study}{part}"
+        for study in suite.ablations
+        for part in (".tex", "_axes.tex", "_axes.pdf", "_interaction.pdf", "_pareto.pdf", "_importance.pdf")
+    ]
+    order = [name for _, parts in SECTIONS for kind, name in parts if kind == "table"]
+    shown = sorted(tables, key=lambda t: order.index(t.name) if t.name in order else len(order))
+    paths = [f"tables/{table.name}.tex" for table in shown]
+    return latex_document(f"{suite.report.title} ({suite.benchmark})", paths, figures, optional)
