@@ -1,12 +1,53 @@
-"""What the paper claims of SUNets, and what the records of all benchmarks say to it."""
+"""What the paper claims of SUNets, and what the records of all benchmarks say to it.
+
+Nothing is hard-coded but the words of the claims: each is turned into comparisons, each comparison supports it,
+contradicts it or decides nothing, and `judge` makes the verdict of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from sunets.core.record import Record, RecordError, read_records
-from sunets.report.records import Records, find_records
+from sunets.report.comparison import Comparison, compare_all, difference_text, estimate_text
+from sunets.report.published import family, zoo_names
+from sunets.report.records import FINISHED, Records, check_parameters, find_records, quantity
+from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE, mean_interval
+from sunets.report.write import markdown
+
+SHOWN, NOT_SHOWN, REFUTED, NOT_RUN = "shown", "not shown", "refuted", "not run"
+NOT_TESTED = "not tested here"
+LARGE_M = 5.0
+"""Million parameters from which a network is large: memory and speed are claimed against large networks."""
+PAPER_DATA = ("imagenet", "voc", "cityscapes")
+"""Families of benchmarks that the paper reports accuracy on."""
+
+ACCURACY = (
+    "Accuracy with few parameters",
+    "At least as accurate as every network with more parameters, and less than none with fewer",
+)
+GLOBAL = ("Global information ...", "More accurate than a network whose receptive field ends within the image")
+RESOLUTION = (
+    "... while keeping resolution",
+    "Boundaries at least as accurate as those of every network that sees the whole image",
+)
+MEMORY = ("Low memory", "Less memory saved for the backward pass than every larger network at the same output stride")
+SPEED = ("Fast training", "A shorter training step than every larger network in the same run")
+SIMPLE = (
+    "Simple and portable",
+    "No operator that the compared networks do not need; the same output after export and in other runtimes",
+)
+NOTES = (
+    "Each comparison supports a claim, contradicts it or decides nothing. Shown: every comparison supports it. "
+    "Refuted: every one contradicts it. Not shown: anything else. Accuracy is compared seed by seed with Holm's "
+    "adjustment, where better or equivalent supports and worse contradicts; rows that differ in budget, data or effort "
+    "are not compared. Counts of memory are exact; timings differ where their interquartile ranges do not overlap.",
+    f"Larger: more parameters than the SUNet and, for memory and speed, at least {LARGE_M:g} M.",
+)
 
 
 @dataclass(frozen=True)
@@ -16,13 +57,17 @@ class Results:
     benchmarks: dict[str, Records]
     zoo: list[Record]
     """Cost records of `make zoo`."""
+    zoo_speed: list[Record]
+    """Timings of networks of the zoo within one run, `results/zoo/speed.json`."""
     unreadable: dict[str, str]
     """Name of a benchmark whose records cannot be read -> the error."""
 
 
 def read_results(results: Path) -> Results:
     """Read the records of every benchmark; one that another version of the code left stops no report."""
-    benchmarks, unreadable, zoo = {}, {}, []
+    benchmarks: dict[str, Records] = {}
+    unreadable: dict[str, str] = {}
+    zoo: dict[str, list[Record]] = {"records": [], "speed": []}
     for directory in sorted(path.parent for path in results.glob("*/records")):
         try:
             benchmarks[directory.name] = find_records(results, directory.name)
@@ -30,10 +75,271 @@ def read_results(results: Path) -> Results:
             continue
         except RecordError as error:
             unreadable[directory.name] = str(error)
-    path = results / "zoo" / "records.json"
-    if path.exists():
+    for name in zoo:
+        path = results / "zoo" / f"{name}.json"
         try:
-            zoo = read_records(path, "cost")
+            if path.exists():
+                zoo[name] = read_records(path, "cost" if name == "records" else "speed")
+                check_parameters(path, zoo[name])
         except RecordError as error:
+            zoo[name] = []
             unreadable["zoo"] = str(error)
-    return Results(benchmarks, zoo, unreadable)
+    return Results(benchmarks, zoo["records"], zoo["speed"], unreadable)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim on one benchmark: a row of the table."""
+
+    claim: tuple[str, str]
+    """The claim, and what would show it."""
+    benchmark: str
+    measured: str
+    verdict: str
+    table: str = ""
+    """Path of the table below `results/`."""
+
+
+def judge(outcomes: Iterable[bool | None]) -> str:
+    """The verdict of several comparisons.
+
+    Args:
+        outcomes: True supports the claim, False contradicts it, None decides nothing.
+    """
+    given = list(outcomes)
+    if not given:
+        return f"{NOT_TESTED}: nothing comparable"
+    return SHOWN if all(given) else REFUTED if all(outcome is False for outcome in given) else NOT_SHOWN
+
+
+def claims_table(results: Results) -> str:
+    """The claims as Markdown, with links as seen from `results/README.md`."""
+    rows = []
+    last = None
+    for f in findings(results):
+        claim, test = f.claim if f.claim != last else ("", "")
+        link = f"[{Path(f.table).stem}]({f.table})" if f.table else ""
+        rows.append(
+            {"Claim": claim, "Would be shown by": test, "Benchmark": f.benchmark, "Measured": f.measured,
+             "Verdict": f"**{f.verdict}**" if f.verdict in (SHOWN, NOT_SHOWN, REFUTED) else f.verdict, "Table": link}
+        )  # fmt: skip
+        last = f.claim
+    return markdown(pd.DataFrame(rows), "What the paper claims of SUNets, and what the records here say.", NOTES)
+
+
+def findings(results: Results) -> list[Finding]:
+    """All rows, claim by claim."""
+    benchmarks = results.benchmarks.values()
+    ran = {family(name) for name in results.benchmarks}
+    rows = [f for records in benchmarks for f in _accuracy(records)]
+    rows += [Finding(ACCURACY, data, "", NOT_RUN) for data in PAPER_DATA if data not in ran]
+    for claim, make in ((GLOBAL, _global), (RESOLUTION, _resolution)):
+        made = [f for records in benchmarks for f in make(records)]
+        rows += made or [Finding(claim, "", "", NOT_RUN)]
+    return [*rows, _memory(results.zoo), _speed(results.zoo, results.zoo_speed), _simple(results.zoo)]
+
+
+# --- claims on scores -------------------------------------------------------------------------------------------------
+
+
+def _accuracy(records: Records) -> Iterator[Finding]:
+    """Against every other network; one with fewer parameters can only contradict."""
+    params = _cost(records, "cost.params_m")
+    sunets, others = _split(records)
+    outcomes, texts = [], []
+    for sunet in sunets:
+        if sunet not in params:
+            continue
+        compared = _compare(records, sunet, [m for m in others if m in params])
+        for model, c in compared.items():
+            outcome = _outcome(c)
+            if _decidable(c) and (params[model] > params[sunet] or outcome is False):
+                outcomes.append(outcome)
+        texts.append(_text(records, sunet, compared, params))
+    if texts:
+        yield _finding(ACCURACY, records, outcomes, texts, "accuracy")
+
+
+def _global(records: Records) -> Iterator[Finding]:
+    """Against networks that see a neighbourhood only; equal accuracy contradicts."""
+    shares = _cost(records, "receptive_field.effective_share")
+    sunets, others = _split(records)
+    local = [m for m in others if m in _local(records)]
+    outcomes, texts = [], []
+    for sunet in sunets if local else ():
+        compared = _compare(records, sunet, local)
+        outcomes += [False if c.verdict == EQUIVALENT else _outcome(c) for c in compared.values() if _decidable(c)]
+        text = _text(records, sunet, compared)
+        q = quantity("receptive_field.effective_share")
+        fields = [f"{records.labels[m]} {q.text(shares[m])} %" for m in (sunet, *local) if m in shares]
+        texts.append(text + (f"; 95 % of the input gradient lie in {', '.join(fields)} of the image" if fields else ""))
+    if texts:
+        yield _finding(GLOBAL, records, outcomes, texts, "accuracy")
+
+
+def _resolution(records: Records) -> Iterator[Finding]:
+    sunets, others = _split(records)
+    others = [m for m in others if m not in _local(records)]
+    outcomes, texts = [], []
+    key = "score.boundary_f"
+    for sunet in sunets:
+        compared = _compare(records, sunet, others, key)
+        outcomes += [_outcome(c) for c in compared.values() if _decidable(c)]
+        if compared and records.scores(sunet, key):
+            texts.append(_text(records, sunet, compared, key=key))
+    if texts:
+        yield _finding(RESOLUTION, records, outcomes, texts, "accuracy")
+
+
+def _split(records: Records) -> tuple[list[str], list[str]]:
+    """Keys of the SUNets and of the other networks."""
+    names = zoo_names(records)
+    sunets = [m for m in records.labels if names.get(m, m).startswith("sunet")]
+    return sunets, [m for m in records.labels if m not in sunets]
+
+
+def _local(records: Records) -> set[str]:
+    """Networks whose theoretical receptive field is smaller than the image that it was measured on."""
+    sizes = {r["model"]: max(r["params"].get("cost.size") or [0]) for r in records.all("cost")}
+    field = _cost(records, "receptive_field.theoretical_px")
+    return {model for model, pixels in field.items() if pixels < sizes.get(model, 0)}
+
+
+def _cost(records: Records, key: str) -> dict[str, float]:
+    cost = records.cost.set_index("model")
+    return cost[key].dropna().to_dict() if key in cost else {}
+
+
+def _compare(records: Records, sunet: str, others: Sequence[str], key: str | None = None) -> dict[str, Comparison]:
+    """Each other network against a SUNet."""
+    key = key or records.headline
+    family_of_runs = {m: runs for m in others if (runs := records.runs(m, key)).scores}
+    return compare_all(family_of_runs, records.runs(sunet, key), key, records.report)
+
+
+def _decidable(comparison: Comparison) -> bool:
+    return comparison.verdict in (BETTER, WORSE, EQUIVALENT, UNDECIDED)
+
+
+def _outcome(comparison: Comparison) -> bool | None:
+    """What another network's verdict against a SUNet says of the SUNet."""
+    return {WORSE: True, EQUIVALENT: True, BETTER: False}.get(comparison.verdict)
+
+
+def _text(
+    records: Records,
+    sunet: str,
+    compared: Mapping[str, Comparison],
+    params: Mapping[str, float] | None = None,
+    key: str | None = None,
+) -> str:
+    """`mIoU of A (0.2 M) 80.0 ± 1.0 %; against it B (0.3 M) -5.0 [-6.0, -4.0] worse`."""
+    q, params = quantity(key or records.headline), params or {}
+
+    def name(model: str) -> str:
+        count = f" ({quantity('cost.params_m').text(params[model])} M)" if model in params else ""
+        return records.labels[model] + count
+
+    values = list(records.scores(sunet, key).values())
+    score = f"{estimate_text(q, mean_interval(values))} {q.unit}" if values else "not scored"
+    parts = [
+        " ".join(filter(None, (name(m), difference_text(q, c.difference), c.verdict))) for m, c in compared.items()
+    ]
+    return f"{q.name} of {name(sunet)} {score}" + (f"; against it {', '.join(parts)}" if parts else "")
+
+
+def _finding(
+    claim: tuple[str, str], records: Records, outcomes: list[bool | None], texts: list[str], table: str
+) -> Finding:
+    name = records.benchmark
+    return Finding(claim, name, ". ".join(texts), judge(outcomes), f"{name}/tables/{table}.md")
+
+
+# --- claims on cost ---------------------------------------------------------------------------------------------------
+
+
+def _segmentation(zoo: Iterable[Record]) -> list[Record]:
+    return [r for r in zoo if r["task"] == "segmentation" and r["status"] == FINISHED]
+
+
+def _pairs(rows: Sequence[Record], params: dict[str, float]) -> list[tuple[Record, Record]]:
+    """Every SUNet of the paper beside every larger network."""
+    large = [r for r in rows if params.get(r["label"], 0.0) >= LARGE_M]
+    sunets = [r for r in large if r["label"].startswith("sunet")]
+    others = [r for r in large if r not in sunets]
+    return [(s, o) for s in sunets for o in others if params[o["label"]] > params[s["label"]]]
+
+
+def _memory(zoo: Sequence[Record]) -> Finding:
+    key = "memory.saved_mib"
+    rows = [r for r in _segmentation(zoo) if r["cost"].get(key)]
+    pairs = [
+        (s, o)
+        for s, o in _pairs(rows, _params(rows))
+        if s["cost"]["cost.output_stride"] == o["cost"]["cost.output_stride"]
+    ]
+    if not pairs:
+        return Finding(MEMORY, "zoo", "", NOT_RUN)
+    ratios = {_pair(s, o): s["cost"][key] / o["cost"][key] for s, o in pairs}
+    text = _ratios(ratios)
+    recomputing = [
+        efficient / o["cost"][key] for s, o in pairs if (efficient := s["cost"].get(f"{key}_memory_efficient"))
+    ]
+    if recomputing:
+        text += f"; recomputing its U-Nets, {min(recomputing):.2f} to {max(recomputing):.2f}"
+    return Finding(MEMORY, "zoo", text, judge(r < 1 for r in ratios.values()), "zoo/cost_segmentation.md")
+
+
+def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
+    rows = [r for r in speed if r["status"] == FINISHED and r["cost"].get("speed.step_ms")]
+    pairs = _pairs(rows, _params(_segmentation(zoo)))
+    if not pairs:
+        return Finding(SPEED, "zoo", "", NOT_RUN)
+    ratios = {_pair(s, o): s["cost"]["speed.step_ms"] / o["cost"]["speed.step_ms"] for s, o in pairs}
+    e, params = rows[0]["environment"], rows[0]["params"]
+    size = " x ".join(map(str, params.get("cost.size") or ()))
+    text = f"{_ratios(ratios)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {e.get('threads')} threads"
+    return Finding(SPEED, "zoo", text, judge(_faster(s, o) for s, o in pairs), "zoo/speed.json")
+
+
+def _faster(sunet: Record, other: Record) -> bool | None:
+    """Whether a step is shorter; None where the interquartile ranges, taken as symmetric, overlap."""
+    (a, spread_a), (b, spread_b) = (
+        (r["cost"]["speed.step_ms"], r["cost"].get("speed.step_iqr_ms") or 0.0) for r in (sunet, other)
+    )
+    return None if abs(a - b) <= (spread_a + spread_b) / 2 else a < b
+
+
+def _simple(zoo: Sequence[Record]) -> Finding:
+    used: dict[bool, set[str]] = {True: set(), False: set()}
+    for r in _segmentation(zoo):
+        operators = str(r["cost"].get("cost.uncounted_operators") or "").split(", ")
+        used[r["label"].startswith("sunet")] |= {name for name in operators if name}
+    why = f"{NOT_TESTED}: no record measures it; the tests compile and export the network and run it elsewhere"
+    if not used[True]:
+        return Finding(SIMPLE, "zoo", "", why)
+    extra = used[True] - used[False]
+    text = f"SUNets need {len(used[True])} operators besides convolution ({', '.join(sorted(used[True]))}); "
+    text += f"no compared network needs {', '.join(sorted(extra))}" if extra else "compared networks need all of them"
+    return Finding(SIMPLE, "zoo", text, why, "zoo/cost_segmentation.md")
+
+
+def _params(zoo: Iterable[Record]) -> dict[str, float]:
+    return {r["label"]: r["cost"]["cost.params_m"] for r in zoo if r["cost"].get("cost.params_m")}
+
+
+def _pair(sunet: Record, other: Record) -> str:
+    stride = other["cost"].get("cost.output_stride") or other["params"].get("model.output_stride")
+    return f"{sunet['label']} / {other['label']}" + (f" at stride {stride:g}" if stride else "")
+
+
+def _ratios(ratios: dict[str, float]) -> str:
+    """`0.20 to 2.05 times that of the larger network; more in 2 of 24 pairs: A / B at stride 8 (2.05), ...`."""
+    low, high = min(ratios.values()), max(ratios.values())
+    text = f"{low:.2f} to {high:.2f} times that of the larger network ({len(ratios)} pairs)"
+    above = {pair: ratio for pair, ratio in ratios.items() if ratio >= 1}
+    if not above:
+        return text
+    worst = sorted(above, key=lambda pair: -above[pair])[:3]
+    more = ", ..." if len(above) > 3 else ""
+    return f"{text}, not less in {len(above)}: {', '.join(f'{pair} ({above[pair]:.2f})' for pair in worst)}{more}"

@@ -17,7 +17,7 @@ import pandas as pd
 from sunets.core.config import Suite
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Kind, read_rows
-from sunets.report.claims import read_results
+from sunets.report.claims import claims_table, read_results
 from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
@@ -218,6 +218,7 @@ def index_page(results: Path) -> str:
     return "\n\n".join(
         [
             "# Results",
+            claims_table(read).rstrip("\n"),
             "Outputs only; each page is made from the records beside it by `dvc repro`. One directory a benchmark: "
             "`records/` (what the runs left), `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF).",
             markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
