@@ -235,6 +235,16 @@ class Space:
         tree = self.config(setting).model_dump(mode="json")
         return {axis.path: _resolved(axis.path, _at(tree, axis.path), network) for axis in study.axes}
 
+    def recipe_of_base(self) -> Arm | None:
+        """The base's values of what is tuned within each arm; None where one lies outside its axis."""
+        tree = self.config({}).model_dump(mode="json")
+        recipe: Arm = {}
+        for axis in self.suite.ablations[self.name].nuisance:
+            value = recipe[axis.path] = _resolved(axis.path, _at(tree, axis.path), self.network({}))
+            if not (value in axis.values if axis.values else _within(value, axis)):
+                return None
+        return recipe
+
     def identity(self, setting: Arm, network: nn.Module) -> str:
         """A digest of a setting's training: see the function of that name."""
         tree = self.config(setting).model_dump(mode="json")
@@ -289,6 +299,10 @@ def _resolved(path: str, value: Any, network: nn.Module) -> Any:
     if value is None and path.startswith("model."):
         value = cast(Any, network).structure.get(path.removeprefix("model."))
     return list(value) if isinstance(value, tuple) else value
+
+
+def _within(value: Any, axis: AxisConfig) -> bool:
+    return isinstance(value, int | float) and cast(float, axis.low) <= value <= cast(float, axis.high)
 
 
 def _refuse_useless_levels(config: SUNetConfig, size: Size) -> None:

@@ -6,7 +6,7 @@ never share a column. Trainings live in `.work/<fingerprint>`, so a killed one g
 studies, or of a study and the benchmark, are one, whichever is first; the record says so (`benchmark_training`).
 
     one_at_a_time, grid    every point once a seed
-    tuned                  for each arm as many sampled trials; then the arm's best setting on every seed
+    tuned                  for each arm as many trials, the base's recipe first; then the arm's best on every seed
     search                 sampled trials for two objectives; then the base and points of the front on every seed
 """
 
@@ -77,6 +77,8 @@ class _Plan:
     """Provenance of the study; a trial's own configuration is put in."""
     benchmark_trainings: frozenset[str]
     """Fingerprints of the trainings of stage `train`; a trial that is one of them shares its directory and result."""
+    first: Arm | None
+    """Recipe of the base, which every tuned arm tries first; None where it lies outside the nuisance axes."""
 
     @property
     def direction(self) -> Direction:
@@ -242,6 +244,7 @@ def run_study(
             fingerprint(study, base, suite.cost, manifest.digest, code, torch.__version__, pool.device),
             provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations")),
             frozenset(run_fingerprint(suite.config(study.model, seed), manifest) for seed in suite.seeds),
+            Space(suite, name, manifest).recipe_of_base(),
         )  # fmt: skip
         journal = paths.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
         with (
@@ -294,6 +297,7 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
             rungs=rungs(plan.suite, plan.name, fixed),
             startup=min(10, max(3, study.trials // 3)),
             fixed=fixed | {"seed": study.tuning_seed},
+            first=plan.first if kind == "tuning" else None,
         )
         return search(
             spec, storage, listener.expect(kind, spec.name, spec.trials), lambda s: identity(_setting(s)), listener.end
@@ -446,7 +450,8 @@ class _Listener:
             split=config.data.test_split if kind in FINAL else config.data.val_split,
             setting=_setting(trial.setting),
             arm=arm,
-            tuned={axis.path: trial.setting[axis.path] for axis in plan.study.nuisance},
+            tuned=(recipe := {axis.path: trial.setting[axis.path] for axis in plan.study.nuisance}),
+            recipe_of_base=recipe == plan.first if recipe else None,
             reference=point.reference,
             same_as=list(point.same_as),
             benchmark_training=run_fingerprint(config, plan.manifest) in plan.benchmark_trainings,

@@ -266,7 +266,19 @@ def test_the_page_names_what_the_base_is_and_how_it_was_trained() -> None:
     text = report_page.what_was_run(Study("depth", moved, records, "SUNet-tiny"))
     assert text.startswith("SUNet-tiny with model.output_stride 8, one axis at a time from the default: U-Net depth (")
     assert "5 epochs, batch 16, adamw, learning rate 0.003, weight decay 0.01; seeds 0, 1, 2, 3" in text
-    assert "looked at on the val split only; those below the median" in report_page.what_was_run(study("tuned"))
+    assert "scored on the val split only; those below the median" in report_page.what_was_run(study("tuned"))
+
+
+def test_the_page_says_which_trainings_are_the_benchmarks_and_which_recipe_came_first() -> None:
+    made = study("tuned")
+    assert "its own" not in report_page.what_was_run(made)
+    records = [
+        r | {"benchmark_training": r["reference"] and r["seed"] < 2, "recipe_of_base": r["number"] in (0, 10)}
+        for r in made.records
+    ]
+    text = report_page.what_was_run(Study("tuned", made.config, records, made.label))
+    assert "10 trials per arm (the first with the recipe of the base) by Optuna's TPE" in text
+    assert "by the same recipe on 2 seeds (0, 1): these trainings are its own, not run again" in text
 
 
 def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -152,8 +153,9 @@ def test_the_reference_arm_is_the_training_of_the_benchmark_whichever_runs_first
     monkeypatch.chdir(copy_of(suite, tmp_path / "checkout"))
     monkeypatch.setattr(sunets.tracking.live, "Tracker", lambda *_: MagicMock())
     axes = "[{path: model.unet_depth, values: [[1, 1, 1], [2, 2, 2]]}]"  # written out; the model says 1
-    study = f"{{kind: grid, model: net, seeds: [0, 5], axes: {axes}}}"
-    suite = load("params.yaml", [f"ablations={{depth: {study}}}"])
+    grid = f"{{kind: grid, model: net, seeds: [0, 5], axes: {axes}}}"
+    tuned = f"{{kind: tuned, model: net, seeds: [0, 5], trials: 1, axes: {axes}, nuisance: [{json.dumps(RATE)}]}}"
+    suite = load("params.yaml", [f"ablations={{depth: {grid}, tuned: {tuned}}}"])
 
     def trainings() -> dict[str, int]:
         return {path.parent.name: path.stat().st_mtime_ns for path in Path(".work").glob("*/checkpoint.pt")}
@@ -179,6 +181,11 @@ def test_the_reference_arm_is_the_training_of_the_benchmark_whichever_runs_first
             key: theirs[key] for key in ("epoch", "train.loss")
         }
 
+    records = run_study(suite, "tuned", workers=1)
+    assert [r["recipe_of_base"] for r in records] == [True] * 6
+    assert {(r["arm"]["model.unet_depth"][0], r["seed"]) for r in records if r["benchmark_training"]} == {(1, 0)}
+    assert len(trainings()) == 7, "the two trials of the tuning are new"
+
 
 @pytest.mark.slow
 def test_a_tuned_study_gives_each_arm_the_same_trials_and_trains_its_best_again(suite: Suite) -> None:
@@ -190,6 +197,7 @@ def test_a_tuned_study_gives_each_arm_the_same_trials_and_trains_its_best_again(
     assert {r["split"] for r in tuning} == {"val"}
     assert "pruned" in {r["status"] for r in tuning}
     assert [r["tuned"] for r in tuning[:3]] == [r["tuned"] for r in tuning[5:8]], "arms start from the same draws"
+    assert [r["number"] for r in records if r["recipe_of_base"]][:2] == [0, 5], "each arm tries it first"
     final = records[10:]
     assert [(r["phase"], r["split"], r["seed"]) for r in final] == [("confirmation", "test", 0)] * 2
     for arm, confirmation in zip((tuning[:5], tuning[5:]), final, strict=True):

@@ -131,10 +131,13 @@ def what_was_run(study: Study) -> str:
     ]
     if study.sampled:
         nuisance = f" over {', '.join(axis_name(a.path).lower() for a in c.nuisance)}" if c.nuisance else ""
-        per = " an arm" if c.kind == "tuned" else ""
+        per = " per arm" if c.kind == "tuned" else ""
+        first = (
+            " (the first with the recipe of the base)" if any(r.get("recipe_of_base") for r in study.sampled) else ""
+        )
         sentences.append(
-            f"Before that, {c.trials} trials{per} by Optuna's TPE (multivariate){nuisance}, drawn {c.batch} at a time, "
-            f"with seed {c.tuning_seed}, looked at on the {study.sampled[0]['split']} split only"
+            f"Before that, {c.trials} trials{per}{first} by Optuna's TPE (multivariate){nuisance}, drawn {c.batch} at "
+            f"a time, with seed {c.tuning_seed}, scored on the {study.sampled[0]['split']} split only"
             + ("; those below the median at an early epoch were stopped." if c.kind == "tuned" and c.pruning else ".")
         )
         if repeated := sum(r.get("duplicate_of") is not None for r in study.sampled):
@@ -142,6 +145,11 @@ def what_was_run(study: Study) -> str:
                 f"Only {len(study.sampled) - repeated} of them have different settings, all that there are: the "
                 "others repeat a result and were not trained again."
             )
+    if shared := sorted({r["seed"] for r in study.final if r.get("benchmark_training")}):
+        sentences.append(
+            f"The benchmark trains the same network by the same recipe on {_seeds(len(shared))} "
+            f"({', '.join(map(str, shared))}): these trainings are its own, not run again."
+        )
     devices = sorted({r["environment"].get("gpu") or r["environment"].get("cpu", "?") for r in study.records})
     sentences.append(f"Device: {', '.join(devices)}.")
     if any(r["provenance"]["git_commit"] is None for r in study.records):
