@@ -1,9 +1,9 @@
-"""What the engine costs and what workers gain on this machine: trials per hour and overhead per trial.
+"""Measure the engine on this machine: trials per hour with one and two workers, and overhead per job.
 
 Command: `python benchmarks/engine.py` (a few minutes on two cores). It runs the same grid of short trainings with one
-worker and with two, from nothing each time, and then jobs that do nothing, in processes and on a Dask cluster.
+worker and with two, from scratch each time, and then empty jobs, in processes and on a Dask cluster.
 Expect at least 1.7 times the trials per hour with two workers on two idle cores, and an overhead of some milliseconds
-per job; start-up (imports, about ten seconds per process) is told apart, since it is paid once.
+per job. Start-up (imports, about ten seconds per process, paid once) is excluded.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ PRESET = Path(__file__).resolve().parents[1] / "presets" / "smoke.yaml"
 
 
 def nothing(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
-    """Do nothing: what remains is the engine."""
+    """Do nothing, so that the time is that of the engine."""
     return {}
 
 
 def trials_per_hour(workers: int, trials: int, epochs: int) -> float:
-    """Run a grid of `trials` equal trainings from nothing; the start of the first is not counted."""
+    """Run a grid of `trials` equal trainings from scratch; start-up is not counted."""
     from ablations.study import run_study
     from sunets.data import prepare
 
@@ -56,7 +56,7 @@ def trials_per_hour(workers: int, trials: int, epochs: int) -> float:
 
 
 def seconds_per_job(workers: int, jobs: int) -> float:
-    """Time of a job that does nothing, results kept on disk."""
+    """Time an empty job, with its result stored on disk."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "manifest.json").write_text(json.dumps({"digest": "none"}), encoding="utf-8")
         made = [
@@ -73,12 +73,12 @@ def seconds_per_job(workers: int, jobs: int) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table."""
     refuse_other_checkout()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=20, help="trainings of the grid; even")
-    parser.add_argument("--epochs", type=int, default=20, help="of each training")
-    parser.add_argument("--jobs", type=int, default=200, help="jobs that do nothing")
+    parser.add_argument("--trials", type=int, default=20, help="trainings of the grid, an even number")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of each training")
+    parser.add_argument("--jobs", type=int, default=200, help="empty jobs")
     options = parser.parse_args()
     os.environ |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     os.environ.pop(SCHEDULER, None)

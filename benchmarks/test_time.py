@@ -1,14 +1,14 @@
-"""What batching the windows and mirrors of multi-scale testing gains: ours against a plain loop, in one table.
+"""Compare batched multi-scale testing with a loop over windows and mirrors: times and probabilities in one table.
 
-Command: `python benchmarks/test_time.py` (about a minute on two cores). It ends with exit status 1 where any
-probability differs by more than 1e-5 or is not a number.
-Ours runs as `sunets.evaluation.evaluate.evaluate` does it with every preset: channels last, and windows and mirrors in
-batches as far as those are faster. The loop runs in torch's default memory format, as the authors' code does, unless
+Command: `python benchmarks/test_time.py` (about a minute on two cores). The exit status is 1 if a probability differs
+by more than 1e-5 or is not a number.
+The batched test runs as in `sunets.evaluation.evaluate.evaluate`: channels last, with windows and mirrors in batches
+where that is faster. The loop uses torch's default memory format, as the authors' code does, unless
 --loop-channels-last is given.
-Expect, on two cores of an AVX-512 processor, 0.7 to 0.8 of the loop's time by default, 0.55 with windows of 128 pixels,
-whose passes are short, and 0.85 to 0.95 with the authors' windows of 512 pixels, which go one a pass (see
-`sunets.evaluation.multi_scale.CPU_PASS_PIXELS`): there the gain is the memory format's, and a loop in ours takes 0.93
-of our time. The two are timed in turn, so that the ratios hold on a busy machine; the times do not.
+On two cores of an AVX-512 processor, expect 0.7 to 0.8 of the loop's time by default, 0.55 with windows of 128 pixels,
+and 0.85 to 0.95 with the authors' windows of 512 pixels, which are not batched (see
+`sunets.evaluation.multi_scale.CPU_PASS_PIXELS`): that gain is due to the memory format, and a channels-last loop takes
+0.93 of the batched time. The methods are timed alternately, so ratios hold on a busy machine; times do not.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ LOOP = "window by window"
 def window_by_window(
     model: nn.Module, image: Tensor, window: tuple[int, int], scales: Sequence[float] = SCALES, flip: bool = True
 ) -> Tensor:
-    """The SUNet authors' multi-scale test of one image, with one window in every forward pass.
+    """Run the SUNet authors' multi-scale test of one image, with one window per forward pass.
 
-    Windows move on by two thirds of their size. What the description of the authors' test leaves open is settled as in
-    `multi_scale_probabilities`: antialiased bilinear resizing, zeros right and below where the image is smaller than
-    the window, the last window flush with the end.
+    The stride is two thirds of the window. Details that the authors do not describe are those of
+    `multi_scale_probabilities`: antialiased bilinear resizing, zeros on the right and below if the image is smaller
+    than the window, the last window flush with the border.
 
     Args:
-        model: in evaluation mode.
+        model: network in evaluation mode.
         image: (C, H, W) normalised, on the model's device.
         window: (height, width) of the windows.
-        scales: of the image.
+        scales: scales of the image.
         flip: add the logits of the mirrored window, from a second forward pass.
 
     Returns:
@@ -95,7 +95,7 @@ def window_by_window(
 
 
 def random_network(name: str, output_stride: int | None) -> nn.Module:
-    """A network with random weights and norms, whose probabilities are neither all alike nor all 0 or 1."""
+    """Build a network with random weights and norms, so that probabilities are neither equal nor all 0 or 1."""
     torch.manual_seed(0)
     model = create_model(name, num_classes=NUM_CLASSES, output_stride=output_stride).eval()
     for module in model.modules():
@@ -106,21 +106,25 @@ def random_network(name: str, output_stride: int | None) -> nn.Module:
 
 
 def main() -> None:
-    """Build, compare, time in turn, print."""
+    """Compare the methods, time them alternately, and print a table."""
     refuse_other_checkout()
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--model", default="sunet64", help="of the zoo")
-    parser.add_argument("--output-stride", type=int, default=16, help="of the network")
-    parser.add_argument("--size", type=int, nargs=2, default=(188, 250), metavar=("H", "W"), help="of the images")
+    parser.add_argument("--model", default="sunet64", help="name in the zoo")
+    parser.add_argument("--output-stride", type=int, default=16, help="output stride of the network")
+    parser.add_argument("--size", type=int, nargs=2, default=(188, 250), metavar=("H", "W"), help="size of the images")
     parser.add_argument("--window", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="size of a window")
-    parser.add_argument("--images", type=int, default=2, help="given to one call of ours")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=(2, 8), help="of ours, windows and mirrors")
+    parser.add_argument("--images", type=int, default=2, help="images per call of the batched test")
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=(2, 8), help="windows and mirrors per pass of the batched test"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="with 1 the processor time is least disturbed by others")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="CPU threads; with 1, other processes disturb the processor time least"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
-    parser.add_argument("--loop-channels-last", action="store_true", help="the loop in our memory format")
+    parser.add_argument("--loop-channels-last", action="store_true", help="run the loop in channels-last format")
     arguments = parser.parse_args()
     window = tuple(arguments.window)
     device = prepare_torch(TrainConfig(threads=arguments.threads), torch.device(arguments.device))
@@ -143,7 +147,7 @@ def main() -> None:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     for turn in range(arguments.rounds):
         order = list(methods)
-        for name in order if turn % 2 == 0 else reversed(order):  # a drift of the machine's load favours neither end
+        for name in order if turn % 2 == 0 else reversed(order):  # a drift of the load favours neither end
             times[name].append(_seconds(methods[name], device))
 
     host = environment(device, arguments.threads)
@@ -153,9 +157,9 @@ def main() -> None:
         f"medians of {arguments.rounds} rounds"
     )
     caption = (
-        f"{host.get('gpu', host['cpu'])}, {arguments.threads} threads, torch {host['torch']}. Ratio: time over the "
-        "loop's in the same round, median, least to greatest; CPU: the same of the processor time, which other "
-        "processes disturb less. Difference: greatest, of the probabilities."
+        f"{host.get('gpu', host['cpu'])}, {arguments.threads} threads, torch {host['torch']}. Ratio: time relative to "
+        "the loop in the same round, median and range; CPU: the same for the processor time, which other processes "
+        "disturb less. Difference: largest of the probabilities."
     )
     table = Table(title=title, caption=caption)
     for heading in ("method", "s", "ratio", "CPU", "difference"):
@@ -173,7 +177,7 @@ def main() -> None:
 
 
 def _seconds(method: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
-    """Wall and processor time of one call."""
+    """Measure the wall and processor time of one call."""
     start, busy = time.perf_counter(), time.process_time()
     method()
     if device.type == "cuda":

@@ -1,14 +1,13 @@
-"""Run commands of this project on GPUs (or cores) that SLURM lends: `python docs/slurm.py --help`.
+"""Run commands of this project on GPUs (or CPU cores) of a SLURM cluster: `python docs/slurm.py --help`.
 
     python docs/slurm.py --jobs 8 --gpu -- dvc repro
     python docs/slurm.py --jobs 8 --gpu --queue gpu --walltime 24:00:00 -- python -m ablations run joint_search
-    python docs/slurm.py --jobs 8 --gpu --print            # only show the file that SLURM would be given
+    python docs/slurm.py --jobs 8 --gpu --print            # only print the job file
 
-Start it in the root of a checkout that the compute nodes see under the same path, in the project's environment, on a
-machine that may call `sbatch` (a login node): it runs the Dask scheduler and the command, and asks SLURM for `--jobs`
-workers, each a SLURM job with one training at a time. When the command ends, or is stopped, the workers are cancelled.
-A worker that SLURM ends (its time is up, another user has priority) is replaced, and its training goes on from its
-checkpoint on another one.
+Start it on a login node (which may call `sbatch`), in the project's environment and in the root of a checkout that has
+the same path on the compute nodes. It runs the Dask scheduler and the command, and requests `--jobs` workers, each a
+SLURM job that runs one training at a time. Workers are cancelled when the command ends or is stopped. A worker that
+SLURM ends (time limit, preemption) is replaced, and its training resumes from the checkpoint on another one.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from dask_jobqueue import SLURMCluster
 
 
 def slurm_cluster(options: argparse.Namespace) -> SLURMCluster:
-    """The cluster, without workers yet; its `job_script()` is what `sbatch` gets."""
+    """Make the cluster, without workers yet; its `job_script()` is passed to `sbatch`."""
     return SLURMCluster(
         queue=options.queue,
         account=options.account,
         walltime=options.walltime,
-        cores=1,  # threads of the worker: one training at a time
+        cores=1,  # worker threads: one training at a time
         processes=1,
         job_cpu=options.cpus,
         memory=options.memory,
-        nanny=False,  # under one, a training could not start loader processes
+        nanny=False,  # a nanny would keep trainings from starting loader processes
         python=sys.executable,
         interface=options.interface,
         job_extra_directives=["--gres=gpu:1"] if options.gpu else [],
@@ -44,7 +43,7 @@ def slurm_cluster(options: argparse.Namespace) -> SLURMCluster:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -52,24 +51,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="one GPU per worker")
     parser.add_argument("--cpus", type=int, default=4, help="CPUs per worker; default: 4")
     parser.add_argument("--memory", default="16GiB", help="memory per worker; default: 16GiB")
-    parser.add_argument("--walltime", default="04:00:00", help="of a worker; default: 04:00:00")
+    parser.add_argument("--walltime", default="04:00:00", help="time limit of a worker; default: 04:00:00")
     parser.add_argument("--queue", help="SLURM partition")
     parser.add_argument("--account", help="SLURM account")
-    parser.add_argument("--interface", help="network interface that nodes reach this machine by, such as ib0")
-    parser.add_argument("--print", action="store_true", help="print the job file and end")
-    parser.add_argument("command", nargs="*", help="after --: what to run")
+    parser.add_argument("--interface", help="network interface on which nodes reach this machine, such as ib0")
+    parser.add_argument("--print", action="store_true", help="print the job file and exit")
+    parser.add_argument("command", nargs="*", help="after --: the command to run")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
-    """Start the scheduler, ask for workers, run the command."""
+    """Start the scheduler, request workers and run the command."""
     options = parse()
     with slurm_cluster(options) as cluster:
         if options.print or not options.command:
             print(cluster.job_script())
             return 0
         Path(".work/slurm").mkdir(parents=True, exist_ok=True)
-        cluster.adapt(minimum_jobs=options.jobs, maximum_jobs=options.jobs)  # replaces what SLURM ends
+        cluster.adapt(minimum_jobs=options.jobs, maximum_jobs=options.jobs)  # replaces workers that SLURM ends
         environment = os.environ | {"DASK_SCHEDULER_ADDRESS": cluster.scheduler_address}
         return subprocess.run(options.command, env=environment).returncode
 

@@ -1,4 +1,4 @@
-"""Segmentation of a user's own pictures, and the archive that the PASCAL VOC server scores."""
+"""Segmentation of a user's pictures, and the archive for the PASCAL VOC server."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from sunets.training.checkpoint import load_trained
 from sunets.training.device import select_device
 
 SINGLE_SCALE = VariantConfig()
-"""The whole image at its own scale."""
-_MARK = ("Software", "sunets predict")
-"""Text in the files that `predict` writes."""
+"""The whole image at its original scale."""
+_SOFTWARE = ("Software", "sunets predict")
+"""PNG text entry that marks the files of `predict`."""
 BORDER_COLOR = (224, 224, 192)
-"""Colour of the label 255 in a palette image, as in PASCAL VOC."""
+"""Colour of label 255 in a palette image, as in PASCAL VOC."""
 
 
 def predict_images(
@@ -43,16 +43,16 @@ def predict_images(
     batch_size: int = 8,
     device: str = "auto",
 ) -> list[Path]:
-    """Segment pictures: `<stem>_mask.png` (palette image of the labels) and `<stem>_overlay.png` for each.
+    """Segment pictures; write `<stem>_mask.png` (palette image of the labels) and `<stem>_overlay.png` for each.
 
-    Pictures may be of any size from 16 pixels a side on, and of any kind that `read_picture` reads; both files have the
-    picture's size, after the rotation its EXIF data ask for. A network trained on resized images sees the picture
-    resized to the same number of pixels, but no side of it below 16.
+    Pictures need sides of at least 16 pixels and a format that `read_picture` reads. Both files have the picture's size
+    after its EXIF rotation. For a network trained on resized images, the picture is resized to the same number of
+    pixels, with sides of at least 16.
 
     Args:
-        checkpoint: a weights file of a segmentation network.
+        checkpoint: weights file of a segmentation network.
         paths: picture files.
-        out_dir: directory for the results; created where absent, earlier results of the same names are replaced.
+        out_dir: directory for the results, created if absent; earlier results of the same names are replaced.
         variant: scales, mirroring, window.
         batch_size: windows and mirrors per forward pass.
         device: auto, cpu or cuda.
@@ -61,8 +61,8 @@ def predict_images(
         The files written.
 
     Raises:
-        DataError: pictures that cannot be read or are too small, two of one name, or results that would take the place
-            of a picture or of a file that `predict` did not write; all of them, before anything is written.
+        DataError: unreadable or too small pictures, two pictures of one name, or results that would replace an input
+            or a file not written by `predict`; lists all of them, before anything is written.
         CheckpointError, FileNotFoundError: the weights file cannot be used.
     """
     pictures = list(dict.fromkeys(Path(path) for path in paths))
@@ -77,15 +77,13 @@ def predict_images(
             if min(height, width) < MIN_SIDE:
                 faults.append(f"{path}: {width}x{height} pixels; at least {MIN_SIDE} a side are needed; enlarge it")
     results = {path: _results(path, out) for path in pictures}
-    owner: dict[str, Path] = {}
-    for path in pictures:  # a file system may take Photo and photo for one name
-        if owner.setdefault(path.stem.casefold(), path) != path:
-            faults.append(
-                f"{path}: {owner[path.stem.casefold()]} would write the same files; rename one or use two calls"
-            )
-    taken = {path.resolve() for path in [*pictures, Path(checkpoint)]}
+    first: dict[str, Path] = {}
+    for path in pictures:  # on some file systems, Photo and photo are one name
+        if (other := first.setdefault(path.stem.casefold(), path)) != path:
+            faults.append(f"{path}: {other} would write the same files; rename one or use two calls")
+    inputs = {path.resolve() for path in [*pictures, Path(checkpoint)]}
     for file in dict.fromkeys(file for files in results.values() for file in files):
-        if file.resolve() in taken:
+        if file.resolve() in inputs:
             faults.append(f"{file}: an input, which a result would replace; choose another --out")
         elif not _is_result(file):
             faults.append(f"{file}: `predict` did not write it and would replace it; choose another --out")
@@ -95,30 +93,30 @@ def predict_images(
         raise DataError(faults)
     predictor = _Predictor(checkpoint, variant, batch_size, device)
     out.mkdir(parents=True, exist_ok=True)
-    mark = PngImagePlugin.PngInfo()
-    mark.add_text(*_MARK)
+    png_text = PngImagePlugin.PngInfo()
+    png_text.add_text(*_SOFTWARE)
     for path, (mask_file, overlay_file) in results.items():
         picture = read_picture(path)
         labels = predictor(picture)
         with replacing(mask_file) as temporary:
-            palette_image(labels, predictor.info["palette"]).save(temporary, pnginfo=mark)
+            palette_image(labels, predictor.info["palette"]).save(temporary, pnginfo=png_text)
         with replacing(overlay_file) as temporary:
-            Image.fromarray(overlay(picture, labels, predictor.info["palette"])).save(temporary, pnginfo=mark)
+            Image.fromarray(overlay(picture, labels, predictor.info["palette"])).save(temporary, pnginfo=png_text)
     return [file for files in results.values() for file in files]
 
 
 def _results(path: Path, out: Path) -> tuple[Path, Path]:
-    """The files that a picture's mask and overlay are written to."""
+    """Return the output files of a picture: mask and overlay."""
     return out / f"{path.stem}_mask.png", out / f"{path.stem}_overlay.png"
 
 
 def _is_result(file: Path) -> bool:
-    """Whether `predict` may write a file: it is absent, or `predict` wrote it."""
+    """Whether a file is absent or was written by `predict`."""
     if not (file.exists() or file.is_symlink()):
         return True
     try:
         with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as image:
-            return image.info.get(_MARK[0]) == _MARK[1]
+            return image.info.get(_SOFTWARE[0]) == _SOFTWARE[1]
     except Exception:  # decoders fail in many ways
         return False
 
@@ -134,20 +132,20 @@ def write_server_archive(
     batch_size: int = 8,
     device: str = "auto",
 ) -> Path:
-    """Segment a split, which needs no labels, into the archive that the PASCAL VOC server takes, and check it.
+    """Segment a split, which needs no labels, and write and check the archive for the PASCAL VOC server.
 
     Args:
-        checkpoint: a weights file of a network for the data set's classes.
+        checkpoint: weights file of a network for the data set's classes.
         manifest: the prepared data set.
         out_dir: directory for the archive.
-        split: a split of the data set.
+        split: split of the data set.
         variant: scales, mirroring, window.
-        outside_data: whether other data than VOC's were trained on (comp6 instead of comp5).
+        outside_data: whether data other than VOC's were used in training (comp6 instead of comp5).
         batch_size: windows and mirrors per forward pass.
         device: auto, cpu or cuda.
 
     Returns:
-        The archive; a palette PNG an image under results/VOC2012/Segmentation/comp5_<split>_cls/.
+        The archive: one palette PNG per image in results/VOC2012/Segmentation/comp5_<split>_cls/.
 
     Raises:
         DataError: no such split, an unreadable image, or an archive that fails its check.
@@ -181,44 +179,44 @@ def write_server_archive(
 def check_server_archive(
     path: str | Path, manifest: Manifest, *, split: str = "test", outside_data: bool = False
 ) -> None:
-    """Check an archive for the PASCAL VOC server: names, completeness, sizes, kind, palette, labels.
+    """Check an archive for the PASCAL VOC server: names, completeness, sizes, format, palette, labels.
 
     Raises:
-        DataError: all faults, each naming the file.
+        DataError: lists all faults, each naming the file.
     """
     folder = f"results/VOC2012/Segmentation/{'comp6' if outside_data else 'comp5'}_{split}_cls"
     expected = {f"{folder}/{item.id}.png": item for item in manifest.splits[split]}
     palette = _palette_bytes(manifest.palette)
     faults: list[str] = []
-    found: set[str] = set()
+    seen: set[str] = set()
     try:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isdir():
                     continue
                 item, file = expected.get(member.name), archive.extractfile(member)
-                if item is None or file is None or member.name in found:
+                if item is None or file is None or member.name in seen:
                     faults.append(f"{path}: {member.name}: not expected (or twice) in {folder}/")
                     continue
-                found.add(member.name)
-                wrong = _png_faults(file.read(), item, palette, manifest.num_classes)
-                faults += [f"{path}: {member.name}: {fault}" for fault in wrong]
+                seen.add(member.name)
+                png_faults = _png_faults(file.read(), item, palette, manifest.num_classes)
+                faults += [f"{path}: {member.name}: {fault}" for fault in png_faults]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path}: not a readable archive ({error}); write it again") from None
-    faults += [f"{path}: {name}: missing" for name in expected if name not in found]
+    faults += [f"{path}: {name}: missing" for name in expected if name not in seen]
     if faults:
         raise DataError(faults)
 
 
 def palette_image(labels: NDArray[np.integer], palette: Iterable[Sequence[int]]) -> Image.Image:
-    """An 8-bit palette image of labels (H, W)."""
+    """Make an 8-bit palette image of labels (H, W)."""
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(_palette_bytes(palette))
     return image
 
 
 class _Predictor:
-    """A trained segmentation network that labels pictures."""
+    """A trained segmentation network, called with a picture."""
 
     def __init__(self, checkpoint: str | Path, variant: VariantConfig, batch_size: int, device: str) -> None:
         self.model: nn.Module
@@ -231,14 +229,14 @@ class _Predictor:
 
     @torch.inference_mode()
     def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Labels (H, W) of a picture (H, W, 3)."""
+        """Predict the labels (H, W) of a picture (H, W, 3)."""
         height, width = picture.shape[:2]
         trained = self.info["config"]["data"]["size"]
         zoom = (trained[0] * trained[1] / (height * width)) ** 0.5 if trained else 1.0
-        seen = self.variant.model_copy(update={"scales": tuple(scale * zoom for scale in self.variant.scales)})
+        zoomed = self.variant.model_copy(update={"scales": tuple(scale * zoom for scale in self.variant.scales)})
         image = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)[None].float() / 255
         mean, std = (torch.tensor(self.info[k], device=self.device).view(3, 1, 1) for k in ("mean", "std"))
-        probabilities = multi_scale_probabilities(self.model, (image - mean) / std, seen, self.batch_size)
+        probabilities = multi_scale_probabilities(self.model, (image - mean) / std, zoomed, self.batch_size)
         return probabilities[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
@@ -261,8 +259,8 @@ def _png_faults(content: bytes, item: Item, palette: bytes, num_classes: int) ->
         return [f"an 8-bit palette PNG is expected, not {image.format} of mode {image.mode}"]
     if image.size != (item.width, item.height):
         faults.append(f"{image.height}x{image.width} pixels, not the image's {item.height}x{item.width}")
-    found, count = bytes(image.getpalette() or []), 3 * num_classes
-    if found[:count] != palette[:count]:
+    stored, count = bytes(image.getpalette() or []), 3 * num_classes
+    if stored[:count] != palette[:count]:
         faults.append("another palette than the data set's")
     labels = np.unique(np.asarray(image))
     if labels.max() >= num_classes:

@@ -238,7 +238,7 @@ def test_context_shows_in_the_field() -> None:
         assert field.shape == (96, 64)
         again, _ = receptive_field(build, (96, 64), seeds=2, images=1)
         assert again == shares[name], "figures repeat"
-    assert shares["sunet_tiny"]["field.theoretical_share"] == 1
+    assert shares["sunet_tiny"]["receptive_field.theoretical_share"] == 1
     assert shares["sunet_tiny"]["receptive_field.theoretical_px"] == 96
     assert shares["plain_conv_small"]["receptive_field.theoretical_px"] == 35
     assert (

@@ -223,7 +223,7 @@ def test_workers_in_a_directory_with_a_long_path(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_is_no_png_is_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--picture .*x\.txt: the picture is a PNG; let its name end in \.png"):
+    with pytest.raises(ValueError, match=r"--picture .*x\.txt: the picture is a PNG; name it \*\.png"):
         run_profile(["no such model"], size=(64, 64), picture_path=tmp_path / "x.txt")
 
 

@@ -1,4 +1,4 @@
-"""Cost of a network in one call, its table for a terminal, and the command `profile`."""
+"""Cost of one network, its table for a terminal, and the command `profile`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from sunets.profiling.speed import measure_speed
 
 @usual_algorithms()
 def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Figures:
-    """Exact figures of one network, counted and audited.
+    """Count and audit the exact figures of one network.
 
     Args:
-        arguments: keyword arguments of `create_model`; weights are left out, because they change no cost.
+        arguments: keyword arguments of `create_model`; `weights` is ignored, since it does not affect the cost.
         size: (height, width) of the input in pixels.
         batch_size: images of the input.
 
@@ -39,14 +39,14 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
         cost.params_m: parameters in millions.
         cost.output_stride: input size over the size of the last features.
         cost.gmacs, cost.gflops: multiply-adds of a forward pass in 10^9, and twice that.
-        cost.gmacs_attention: those of them that are products of activations, not of weights.
-        cost.gmacs_forward_backward: of a forward and backward pass, gradients of all parameters included.
-        cost.uncounted_operators: operators of the forward pass for which no counter has a formula.
-        memory.saved_mib, memory.saved_mib_memory_efficient: `saved_bytes`; the second for SUNets only.
+        cost.gmacs_attention: those in products of two activations.
+        cost.gmacs_forward_backward: those of a forward and backward pass with gradients of all parameters.
+        cost.uncounted_operators: operators of the forward pass without a formula in any counter.
+        memory.saved_mib, memory.saved_mib_memory_efficient: see `saved_bytes`; the second for SUNets only.
 
     Raises:
         ValueError: the network cannot be built, or the size is too small.
-        AuditError: two ways of counting differ by more than 0.1 %.
+        AuditError: two counts differ by more than 0.1 %.
     """
     _check_size(size)
     model = _build(arguments)
@@ -106,35 +106,38 @@ def measure_cost(
     receptive_field_seeds: int = 0,
     receptive_field_images: int = 2,
 ) -> tuple[Figures, NDArray[np.float32] | None]:
-    """Count the exact cost of a network and, if `receptive_field_seeds` is not 0, measure its receptive field.
+    """Count the cost of a network; with `receptive_field_seeds`, also measure its receptive field.
 
     Args:
         arguments: keyword arguments of `create_model`.
         size: (height, width) of the input in pixels.
         batch_size: images whose multiply-adds and memory are counted.
-        receptive_field_seeds: initialisations that the effective field is averaged over.
+        receptive_field_seeds: initialisations that the effective field is averaged over; 0 skips it.
         receptive_field_images: random images per initialisation.
+
+    Returns:
+        The figures of `cost` and `receptive_field`, and the map of the effective field (H, W) or None.
     """
     figures = cost(arguments, size=size, batch_size=batch_size)
     if not receptive_field_seeds:
         return figures, None
     plain = {key: value for key, value in arguments.items() if key != "weights"}
-    field, gradient = receptive_field(
+    field_figures, gradient = receptive_field(
         lambda: create_model(**plain), size, seeds=receptive_field_seeds, images=receptive_field_images
     )
-    return figures | field, gradient
+    return figures | field_figures, gradient
 
 
 def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """A table for the terminal: one row a record, with `measure_cost`'s and, where present, `measure_speed`'s figures.
+    """Make a terminal table with one row per record: figures of `measure_cost` and, if present, `measure_speed`.
 
-    The caption says what was counted, how, and what no counter counts.
+    The caption states what was counted, how, and what is not counted.
     """
-    from sunets.report.tables import cost_frames, speed_columns  # pandas is for what is printed, not for counting
+    from sunets.report.tables import cost_frames, speed_columns  # counting needs no pandas
 
     rows = [record["cost"] for record in records]
     data, view = cost_frames(records)
-    table = Table(title="What the models cost", caption_justify="left", title_justify="left")
+    table = Table(title="Cost of the models", caption_justify="left", title_justify="left")
     view = view.assign(**speed_columns(data))
     for heading in view:
         first = heading == "Model"
@@ -148,21 +151,21 @@ def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
         f"Input {params['cost.batch_size']} x {height} x {width}. Multiply-adds (1 GMAC = 2 GFLOPs) by torch's "
         "counter; convolutions and linear layers agree with fvcore's count and, of SUNets, with a formula, to 0.1 %.",
         f"Not counted by any of them: {', '.join(uncounted)}.",
-        "Saved: what autograd keeps for the backward pass of a training step, parameters left out; recomputing: with "
-        "memory_efficient=True.",
+        "Saved: tensors that autograd saves for the backward pass of a training step, without parameters; recomputing: "
+        "with memory_efficient=True.",
     ]
     if attention := [f"{r['label']} {100 * row['cost.gmacs_attention'] / row['cost.gmacs']:.1f} %"
                      for r, row in zip(records, rows, strict=True) if row["cost.gmacs_attention"]]:  # fmt: skip
-        notes.append(f"Share of attention's products of activations: {', '.join(attention)}.")
+        notes.append(f"Share of products of activations (attention): {', '.join(attention)}.")
     if any("receptive_field.effective_share" in row for row in rows):
         notes.append(
-            "Field: larger side of the centre pixel's theoretical receptive field (up to the image's size), and the "
-            f"share of the pixels that hold {MASS:.0%} of the input gradient of its logits, of fresh networks."
+            "Field: larger side of the centre pixel's theoretical receptive field (up to the image size), and the "
+            f"share of the pixels that hold {MASS:.0%} of the input gradient of its logits, at initialisation."
         )
     if timed := next((row for row in rows if "speed.latency_ms" in row), None):
         notes.append(
             f"Times: median (interquartile range) of {timed['speed.repeats']} rounds after {timed['speed.warmup']}, "
-            f"models in turn; {timed['speed.device']}, {timed['speed.threads']} threads, {timed['speed.dtype']}."
+            f"models interleaved; {timed['speed.device']}, {timed['speed.threads']} threads, {timed['speed.dtype']}."
         )
     table.caption = "\n".join(notes)
     return table
@@ -183,33 +186,32 @@ def run_profile(
     picture_path: Path | None = None,
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
-    """Profile models of the zoo, print the table, write what is asked for; the command `profile`.
+    """Profile models of the zoo, print the table and write the requested files; the command `profile`.
 
     Args:
         models: names of the zoo.
         size: (height, width) of the input in pixels.
-        output_stride: of every model; None is each model's own.
+        output_stride: output stride of every model; None keeps the default of each.
         num_classes: channels of the logits.
         task: segmentation or classification.
         json_path: file for the exact records.
-        csv_path: the same as a table, one row a model.
-        speed: time the models too.
+        csv_path: file for the same as a table, one row per model.
+        speed: also time the models.
         speed_json_path: file for the timings.
-        field: measure the receptive fields too.
+        field: also measure the receptive fields.
         picture_path: PNG of the effective receptive fields.
-        console: where the table is printed.
+        console: console for the table.
 
     Returns:
         The exact records.
 
     Raises:
-        ValueError: an unknown name, a size that is too small, a model that cannot be built so, a picture
-            that is no PNG.
-        AuditError: two ways of counting differ.
+        ValueError: an unknown name, too small a size, a model that cannot be built, or a picture that is no PNG.
+        AuditError: two counts differ.
     """
     _check_size(size)
     if picture_path is not None and picture_path.suffix.lower() != ".png":
-        raise ValueError(f"--picture {picture_path}: the picture is a PNG; let its name end in .png")
+        raise ValueError(f"--picture {picture_path}: the picture is a PNG; name it *.png")
     for name in models:
         if name not in list_models(task):
             raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")

@@ -1,4 +1,4 @@
-"""Memory of a training step: what autograd keeps, and the peak on a GPU."""
+"""Memory of a training step: tensors saved by autograd, and the peak on a GPU."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ def training_loss(logits: Tensor) -> Tensor:
 
 @usual_algorithms()
 def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass of a training step with the cross-entropy loss.
+    """Count the bytes that autograd saves for the backward pass of a training step with the cross-entropy loss.
 
-    Every storage counts once, however many tensors share it; parameters and buffers are left out. The same number on
-    the meta device as on a CPU (but for the unused statistics of a norm that sees a single value, see `switched_mode`).
+    Every storage counts once, however many tensors share it; parameters and buffers do not count. The number is the
+    same on the meta device as on a CPU (except for norms that see a single value, see `switched_mode`).
 
     Args:
         model: network.
         x: images (B,C,H,W).
     """
-    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    saved: dict[int, Tensor] = {}  # holding the tensor keeps the address of its storage from being used again
+    parameters = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    saved: dict[int, Tensor] = {}  # holds the tensors, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
-        # On the meta device all data pointers are 0, so the storage object itself is the identity.
+        # On the meta device all data pointers are 0, so storages are identified by their objects.
         saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
     with switched_mode(model, training=True), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         training_loss(model(x))
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in own)
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in parameters)
 
 
 def peak_bytes(model: nn.Module, x: Tensor) -> int | None:
-    """Most memory allocated on the GPU during a training step, weights and gradients included; None on a CPU.
+    """Measure the peak GPU memory of a training step, with weights and gradients; None on a CPU.
 
     Args:
         model: network on the GPU.
@@ -51,7 +51,7 @@ def peak_bytes(model: nn.Module, x: Tensor) -> int | None:
     if x.device.type != "cuda":
         return None
     with switched_mode(model, training=True):
-        for _ in range(2):  # the first step also holds what the libraries need to choose their kernels
+        for _ in range(2):  # in the first step, libraries also allocate memory to choose kernels
             torch.cuda.reset_peak_memory_stats(x.device)
             training_loss(model(x)).backward()
             model.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Types of the figures, and settings of torch and of networks while they are measured."""
+"""Types of the figures, and temporary settings of torch and networks while they are measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Figures: TypeAlias = dict[str, float | int | str | None]
 
 
 def input_channels(model: nn.Module) -> int:
-    """Channels of the images that a network takes: those of its first convolution."""
+    """Return the input channels of a network: those of its first convolution."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
@@ -23,10 +23,10 @@ def input_channels(model: nn.Module) -> int:
 
 @contextlib.contextmanager
 def usual_algorithms() -> Iterator[None]:
-    """PyTorch's default choice of kernels for a while.
+    """Temporarily restore PyTorch's default choice of kernels.
 
-    With `torch.use_deterministic_algorithms`, which a training sets, some operators are replaced by others on all
-    devices but the CPU, the meta device included, and the counts would no longer be the same everywhere.
+    `torch.use_deterministic_algorithms`, which a training sets, replaces some operators on all devices but the CPU,
+    including the meta device, so that counts would differ between devices.
     """
     before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -38,10 +38,10 @@ def usual_algorithms() -> Iterator[None]:
 
 @contextlib.contextmanager
 def switched_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation mode for a while.
+    """Temporarily switch a network to training or evaluation mode.
 
-    In training mode a BatchNorm layer that sees a single value a channel (the pooled image of DeepLab at batch 1) runs
-    as in evaluation mode: one value has no variance, and PyTorch refuses it.
+    In training mode, a BatchNorm layer that sees a single value per channel (the pooled image of DeepLab at batch size
+    1) runs in evaluation mode: PyTorch refuses it, since one value has no variance.
     """
     before = {module: module.training for module in model.modules()}
 

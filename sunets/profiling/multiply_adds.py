@@ -1,4 +1,4 @@
-"""Multiply-adds of a network, counted by torch, by fvcore and by a formula, which must agree."""
+"""Multiply-adds of a network by three counts that must agree: torch, fvcore and a formula."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sunets.models.sunet import SUNet
 from sunets.profiling.modes import Size, input_channels, switched_mode, torch_threads
 
 AUDIT_SIZE: Size = (64, 96)
-"""(height, width) of the real input on which the counters are compared: fvcore cannot count on the meta device."""
+"""(height, width) of the input on which the counters are compared; fvcore cannot count on the meta device."""
 AUDIT_TOLERANCE = 1e-3
-"""Largest relative difference between two ways of counting."""
+"""Maximum relative difference between two counts."""
 
 _aten = torch.ops.aten
 CONV_AND_LINEAR = {_aten.convolution, _aten._convolution, _aten.addmm, _aten.mm}
 
 
 class AuditError(ValueError):
-    """Two ways of counting the same multiply-adds disagree; says where."""
+    """Disagreement between two counts of the same multiply-adds; names the layer."""
 
 
 def _conv_backward_flops(grad_out: Any, x: Any, w: Any, *rest: Any, **_: Any) -> int:
-    """FLOPs of a convolution's backward pass: each gradient takes as many multiply-adds as the forward pass.
+    """Count the FLOPs of a convolution's backward pass: each gradient takes as many as the forward pass.
 
     torch's own formula counts the weight gradient of a grouped convolution `groups` times.
     """
@@ -38,12 +38,12 @@ def _conv_backward_flops(grad_out: Any, x: Any, w: Any, *rest: Any, **_: Any) ->
 
 
 def count_macs(model: nn.Module, x: Tensor, *, backward: bool = False) -> dict[str, dict[Any, int]]:
-    """Multiply-adds of one pass, by module ("" is the whole network) and operator, by torch's own counter.
+    """Count the multiply-adds of one pass by module ("" is the whole network) and operator, with torch's counter.
 
     Args:
         model: network, on the meta device or any other.
         x: images (B,C,H,W) on the same device.
-        backward: count the gradients of all parameters too.
+        backward: also count the gradients of all parameters.
     """
     counter = FlopCounterMode(display=False, custom_mapping={_aten.convolution_backward: _conv_backward_flops})
     with counter, torch.set_grad_enabled(backward):
@@ -62,29 +62,30 @@ def _conv_and_linear(counts: Mapping[str, Mapping[Any, int]], names: Iterable[st
 
 
 def audit(model: nn.Module, size: Size = AUDIT_SIZE) -> None:
-    """Compare torch's counter with fvcore's on a small real input, layer by layer, and with `sunet_macs` for SUNets.
+    """Compare torch's counter with fvcore's on a small input, layer by layer, and with `sunet_macs` for SUNets.
 
-    Convolutions and linear layers are compared: they are what both count alike.
+    Convolutions and linear layers are compared, which both counters define alike.
 
     Args:
-        model: network on the CPU; its weights do not matter and stay as they are.
+        model: network on the CPU; its weights do not matter and stay unchanged.
         size: (height, width) of the input in pixels.
 
     Raises:
-        AuditError: some layer or the whole differs by more than 0.1 %.
+        AuditError: a layer or the whole differs by more than 0.1 %.
     """
     x = torch.zeros(1, input_channels(model), *size)
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     names = [*(name for name, module in model.named_modules() if isinstance(module, layers)), ""]
-    # fvcore traces the network: in training mode that would move the BatchNorm statistics. One thread: on a busy
-    # machine several would wait for each other after each of these small layers.
+    # fvcore traces the network; training mode would change the BatchNorm statistics. One thread: on a busy machine
+    # several would wait for each other after each of these small layers.
     with warnings.catch_warnings(), switched_mode(model, training=False), torch.no_grad(), torch_threads(1):
-        warnings.simplefilter("ignore")  # deprecation of TorchScript, and sizes that the trace freezes
+        warnings.simplefilter("ignore")  # deprecation of TorchScript, sizes frozen by the trace
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(model, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        theirs = analysis.by_module_and_operator()
-        fvcore = {k: sum(theirs[k][op] for op in ("conv", "linear", "addmm", "mm") if k in theirs) for k in names}
+        by_module = analysis.by_module_and_operator()
+        operators = ("conv", "linear", "addmm", "mm")
+        fvcore = {k: sum(by_module[k][op] for op in operators if k in by_module) for k in names}
         counts = count_macs(model, x)
     subject = f"{type(model).__name__} at {size[0]}x{size[1]}"
     compare(_conv_and_linear(counts, names), fvcore, ("torch's counter", "fvcore"), subject)
@@ -100,14 +101,14 @@ def compare_with_formula(model: nn.Module, counts: Mapping[str, Mapping[Any, int
         compare(_conv_and_linear(counts, formula), formula, ("torch's counter", "the formula"), subject)
 
 
-def compare(a: Mapping[str, int], b: Mapping[str, int], sources: tuple[str, str], subject: str) -> None:
-    """Check that two ways of counting agree in every part.
+def compare(a: Mapping[str, int], b: Mapping[str, int], counters: tuple[str, str], subject: str) -> None:
+    """Check that two counts agree in every part.
 
     Args:
         a: multiply-adds by part; "" is the whole.
-        b: the same, counted otherwise.
-        sources: what counted a and b.
-        subject: what was counted, for the message.
+        b: another count of the same parts.
+        counters: names of the counters of a and b, for the message.
+        subject: name of the network, for the message.
 
     Raises:
         AuditError: names the first part that differs by more than 0.1 %.
@@ -116,16 +117,16 @@ def compare(a: Mapping[str, int], b: Mapping[str, int], sources: tuple[str, str]
         if abs(a[part] - b[part]) > AUDIT_TOLERANCE * max(a[part], b[part]):
             raise AuditError(
                 f"{subject}: multiply-adds of {part or 'the whole network'}: "
-                f"{sources[0]} says {a[part]:,}, {sources[1]} {b[part]:,}"
+                f"{counters[0]} says {a[part]:,}, {counters[1]} {b[part]:,}"
             )
 
 
 def sunet_macs(config: SUNetConfig, size: Size, batch_size: int = 1) -> dict[str, int]:
-    """Multiply-adds of a SUNet's convolutions and linear layer from its structure alone, by module ("" is the whole).
+    """Compute the multiply-adds of a SUNet's convolutions and linear layer from its structure, by module ("" is all).
 
     Args:
         config: structure.
-        size: (height, width) of the input in pixels; every stride rounds up.
+        size: (height, width) of the input in pixels; strides round up.
         batch_size: images.
     """
 
@@ -133,7 +134,7 @@ def sunet_macs(config: SUNetConfig, size: Size, batch_size: int = 1) -> dict[str
         return (at[0] + 1) // 2, (at[1] + 1) // 2
 
     def conv(at: Size, channels_in: int, channels_out: int, kernel: int = 1) -> int:
-        """At `at` pixels: a convolution's output, a transposed convolution's input."""
+        """Count a convolution with output size `at`, or a transposed one with input size `at`."""
         return batch_size * at[0] * at[1] * channels_in * channels_out * kernel**2
 
     stem, width = config.stem_channels, config.width
@@ -169,7 +170,7 @@ _MOVING = {"clone", "copy", "detach", "empty_like", "full_like", "to_copy", "uns
 
 
 class Uncounted(TorchDispatchMode):
-    """Collects the operators that compute something and that the counter has no formula for."""
+    """Collects the computing operators for which the counter has no formula."""
 
     def __init__(self) -> None:
         super().__init__()

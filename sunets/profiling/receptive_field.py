@@ -1,4 +1,4 @@
-"""Receptive fields: which pixels can, and which do, move a logit."""
+"""Theoretical and effective receptive fields: the pixels that can change a logit, and those that do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sunets.core.config import derive_seed
 from sunets.profiling.modes import Figures, Size, input_channels, switched_mode
 
 CALIBRATION_IMAGES = 8
-"""Images whose statistics a fresh network's BatchNorm layers hold while its effective field is measured."""
+"""Images for the BatchNorm statistics of a network whose effective field is measured at initialisation."""
 MASS = 0.95
-"""Part of the input gradient that the effective receptive field holds."""
+"""Share of the input gradient within the effective receptive field."""
 
 
 def _centre_gradient(model: nn.Module, x: Tensor) -> Tensor:
-    """Sizes (B,H,W) of the gradient of the centre pixel's logits (or the logits, of a classifier) by each pixel."""
+    """Compute the absolute gradient (B,H,W) of the centre pixel's logits, or of a classifier's, by each pixel."""
     x = x.detach().requires_grad_()
     logits = model(x)
     if logits.dim() == 4:
@@ -41,7 +41,7 @@ _POOL = ("input", "kernel_size", "stride", "padding")
 
 
 class _Positive(TorchFunctionMode):
-    """Makes a network's gradient by its input positive wherever there is a path, given positive weights."""
+    """Makes the input gradient of a network with positive weights positive wherever a path exists."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -56,17 +56,17 @@ class _Positive(TorchFunctionMode):
 
 
 def theoretical_field(model: nn.Module, size: Size) -> NDArray[np.bool_]:
-    """The pixels (H,W) that can have an influence on the logits of the centre pixel.
+    """Find the pixels (H,W) that can influence the logits of the centre pixel.
 
-    Exact for any network of convolutions, norms, activations, pooling and resampling: weights become positive,
-    activations and norms the identity and maxima means, so that no two paths cancel; what then has a gradient is the
-    field. It ends at the image's border.
+    Exact for networks of convolutions, norms, activations, pooling and resampling: with positive weights, the identity
+    for activations and norms, and means for maxima, no two paths cancel, and the field is where the gradient is not
+    zero. It ends at the image border.
 
     Args:
-        model: network; stays as it is.
+        model: network; stays unchanged.
         size: (height, width) of the input in pixels.
     """
-    # Double precision: at the border of a deep network's field the gradient is too small for single precision.
+    # Double precision: at the border of a deep network's field, the gradient underflows in single precision.
     model = copy.deepcopy(model).eval().double().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
@@ -80,10 +80,10 @@ def theoretical_field(model: nn.Module, size: Size) -> NDArray[np.bool_]:
 
 
 def natural_noise(count: int, channels: int, size: Size, generator: torch.Generator) -> Tensor:
-    """Random images (count,channels,H,W), float64, of mean 0 and variance 1, whose amplitude falls as 1/frequency.
+    """Draw random images (count,channels,H,W), float64, of mean 0 and variance 1, with amplitude 1/frequency.
 
-    So does that of photographs (Field, 1987, doi:10.1364/JOSAA.4.002379). White noise would not do: what a network
-    averages over a region would then be the same everywhere.
+    Photographs have this spectrum (Field, 1987, doi:10.1364/JOSAA.4.002379). With white noise, averages over a region
+    would be the same everywhere.
     """
     white = torch.randn(count, channels, *size, generator=generator, dtype=torch.float64)
     rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])[None]
@@ -93,7 +93,7 @@ def natural_noise(count: int, channels: int, size: Size, generator: torch.Genera
 
 
 def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Give a fresh network's BatchNorm layers the statistics of these images (B,C,H,W), in place of 0 and 1."""
+    """Set the BatchNorm statistics of a freshly initialised network to those of images (B,C,H,W)."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
@@ -103,14 +103,14 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
 
 
 def effective_map(model: nn.Module, images: Tensor) -> NDArray[np.float64]:
-    """How much each pixel moves the logits of the centre pixel: mean over images of the absolute gradient (H,W).
+    """Compute the mean over images of the absolute gradient (H,W) of the centre pixel's logits.
 
     Luo et al., "Understanding the effective receptive field in deep convolutional neural networks" (NeurIPS 2016).
-    In evaluation mode: in training mode every pixel moves the statistics of the batch, and through them every logit.
+    Evaluation mode is used: in training mode, every pixel changes every logit through the batch statistics.
 
     Args:
         model: network, trained or calibrated.
-        images: images (B,C,H,W) as the network takes them.
+        images: normalised images (B,C,H,W).
     """
     total = np.zeros(images.shape[2:])
     with switched_mode(model, training=False):
@@ -120,7 +120,7 @@ def effective_map(model: nn.Module, images: Tensor) -> NDArray[np.float64]:
 
 
 def mass_share(weights: NDArray[np.float64], mass: float = MASS) -> float:
-    """Smallest share of the pixels that together hold `mass` of the sum."""
+    """Compute the smallest share of the pixels that together hold `mass` of the sum."""
     cumulated = np.cumsum(np.sort(weights, axis=None)[::-1])
     return float(np.searchsorted(cumulated, mass * cumulated[-1]) + 1) / weights.size
 
@@ -128,23 +128,23 @@ def mass_share(weights: NDArray[np.float64], mass: float = MASS) -> float:
 def receptive_field(
     build: Callable[[], nn.Module], size: Size, *, seeds: int, images: int
 ) -> tuple[Figures, NDArray[np.float32]]:
-    """How far information travels in a freshly initialised network.
+    """Measure the receptive fields of a freshly initialised network.
 
     Args:
-        build: makes the network; its weights are drawn from torch's random state.
-        size: (height, width) of the input in pixels, where the field ends at the latest.
+        build: builds the network with weights from torch's random state.
+        size: (height, width) of the input in pixels, which bounds the field.
         seeds: initialisations that the effective field is averaged over.
         images: random images per initialisation; `natural_noise`.
 
     Returns:
         receptive_field.theoretical_px: larger side of the theoretical field.
-        field.theoretical_share: share of the pixels that lie in it; 1 means that it reaches every border.
+        receptive_field.theoretical_share: share of the pixels inside it; 1 means that it reaches every border.
         receptive_field.effective_share: smallest share of the pixels that holds 95 % of the mean absolute gradient.
-        And that mean (H,W).
+        And that mean gradient (H,W).
     """
     total = np.zeros(size)
     for seed in range(seeds):
-        # The weights and images of seed n are the same however many seeds there are.
+        # Weights and images of seed n do not depend on the number of seeds.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("receptive_field", seed))
             model = build()
@@ -152,12 +152,14 @@ def receptive_field(
         noise = natural_noise(max(images, CALIBRATION_IMAGES), input_channels(model), size, generator)
         # Double precision, so that the shares do not depend on the number of threads.
         calibrate(model.double(), noise)
-        total += effective_map(model, noise[:images]) / seeds  # not normalised one by one: a dead pixel has none
+        total += (
+            effective_map(model, noise[:images]) / seeds
+        )  # not normalised per seed: a dead centre pixel has no gradient
     inside = theoretical_field(model, size)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     figures: Figures = {
         "receptive_field.theoretical_px": int(max(np.ptp(rows), np.ptp(columns))) + 1,
-        "field.theoretical_share": round(float(inside.mean()), 4),
+        "receptive_field.theoretical_share": round(float(inside.mean()), 4),
         "receptive_field.effective_share": round(mass_share(total), 4),
     }
     return figures, total.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Latency, throughput and step time, models in turn."""
+"""Latency, throughput and step time of several models, interleaved."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def measure_speed(
     threads: int = 1,
     device: str = "auto",
 ) -> dict[str, Figures]:
-    """Time forward passes and training steps in float32, taking the models in turn within every round.
+    """Time forward passes and training steps in float32, all models once per round.
 
-    Whatever slows a round down slows all of its models, so that ratios hold on a busy machine. Data lie on the device
-    beforehand, and the device is synchronised before the clock is read.
+    A disturbance slows all models of a round, so ratios hold on a busy machine. Data are on the device beforehand, and
+    the device is synchronised before the clock is read.
 
     Args:
-        models: name -> network; copies are timed.
+        models: networks by name; copies are timed.
         size: (height, width) of the input in pixels.
         batch_size: images.
         repeats: timed rounds.
         warmup: untimed rounds before them.
         threads: CPU threads.
-        device: cpu, cuda, or auto: CUDA where there is a GPU.
+        device: cpu, cuda, or auto (CUDA if there is a GPU).
 
     Returns:
-        By name: medians and interquartile ranges over the rounds of speed.latency_ms (one forward pass in inference
-        mode), speed.images_per_second, speed.step_ms (forward, cross-entropy, backward; no optimiser), the protocol,
-        and memory.peak_mib of the step on a GPU.
+        By name: medians and interquartile ranges over the rounds of speed.latency_ms (a forward pass in inference
+        mode) and speed.step_ms (forward, cross-entropy, backward; no optimiser), speed.images_per_second, the
+        protocol, and memory.peak_mib of the step on a GPU.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
@@ -82,11 +82,11 @@ def measure_speed(
         "speed.dtype": "float32",
         "speed.memory_format": "contiguous_format",
     }
-    found: dict[str, Figures] = {}
+    figures: dict[str, Figures] = {}
     for name, model in copies.items():
         latency, latency_iqr = _median_and_spread(passes[name][warmup:])
         step_ms, step_iqr = _median_and_spread(steps[name][warmup:])
-        found[name] = {
+        figures[name] = {
             "speed.latency_ms": latency,
             "speed.latency_iqr_ms": latency_iqr,
             "speed.images_per_second": 1e3 * batch_size / latency,
@@ -95,7 +95,7 @@ def measure_speed(
             "memory.peak_mib": to_mib(peak_bytes(model, images[name])),
             **protocol,
         }
-    return found
+    return figures
 
 
 def _median_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""The stages of the pipelines: each reads `params.yaml` and earlier stages' files and writes its own."""
+"""Stages of the pipeline; each reads `params.yaml` and files of earlier stages, and writes its outputs."""

@@ -1,4 +1,4 @@
-"""Stage `archive`: a trained model's labels of a VOC split, in the archive that the PASCAL VOC server takes."""
+"""Stage `archive`: predicted labels of a VOC split in an archive for the PASCAL VOC server."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def archive_stage(
 ) -> Path:
     """Segment a split, which needs no labels, and write and check the archive.
 
-    The competition is comp6 (other data than VOC's own were used) where training started from published or earlier
-    weights or used SBD's labels, else comp5.
+    The competition is comp6 (data other than VOC's were used) if training started from published or earlier weights or
+    used SBD's labels, else comp5.
 
     Args:
         suite: parameters of a PASCAL VOC benchmark.
         key: key under `models`.
-        split: a split of VOC; `test` has no public labels and is what the server scores.
-        variant: a test-time variant; None takes the last one of `evaluate.variants`, the most thorough by convention.
+        split: split of VOC; the server scores `test`, whose labels are not public.
+        variant: test-time variant; None takes the last one of `evaluate.variants`, the most thorough by convention.
         seed: training seed of the weights; None takes the first.
-        root: of the checkout.
+        root: root of the checkout.
 
     Returns:
-        The archive, below `outputs/<benchmark>/archives/<key>/`.
+        The archive in `outputs/<benchmark>/archives/<key>/`.
 
     Raises:
-        ConfigError: another data set than VOC's, or no such variant or seed.
+        ConfigError: a data set other than VOC, or no such variant or seed.
         DataError: the data lack the split, or the finished archive fails its check.
         CheckpointError, FileNotFoundError: the weights cannot be used.
     """
     if suite.data.name != "voc2012":
-        raise ConfigError(f"data.name: the server takes PASCAL VOC (voc2012), not {suite.data.name}")
+        raise ConfigError(f"data.name: the server scores PASCAL VOC (voc2012), not {suite.data.name}")
     variants = suite.evaluate.variants
     variant = variant or list(variants)[-1]
     if variant not in variants:
@@ -67,7 +67,7 @@ def archive_stage(
         check_weights(weights, config, load_manifest(paths.data, suite.data), f"train {key} again")
         if split in (suite.data.train_split, suite.data.val_split, suite.data.test_split):
             manifest = load_manifest(paths.data, suite.data)
-        else:  # checked apart, so that the benchmark's own data stay as they are
+        else:  # prepared in another directory, so that the benchmark's data stay unchanged
             held_out = suite.data.val_split
             data = suite.data.model_copy(update={"train_split": held_out, "test_split": split})
             manifest = prepare(data, paths.data.with_name(f"{paths.data.name}.{split}"))

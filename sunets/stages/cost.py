@@ -1,4 +1,4 @@
-"""Stages `cost` (exact figures of one model) and `speed` (noisy figures of all models, taken in turn)."""
+"""Stages `cost` (exact figures of one model) and `speed` (noisy figures of all models, interleaved)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from sunets.core.config import Suite
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import environment, provenance, stage_command
-from sunets.core.record import make_record, replacing, write_json
+from sunets.core.record import make_record, write_arrays, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
 from sunets.models.zoo import create_model
@@ -21,18 +21,18 @@ from sunets.profiling.speed import measure_speed
 
 
 def _arguments(suite: Suite, key: str, paths: BenchmarkPaths) -> tuple[dict[str, Any], str]:
-    """Keyword arguments of `create_model` for a model of the benchmark, and the digest of the data they come from."""
+    """Return the keyword arguments of `create_model` for a model, and the digest of the data that determine them."""
     manifest = load_manifest(paths.data, suite.data)
     arguments = suite.models[key].arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
     return arguments, manifest.digest
 
 
 def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
-    """Count `models.<key>` at `cost.size`; the record and the map of its effective receptive field.
+    """Count `models.<key>` at `cost.size`; write the record and the map of its effective receptive field.
 
     Raises:
         ConfigError, ValueError: the model cannot be built.
-        AuditError: two ways of counting differ.
+        AuditError: two counts differ.
     """
     paths = BenchmarkPaths(suite.benchmark, root)
     suite.config(key, suite.seeds[0])
@@ -48,14 +48,14 @@ def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
             receptive_field_images=suite.cost.receptive_field_images,
         )
         record = record_of(cost=figures, environment=environment("cpu", 1))
-        with replacing(paths.records / "cost" / f"{key}.npz") as path:
-            np.savez_compressed(path, field=cast(np.ndarray, field))  # receptive_field_seeds is at least 1
+        # receptive_field_seeds is at least 1
+        write_arrays(paths.records / "cost" / f"{key}.npz", {"field": cast(np.ndarray, field)})
         write_json(paths.records / "cost" / f"{key}.json", record)
     return record
 
 
 def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
-    """Time all models of the benchmark in one run at `cost.size`; the records."""
+    """Time all models of the benchmark in one run at `cost.size`; write and return the records."""
     paths = BenchmarkPaths(suite.benchmark, root)
     arguments = {key: _arguments(suite, key, paths) for key in suite.models}
     digest = next(digest for _, digest in arguments.values())
@@ -80,7 +80,7 @@ def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
 def _recorder(
     kind: Literal["cost", "speed"], suite: Suite, key: str, code: str, command: str
 ) -> Callable[..., dict[str, Any]]:
-    """What makes a model's record of its `cost` and `environment`; the provenance is that of now, before measuring."""
+    """Make a function from `cost` and `environment` to a record, whose provenance is taken now, before measuring."""
     params = cost_parameters(suite.cost.model_dump(mode="json"), suite.models[key], suite.data.task)
     return partial(
         make_record,

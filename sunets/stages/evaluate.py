@@ -1,4 +1,4 @@
-"""Stage `evaluate`: score every trained seed of one model on the test split, and keep each image's confusion matrix."""
+"""Stage `evaluate`: score every seed of one model on the test split, with a confusion matrix per image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.recipes import tuned
-from sunets.core.record import make_record, parameters, read_records, replacing, write_json
+from sunets.core.record import make_record, parameters, read_records, write_arrays, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate as score
@@ -32,16 +32,16 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Score one seed with every test-time variant, in a worker process.
 
     Args:
-        arguments: config (plain), weights (content of the file, base64) and data (directory).
-        send: takes the name of each variant when it is scored.
+        arguments: config (plain values), weights (content of the file, base64) and data (directory).
+        send: receives the name of each variant after it was scored.
 
     Returns:
-        environment, scores and image_ids by variant; confusions.VARIANT, and of the first variant label.IMAGE.
+        environment; scores and image_ids by variant; confusions.VARIANT; label.IMAGE of the first variant.
     """
     config = Config.model_validate(arguments["config"])
     manifest = load_manifest(Path(arguments["data"]), config.data)
     device = select_device(config.train.device)
-    with tempfile.TemporaryDirectory() as folder:  # the worker may be on a machine that lacks the file
+    with tempfile.TemporaryDirectory() as folder:  # the machine of the worker may not have the file
         weights = Path(folder, "weights.pt")
         weights.write_bytes(base64.b64decode(arguments["weights"]))
         model, _ = load_trained(weights)
@@ -69,14 +69,14 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
 
 def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
-    """Score `models.<key>` on the test split: records, per-image confusion matrices, label images for the figure.
+    """Score `models.<key>` on the test split; write records, confusion matrices per image, and label images.
 
     Returns:
-        The records, one a seed and variant; a training that failed gives a failed record with its reason.
+        The records, one per seed and variant; a failed training gives a failed record with its reason.
 
     Raises:
         ConfigError: the test split cannot be scored so, or the model's recipe is not tuned yet.
-        FileNotFoundError, CheckpointError: weights that are not there, damaged, or of another training.
+        FileNotFoundError, CheckpointError: weights that are missing, damaged, or of another training.
         ValueError: a failed training of other parameters.
         JobError, StageError: as of `train_stage`.
     """
@@ -136,9 +136,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
             for name, labels in next(iter(by_seed.values())).items():
                 if name.startswith("label."):
                     Image.fromarray(labels).save(folder / f"{name.removeprefix('label.')}.png")
-        confusion = paths.records / "confusion" / f"{key}.npz"
-        with replacing(confusion) as temporary:
-            np.savez_compressed(temporary, **arrays)
+        write_arrays(paths.records / "confusion" / f"{key}.npz", arrays)
         write_json(paths.records / "evaluate" / f"{key}.json", records)
         finished = [r["scores"] for r in records if r["status"] == "finished" and r["variant"] == headline]
         means = {
@@ -154,7 +152,7 @@ def _check_failure(record: Mapping[str, Any], config: Config, manifest: Manifest
     """Refuse to report the failure of a training with other parameters or data.
 
     Raises:
-        ValueError: names what differs.
+        ValueError: names the difference.
     """
     made_by, wanted = (
         {k: v for k, v in (params | {"digest of the data": digest}).items() if not k.startswith(NOT_IN_IDENTITY)}

@@ -17,41 +17,40 @@ from sunets.data.preparation import prepare
 
 
 def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
-    """Prepare the benchmark's data under `data/prepared/<benchmark>/`; ends at once where nothing has changed.
+    """Prepare the benchmark's data in `data/prepared/<benchmark>/`; returns at once if nothing has changed.
 
     Raises:
-        DataError: every fault found, with file names; nothing is written then.
+        DataError: lists all faults with file names; nothing is written.
     """
     paths = BenchmarkPaths(suite.benchmark, root)
     if suite.data.root is not None and (fault := overlap(suite.data.root, root)):
         raise DataError(f"data.root: {fault}")
     with stage("prepare", paths, __name__, suite=suite, params=("benchmark", "data")):
-        # DVC wants the inputs of `ablation_report` to exist, in a benchmark without studies too.
+        # DVC requires the inputs of `ablation_report` to exist, even in a benchmark without studies.
         (paths.records / "ablations").mkdir(parents=True, exist_ok=True)
         manifest = prepare(suite.data, paths.data, min_side=_min_side(suite))
-        # What DVC's stages `prepare`, `train` and `ablate` follow: they run again where other files were seen.
+        # A dependency of DVC's stages `prepare`, `train` and `ablate`, which run again when these files change.
         if suite.watch:
-            weights = {path: _digest(root / path) for path in _started_from(suite)}
-            seen = {"files_sha256": _digest(paths.data / FILES), "init_from_sha256": weights}
-            write_json(paths.watched, seen)
+            weights = {path: _digest(root / path) for path in _initial_weights(suite)}
+            write_json(paths.watched, {"files_sha256": _digest(paths.data / FILES), "init_from_sha256": weights})
         else:
             paths.watched.unlink(missing_ok=True)
     return manifest
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None where it is not there yet."""
+    """Return the SHA-256 of a file; None if it does not exist yet."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _started_from(suite: Suite) -> list[str]:
-    """Paths of the files that trainings of the benchmark and of its studies start from."""
+def _initial_weights(suite: Suite) -> list[str]:
+    """List the files that trainings of the benchmark and its studies start from."""
     configs = [suite.config(key, seed) for key in suite.models for seed in suite.seeds]
     configs += [suite.config(s.model, seed, s.overrides) for s in suite.ablations.values() for seed in s.seeds]
     return sorted({config.train.init_from for config in configs if config.train.init_from})
 
 
 def _min_side(suite: Suite) -> int | None:
-    """Least side of an image: 1 where every training resizes it by its crops."""
+    """Return the minimum side of an image: 1 if every training resizes it by its crops, None for the default."""
     crops = [suite.config(key, suite.seeds[0]).train.augment.resized_crop for key in suite.models]
     return 1 if suite.data.task == "classification" and None not in crops else None
