@@ -554,7 +554,7 @@ def test_a_diverged_training_names_step_rate_and_images(manifest: Manifest, tmp_
     [
         ({}, "3", r"train.batch_size: a multiple of the 3 processes, not 4"),
         ({"train__micro_batch_size": 2, "train__batch_size": 6}, "2", r"train.micro_batch_size: a divisor of each"),
-        ({"train__class_weights": [1.0, 2.0]}, "1", r"train.class_weights: 3 values, one a class, not 2"),
+        ({"train__class_weights": [1.0, 2.0]}, "1", r"train.class_weights: 3 values, one per class, not 2"),
         ({"data__train_split": "more"}, "1", r"data.train_split: .* no split 'more'; it has train, val, test"),
         ({"model__name": "sunet_typo"}, "1", r"sunet_typo"),
         ({"train__init_from": "absent.pt"}, "1", r"absent.pt: no such file"),

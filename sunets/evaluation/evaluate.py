@@ -1,4 +1,4 @@
-"""Scoring of a trained network on a split: one confusion matrix per image, and the scores."""
+"""Scores of a trained network on a split, and one confusion matrix per image."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Evaluation:
     confusions: NDArray[np.uint32]
     """(images, K, K), rows are the truth; for classification (1, K, K), over all images."""
     image_ids: tuple[str, ...]
-    """One a matrix; for classification `all`."""
+    """One per matrix; for classification `all`."""
     scores: dict[str, float | None]
     """score.miou, score.mean_accuracy, score.pixel_accuracy, score.boundary_f and score.iou.<class> as fractions, None
-    where a class is absent; for classification score.top1_error_percent and score.top5_error_percent."""
+    if a class is absent; for classification score.top1_error_percent and score.top5_error_percent."""
     predictions: dict[str, NDArray[np.uint8]]
-    """Image id -> (H, W) labels of the split's first images; empty for classification."""
+    """Image id -> (H, W) labels, for the first images of the split; empty for classification."""
 
 
 def evaluate(
@@ -45,17 +45,17 @@ def evaluate(
 ) -> Evaluation:
     """Score a network on a split, in float32.
 
-    The scores are those of the sum of all confusion matrices, except `score.boundary_f`, the mean over the images that
+    Scores are computed from the sum of all confusion matrices, but `score.boundary_f` is the mean over the images that
     have a boundary.
 
     Args:
-        model: from logits; moved to the device and set to evaluation mode.
+        model: returns logits; is moved to the device and set to evaluation mode.
         manifest: the prepared data set.
-        config: batch size, boundary tolerance and number of kept predictions under `evaluate`; threads and memory
+        config: batch size, boundary tolerance and number of returned predictions under `evaluate`; threads and memory
             format as in `train`.
         split: a split with labels.
         variant: scales, mirroring, window.
-        device: None chooses as the training did.
+        device: None is that of `train.device`.
 
     Raises:
         ConfigError: no such split, or a sliding window for classification.
@@ -75,33 +75,33 @@ def evaluate(
     confusions = np.zeros((len(items) if segmentation else 1, classes, classes), dtype=np.uint32)
     boundaries: list[float | None] = [None] * len(items)
     predictions: dict[str, NDArray[np.uint8]] = {}
-    wrong = {1: 0, 5: 0}
+    errors = {1: 0, 5: 0}
 
     dataset = scoring_dataset(manifest, split, config)
     order = sorted(range(len(items)), key=dataset.output_size)  # images of one size share a batch
-    left = iter(order)
+    remaining = iter(order)
     for ids, images, targets in eval_batches(dataset, batch_size, config.data.workers, order):
-        numbers = list(islice(left, len(ids)))
+        numbers = list(islice(remaining, len(ids)))
         images = images.to(device, memory_format=layout)
         probabilities = multi_scale_probabilities(model, images, variant, batch_size)
         targets = targets.to(device)
         labels = probabilities.argmax(1)
         if segmentation:
             confusions[numbers] = confusion_matrix(labels, targets, classes).cpu().numpy()
-            for number, found, true in zip(numbers, labels.cpu().numpy(), targets.cpu().numpy(), strict=True):
-                boundaries[number] = boundary_f_score(found, true, config.evaluate.boundary_tolerance)
+            for number, predicted, true in zip(numbers, labels.cpu().numpy(), targets.cpu().numpy(), strict=True):
+                boundaries[number] = boundary_f_score(predicted, true, config.evaluate.boundary_tolerance)
                 if number < config.evaluate.num_qualitative:
-                    predictions[items[number].id] = found.astype(np.uint8)
+                    predictions[items[number].id] = predicted.astype(np.uint8)
         else:
             np.add.at(confusions[0], (targets.cpu().numpy(), labels.cpu().numpy()), 1)
-            for k in wrong:
-                wrong[k] += top_k_errors(probabilities, targets, k)
+            for k in errors:
+                errors[k] += top_k_errors(probabilities, targets, k)
 
     if not segmentation:
-        percent = {f"score.top{k}_error_percent": 100 * count / len(items) for k, count in wrong.items()}
-        return Evaluation(confusions, ("all",), {**percent}, {})
+        percent = {f"score.top{k}_error_percent": 100 * count / len(items) for k, count in errors.items()}
+        return Evaluation(confusions, ("all",), dict(percent), {})
     scores = scores_from_confusion(confusions.sum(axis=0, dtype=np.int64), manifest.classes)
     counted = [value for value in boundaries if value is not None]
     scores["score.boundary_f"] = float(np.mean(counted)) if counted else None
-    kept = {item.id: predictions[item.id] for item in items[: config.evaluate.num_qualitative]}
-    return Evaluation(confusions, tuple(item.id for item in items), scores, kept)
+    in_order = {item.id: predictions[item.id] for item in items[: config.evaluate.num_qualitative]}
+    return Evaluation(confusions, tuple(item.id for item in items), scores, in_order)

@@ -10,32 +10,32 @@ from sunets.core.config import VariantConfig
 from sunets.data.picture import MIN_SIDE
 
 CPU_PASS_PIXELS = 2**18
-"""Most pixels of a forward pass on a CPU: the authors' window of 512. Beyond, tensors inside the networks pass 32 MiB,
-and glibc has the system map and clear such memory anew each time: slower than passes of one window."""
+"""Most pixels of a forward pass on a CPU: the authors' window of 512. Above that, tensors inside the networks exceed
+32 MiB, which glibc maps and clears again for each allocation: slower than passes of one window."""
 
 
 @torch.inference_mode()
 def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: VariantConfig, batch_size: int) -> Tensor:
     """Class probabilities, averaged over scales, mirrors and overlapping windows.
 
-    At each scale the images are resized on their device (without a window no side falls below `MIN_SIDE`) and covered
-    by windows that overlap by `variant.window_overlap`; where they are smaller than the window they are padded right
-    and below with zeros (the data set's mean colour). The logits of a window and of its mirror image are summed before
-    the softmax; overlaps are averaged; the result is resized to the images' size and averaged over the scales. All
-    windows and mirrors of all images of a scale share batches, on a CPU of at most `CPU_PASS_PIXELS`.
+    At each scale the images are resized (without a window, to at least `MIN_SIDE` per side) and covered by windows that
+    overlap by `variant.window_overlap`; images smaller than the window are padded right and below with zeros (the mean
+    colour). The logits of a window and of its mirror image are summed before the softmax; overlaps are averaged; the
+    result is resized to the images' size and averaged over the scales. Windows and mirror images of all images of a
+    scale share batches, of at most `CPU_PASS_PIXELS` on a CPU.
 
     Args:
         model: in evaluation mode.
-        images: (B, C, H, W) normalised, on the model's device.
+        images: (B, C, H, W), normalised, on the model's device.
         variant: scales, mirroring, window and overlap.
-        batch_size: most windows and mirrors per forward pass.
+        batch_size: most windows and mirror images per forward pass.
 
     Returns:
-        (B, K, H, W), or (B, K) from a classifier (no window then).
+        (B, K, H, W), or (B, K) from a classifier, which has no window.
     """
     size = images.shape[2:]
     total: Tensor | None = None
-    smallest = 1 if variant.window is not None else MIN_SIDE  # what is smaller than a window is padded
+    smallest = 1 if variant.window is not None else MIN_SIDE  # images smaller than the window are padded
     for scale in variant.scales:
         factor = max(scale, smallest / min(size))
         scaled_size = [max(1, round(side * factor)) for side in size]
@@ -51,13 +51,13 @@ def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: Variant
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Where windows start along one side: at equal strides, the last one flush with the end."""
+    """Return the first pixels of the windows along one side: equal strides, the last window ending at the edge."""
     last = max(0, length - window)
     return [*range(0, last, max(1, round(window * (1 - overlap)))), last]
 
 
 def _window_probabilities(model: nn.Module, images: Tensor, variant: VariantConfig, batch_size: int) -> Tensor:
-    """Probabilities at the images' own scale; without a window, one window covers the image."""
+    """Compute the probabilities at one scale; without a window, one covers the image."""
     height, width = images.shape[2:]
     window = variant.window or (height, width)
     padded = functional.pad(images, (0, max(0, window[1] - width), 0, max(0, window[0] - height)))

@@ -1,4 +1,4 @@
-"""Files of a training: its lock, checkpoints and weights, and the network that it starts from."""
+"""Files of a training: lock and weights; and the network that it starts from."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from sunets.models.tensor_file import CheckpointError, check_seal, first_not_fin
 from sunets.models.zoo import create_model, head_parameters
 
 LOCK_SECONDS = 10.0
-"""How long a training waits for another to leave its directory; a killed one may take a moment to go."""
-
+"""How long a training waits for the lock of its directory; a killed process may take a moment to exit."""
 
 _REMEDY = "train again, or name a weights file, such as outputs/BENCHMARK/weights/MODEL/seed0.pt"
 _KEYS = {"state_dict", "config", "classes", "identity"}
@@ -33,22 +32,22 @@ def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network of a weights file that `fit` wrote.
 
     Returns:
-        The network on the CPU in evaluation mode, and task, config (plain), classes, palette, mean, std, data_digest,
-        and identity (what decided the training, see `run_fingerprint`).
+        The network on the CPU in evaluation mode, and a dict of task, config (plain values), classes, palette, mean,
+        std, data_digest, and identity (see `run_fingerprint`).
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is damaged, holds NaN, or is no weights file of this package.
+        CheckpointError: the file is damaged, holds NaN or infinity, or is no weights file of this package.
     """
     content = read_weights(path)
     arguments = ModelConfig.model_validate(content["config"]["model"]).arguments()
-    arguments.pop("weights", None)  # what training started from is not needed any more
+    arguments.pop("weights", None)  # would be downloaded and then replaced
     model = create_model(**arguments, task=content["task"], num_classes=len(content["classes"]))
     try:
         model.load_state_dict(content.pop("state_dict"))
     except RuntimeError as error:
         fault = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: not of the network that this code builds ({fault}); {_REMEDY}") from None
+        raise CheckpointError(f"{path}: does not fit the network that this code builds ({fault}); {_REMEDY}") from None
     return model.eval(), content
 
 
@@ -66,7 +65,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
 
 def difference(made_by: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Say in which key two identities of a training differ; None where they are equal."""
+    """Describe the first key in which two identities of trainings differ; None if they are equal."""
     wanted = json.loads(json.dumps(wanted))
     keys = [key for key in sorted(made_by.keys() | wanted.keys()) if made_by.get(key) != wanted.get(key)]
     if not keys:
@@ -77,7 +76,7 @@ def difference(made_by: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | N
 
 @contextlib.contextmanager
 def waiting_for(work_dir: Path) -> Iterator[None]:
-    """Wait for an equal training to leave the directory: of another study, or of a worker that was given up."""
+    """Wait for the same training in another process: of another study, or of a worker considered lost."""
     if int(os.environ.get("RANK", 0)) != 0:
         yield
         return
@@ -91,7 +90,7 @@ def waiting_for(work_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_lock(work_dir: Path) -> Iterator[None]:
-    """Keep other trainings out of the directory; the system frees it when this process dies."""
+    """Lock the directory against other trainings; the operating system releases the lock if this process dies."""
     if int(os.environ.get("RANK", 0)) != 0:
         yield
         return
@@ -105,7 +104,7 @@ def training_lock(work_dir: Path) -> Iterator[None]:
 
 
 def starting_file(config: Config) -> Path:
-    """The file that a training starts from."""
+    """Return the path `train.init_from`; FileNotFoundError if there is no such file."""
     path = Path(str(config.train.init_from))
     if not path.is_file():
         raise FileNotFoundError(
@@ -116,10 +115,10 @@ def starting_file(config: Config) -> Path:
 
 
 def build_network(config: Config, manifest: Manifest) -> tuple[nn.Module, str | None]:
-    """Build the network as training starts with it, on the CPU.
+    """Build and initialise the network of a training, on the CPU.
 
     Returns:
-        The network, and a line that says what `train.init_from` gave it; None without that.
+        The network, and a line that says which tensors `train.init_from` gave it, or None.
     """
     train = config.train
     torch.manual_seed(derive_seed(config.seed, "init"))
@@ -136,36 +135,36 @@ def build_network(config: Config, manifest: Manifest) -> tuple[nn.Module, str | 
 
 
 def _initialise(model: nn.Module, config: Config, manifest: Manifest) -> str:
-    """Copy the backbone of `train.init_from`, and its head where the classes are the same.
+    """Copy the backbone of `train.init_from`, and its head if it has the same classes.
 
     Raises:
-        CheckpointError, WeightsError: not readable, or of another network; names the first tensor that does not fit.
+        CheckpointError, WeightsError: unreadable, or of another network; names the first tensor that does not fit.
     """
     path = starting_file(config)
     content = read_file(path, "name a weights file of this package or a released one of the authors")
     if not isinstance(content, dict) or "classes" not in content:
         return f"train.init_from: {path}: {load_reference_weights(model, path)}"
     other, info = load_trained(path)
-    state, own = other.state_dict(), model.state_dict()
-    backbone, there = _backbone(model), _backbone(other)
-    for name in [*(n for n in own if n in backbone), *sorted(there - backbone)]:
-        theirs, ours = (list(s[name].shape) if name in s else "absent" for s in (state, own))
+    loaded, current = other.state_dict(), model.state_dict()
+    backbone = _backbone(model)
+    for name in [*(n for n in current if n in backbone), *sorted(_backbone(other) - backbone)]:
+        theirs, ours = (list(s[name].shape) if name in s else "absent" for s in (loaded, current))
         if theirs != ours:
             raise CheckpointError(
                 f"train.init_from: {path} holds a {info['config']['model']['name']} that does not fit "
                 f"{config.model.name} as configured: {name} is {theirs} there, {ours} here; "
                 "name a checkpoint of the same variant"
             )
-    head = own.keys() - backbone
-    same = info["classes"] == list(manifest.classes) and all(
-        name in state and state[name].shape == own[name].shape for name in head
+    head = current.keys() - backbone
+    head_fits = info["classes"] == list(manifest.classes) and all(
+        name in loaded and loaded[name].shape == current[name].shape for name in head
     )
-    model.load_state_dict({name: state[name] for name in (own if same else backbone)}, strict=False)
-    rest = "the head too, of the same classes" if same else f"{len(head)} tensors of the head kept as initialised"
+    model.load_state_dict({name: loaded[name] for name in (current if head_fits else backbone)}, strict=False)
+    rest = "the head too, of the same classes" if head_fits else f"{len(head)} tensors of the head kept as initialised"
     return f"train.init_from: {path}: {len(backbone)} backbone tensors loaded; {rest}"
 
 
 def _backbone(model: nn.Module) -> set[str]:
-    """Names of all parameters and buffers outside the head."""
+    """Return the names of all parameters and buffers outside the head."""
     heads = {name.rpartition(".")[0] for name in head_parameters(model)}
     return {name for name in model.state_dict() if name.rpartition(".")[0] not in heads}

@@ -1,4 +1,4 @@
-"""Device of a computation, and torch settings that make it repeatable."""
+"""Device of a computation, and torch settings that make it deterministic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sunets.core.config import ConfigError, TrainConfig
 
 
 def select_device(name: str) -> torch.device:
-    """The device for auto, cpu or cuda; under `torchrun` each process of a machine gets its own GPU.
+    """Return the device for auto, cpu or cuda; under `torchrun`, one GPU per process of a machine.
 
     Raises:
-        ConfigError: cuda is asked for and absent.
+        ConfigError: no GPU for cuda, or fewer GPUs than processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device: cuda, but torch sees no GPU here; set auto or cpu")
@@ -21,20 +21,20 @@ def select_device(name: str) -> torch.device:
         return torch.device("cpu")
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local >= gpus:
-        raise ConfigError(f"--nproc-per-node: at most the machine's {gpus} GPUs; a process more than that was started")
+        raise ConfigError(f"--nproc-per-node: at most the machine's {gpus} GPUs; more processes were started")
     return torch.device("cuda", local)
 
 
 def prepare_torch(train: TrainConfig, device: torch.device | None = None) -> torch.device:
-    """Choose the device, and make this process's torch arithmetic on it repeatable, and float32 what it says."""
+    """Choose the device, and make torch in this process deterministic, with full float32 precision."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     device = device or select_device(train.device)
     torch.set_num_threads(train.threads)
-    # A few CUDA kernels (some poolings' gradients) exist in one, unrepeatable form only: they warn.
+    # A few CUDA kernels (gradients of some poolings) have no deterministic form: they warn.
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # all is written before it is read
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # memory is written before it is read
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    # TF32, cuDNN's default, keeps ten bits of the mantissa; who wants speed for precision sets train.amp.
+    # TF32, cuDNN's default, has ten bits of mantissa; reduced precision is the choice of train.amp.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device

@@ -22,13 +22,13 @@ class World:
     size: int = 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Add the processes' tensors in place."""
+        """Sum a tensor over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value."""
+        """Return the first process's value."""
         if self.size == 1:
             return value
         box = [value]
@@ -37,13 +37,13 @@ class World:
 
 
 def world_size() -> int:
-    """How many processes share a training; 1 without `torchrun`."""
+    """Return the number of processes that share a training; 1 without `torchrun`."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager
 def join_processes(device: torch.device) -> Iterator[World]:
-    """Join the processes that `torchrun` started, if it did."""
+    """Join the process group, if `torchrun` started this process."""
     if world_size() == 1:
         yield World()
         return
@@ -53,12 +53,11 @@ def join_processes(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, size = next(rendezvous("env://"))
-    # The store outlives a training when torchrun hosts it: the keys of an earlier training, or of processes that died,
-    # must not be taken for this one's.
+    # torchrun's store outlives a training: the prefix separates its keys from those of earlier trainings and processes.
     attempt = f"sunets/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    turn = (store.add(attempt, 1) - 1) // size
+    training = (store.add(attempt, 1) - 1) // size
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore(f"{attempt}/{turn}", store), rank=rank, world_size=size)
+    dist.init_process_group(backend, store=dist.PrefixStore(f"{attempt}/{training}", store), rank=rank, world_size=size)
     try:
         yield World(rank, size)
     finally:
@@ -66,7 +65,7 @@ def join_processes(device: torch.device) -> Iterator[World]:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes whose gradient is summed over them too."""
+    """Sum over the processes, in the forward and in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -82,9 +81,9 @@ class _Sum(torch.autograd.Function):
 
 
 class _SyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the images of all processes, on the CPU, where `nn.SyncBatchNorm` does not work.
+    """BatchNorm over the images of all processes on the CPU, which `nn.SyncBatchNorm` does not support.
 
-    Every process has the same number of images of the same size.
+    Each process has the same number of images of the same size.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -97,9 +96,9 @@ class _SyncBatchNorm(nn.BatchNorm2d):
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked.add_(1)
-                share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(variance * (count / (count - 1)), share)
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
@@ -108,7 +107,7 @@ class _SyncBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every BatchNorm2d of the network take its statistics over all processes."""
+    """Replace every BatchNorm2d by one whose statistics are those of all processes."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):

@@ -1,12 +1,11 @@
-"""Training of one network: resumable at any moment, the same bytes every time, on one process or many.
+"""Training of one network: resumable at any moment, byte-identical when repeated, on one process or several.
 
-Entry point: `fit`. It knows nothing of MLflow, Optuna or DVC; callers listen through `on_epoch` and `stop_early`.
+Entry point: `fit`. It is independent of MLflow, Optuna and DVC; callers use `on_epoch` and `stop_early`.
 
-What a training computes is a function of the configuration, the data and the code. Every random draw is seeded from
-named parts (`derive_seed`): the initialisation from the training's seed, the order of the images from seed and epoch,
-their augmentation from seed, pass and index, and what a network draws itself (dropout) from seed, iteration and
-process. No generator state outlives an iteration, so a training that goes on from a checkpoint draws what it would have
-drawn. Under `torchrun` the global batch is split over the processes.
+The result is a function of configuration, data and code. Random numbers are seeded by `derive_seed`: the initialisation
+from the training's seed, the order of the images from seed and epoch, their augmentation from seed, pass and index, and
+dropout from seed, iteration and process. No generator state outlives an iteration, so a resumed training draws the
+same numbers. Under `torchrun` the global batch is split over the processes.
 """
 
 from __future__ import annotations
@@ -39,24 +38,24 @@ _START = "digest of train.init_from"
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training leaves behind."""
+    """Result of a training."""
 
     model: nn.Module
     """The trained network, on the training's device, in evaluation mode."""
     history: list[EpochRow]
-    """One row an epoch."""
+    """One row per epoch."""
     resumed: bool
-    """Whether a checkpoint was found."""
+    """Whether training went on from a checkpoint."""
     pruned: bool
     """Whether `stop_early` ended the training."""
     seconds: float
-    """Wall time of this process, all included."""
+    """Wall time of this call, in s."""
     images_per_second: float | None
-    """Training throughput of this process over all processes, without validation; None if nothing was trained."""
+    """Throughput of all processes in this call, without validation; None if nothing was trained."""
     weights_path: Path
     """The weights file."""
     init_summary: str | None
-    """What `train.init_from` gave the network, in one line."""
+    """Which tensors `train.init_from` gave the network, in one line; None without it."""
 
 
 def fit(
@@ -67,21 +66,21 @@ def fit(
     on_epoch: Callable[[EpochRow], None] | None = None,
     stop_early: Callable[[EpochRow], bool] | None = None,
 ) -> FitResult:
-    """Train one network, or go on with its training, or return it if it is trained.
+    """Train one network, resume its training, or return it if it is trained.
 
-    Writes `work_dir/checkpoint.pt` (for itself) and `work_dir/weights.pt` (see `load_trained`), both atomically. The
-    weights file has the same bytes however often the training was killed and started again with the same number of
+    Writes `work_dir/checkpoint.pt`, to resume from, and `work_dir/weights.pt` (see `load_trained`), both atomically.
+    The weights file has the same bytes however often the training was killed and resumed, with the same number of
     processes. Under `torchrun` every process calls this; the first one reads and writes the files.
 
     Args:
         config: the whole configuration.
         manifest: the prepared data set.
-        work_dir: directory of this training alone; name it by `run_fingerprint`.
-        on_epoch: called with the row of each epoch, in the first process; again for rows of a checkpoint.
-        stop_early: called after `on_epoch` in the same way; True ends the training.
+        work_dir: directory of this training only; name it by `run_fingerprint`.
+        on_epoch: called with the row of each epoch in the first process, those of a checkpoint included.
+        stop_early: called after `on_epoch` with the same row; True ends the training.
 
     Raises:
-        ConfigError: the configuration does not fit the data, the machine or the number of processes.
+        ConfigError: the configuration does not fit the network, the data, the machine or the number of processes.
         CheckpointError: the directory is in use, or holds the checkpoint of another training.
         TrainingError: the loss or a weight is not finite.
     """
@@ -96,7 +95,7 @@ def fit(
         trainer.check_finite()
         if world.rank == 0:
             atomic_save(trainer.weights(), work_dir / "weights.pt")
-        world.all_reduce(torch.zeros(1, device=device))  # nobody returns before the file is there
+        world.all_reduce(torch.zeros(1, device=device))  # a barrier: no process returns before the file exists
     return FitResult(
         model=trainer.model.eval(),
         history=trainer.history,
@@ -110,12 +109,12 @@ def fit(
 
 
 def check(config: Config, manifest: Manifest) -> str | None:
-    """Find out before long work whether this training can start, and its network be scored.
+    """Check before long work that this training can start and its network be scored.
 
-    Looks at data, machine, processes, network, `init_from`, the size of forward passes and the test-time variants.
+    Checks data, machine, processes, network, `init_from`, the size of forward passes and the test-time variants.
 
     Returns:
-        What `train.init_from` gives the network, in one line; None without it.
+        Which tensors `train.init_from` gives the network, in one line; None without it.
 
     Raises:
         ConfigError, CheckpointError, ValueError, FileNotFoundError: names the key or file and the remedy.
@@ -128,32 +127,32 @@ def check(config: Config, manifest: Manifest) -> str | None:
 
 
 def check_weights(path: Path, config: Config, manifest: Manifest, remedy: str) -> None:
-    """Refuse a weights file that another training made: of another network, seed, recipe or data set.
+    """Refuse a weights file of another training: another network, seed, recipe or data set.
 
-    Code, torch version and device may differ: what was trained elsewhere can be scored here.
+    Code, torch version and device may differ, so that networks trained on another machine can be scored.
 
     Raises:
-        FileNotFoundError, CheckpointError: there is none, it is damaged, or of another training; names what differs.
+        FileNotFoundError, CheckpointError: it is absent, damaged, or of another training; names the difference.
     """
-    found = read_weights(path)["identity"]
+    identity = read_weights(path)["identity"]
     wanted = _decisions(config, manifest)
     if config.train.init_from and Path(config.train.init_from).is_file():
         wanted[_START] = _start_digest(config)
     else:
-        wanted[_START] = found.get(_START)
-    ignored = {"train.device", *(found.keys() & {"hash of the code", "torch", "device"})}
-    made_by = {key: value for key, value in found.items() if key not in ignored}
+        wanted[_START] = identity.get(_START)
+    ignored = {"train.device", *(identity.keys() & {"hash of the code", "torch", "device"})}
+    made_by = {key: value for key, value in identity.items() if key not in ignored}
     if text := difference(made_by, {key: value for key, value in wanted.items() if key not in ignored}):
         raise CheckpointError(f"{path}: weights of another training: {text}; {remedy}")
 
 
 def run_fingerprint(config: Config, manifest: Manifest) -> str:
-    """A short digest of all that decides a training: configuration, data, code, torch version, kind of device."""
+    """Return a short digest of what determines a training: configuration, data, code, torch version, device type."""
     return fingerprint(_identity(config, manifest))
 
 
 def check_config(config: Config, manifest: Manifest) -> None:
-    """Compare the configuration with the data, the machine and the number of processes.
+    """Check the configuration against the network, the data, the machine and the number of processes.
 
     Raises:
         ConfigError: names the key and what is allowed.
@@ -173,16 +172,16 @@ def check_config(config: Config, manifest: Manifest) -> None:
         raise ConfigError(f"train.zero_init_residual: false for {config.model.name}, {reason}")
     if train.batch_size % size:
         raise ConfigError(f"train.batch_size: a multiple of the {size} processes, not {train.batch_size}")
-    share = train.batch_size // size
-    if share % min(train.micro_batch_size or share, share):
+    per_process = train.batch_size // size
+    if per_process % min(train.micro_batch_size or per_process, per_process):
         raise ConfigError(
-            f"train.micro_batch_size: a divisor of each process's {share} images, not {train.micro_batch_size}"
+            f"train.micro_batch_size: a divisor of each process's {per_process} images, not {train.micro_batch_size}"
         )
     if train.class_weights == "median_frequency" and manifest.task == "classification":
         raise ConfigError("train.class_weights: median_pixel_frequency for classification, whose images show one class")
     if isinstance(train.class_weights, tuple) and len(train.class_weights) != manifest.num_classes:
         raise ConfigError(
-            f"train.class_weights: {manifest.num_classes} values, one a class, not {len(train.class_weights)}"
+            f"train.class_weights: {manifest.num_classes} values, one per class, not {len(train.class_weights)}"
         )
 
 
@@ -196,7 +195,7 @@ def _decisions(config: Config, manifest: Manifest) -> dict[str, Any]:
 
 
 def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Dotted name -> value of all that decides a training's result."""
+    """Return dotted name -> value of everything that determines a training's result."""
     return _decisions(config, manifest) | {
         _START: _start_digest(config) if config.train.init_from else None,
         "hash of the code": _code(),
@@ -211,5 +210,5 @@ def _start_digest(config: Config) -> str:
 
 @functools.cache
 def _code() -> str:
-    """Hash of the code that decides a training, as this process began with it."""
+    """Return the hash of the training's code, cached because the files may change while this process runs."""
     return code_hash(__name__)

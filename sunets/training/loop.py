@@ -1,4 +1,4 @@
-"""The state of one training, and the loop over its epochs and steps: what `fit` runs."""
+"""State of one training, and its loop over epochs and steps; see `fit`."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ from sunets.training.distributed import World, synchronise_batch_norm
 from sunets.training.recipe import class_weights, lr_factor, parameter_groups, scoring_dataset
 
 EpochRow = dict[str, Any]
-"""One epoch: epoch, iteration, lr, train.loss, train.miou, val.loss, ...; what was not scored is absent."""
+"""One epoch: epoch, iteration, lr, train.loss, train.miou, and where it was validated val.loss, ..."""
 NAMED_IMAGES, NAME_LENGTH = 4, 60
-"""How many images of a batch the error of a diverged training names, and how many characters of each name."""
+"""Number of images that the error of a diverged training names, and of characters of each name."""
 DIVERGENCE_HINT = "lower train.lr, lengthen train.warmup_epochs or set train.clip_grad_norm"
 
-
-_ANEW = "delete it to start this training anew"
+_RESTART = "delete it to start this training anew"
 
 
 class TrainingError(RuntimeError):
-    """A training that diverged: names epoch, step, learning rate and batch."""
+    """A training diverged; names epoch, step, learning rate and images."""
 
 
 class Trainer:
-    """The state of one training and the loop over it."""
+    """State of one training and its loop."""
 
     def __init__(
         self,
@@ -65,8 +64,8 @@ class Trainer:
         self.model, self.init_summary = build_network(config, manifest)
         if train.sync_bn and world.size > 1:
             self.model = synchronise_batch_norm(self.model, device)
-        layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         if train.compile:
             self.model.compile()
         self.parallel: DistributedDataParallel | None = None
@@ -74,7 +73,7 @@ class Trainer:
             ids = [device.index] if device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.model, device_ids=ids)
 
-        # 255 is a class like any other when images, not pixels, are classified.
+        # In classification, 255 is a class.
         self.ignore_index = IGNORE_INDEX if manifest.task == "segmentation" else -100
         weights = class_weights(config, manifest)
         self.weights_of_classes = None if weights is None else torch.tensor(weights, device=device)
@@ -96,11 +95,11 @@ class Trainer:
         self.loss_sum, self.weight_sum = 0.0, 0.0
         self.counts = self._no_counts()
 
-    # What a checkpoint holds.
+    # Checkpoint and weights.
 
     def save(self) -> None:
-        """Write the checkpoint; all processes call it."""
-        self.world.all_reduce(self.counts)  # the epoch so far, of all processes: the first one keeps it from here on
+        """Write the checkpoint; called in all processes."""
+        self.world.all_reduce(self.counts)  # the first process holds the counts of all from here on
         if self.world.rank != 0:
             self.counts.zero_()
         if self.world.rank == 0:
@@ -117,7 +116,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def restore(self) -> bool:
-        """Go on from the checkpoint if there is one; the first process reads it for all.
+        """Restore the checkpoint, if there is one; the first process reads it for all.
 
         Raises:
             CheckpointError: it is damaged, or of another training.
@@ -125,8 +124,8 @@ class Trainer:
         content: Any = None
         if self.world.rank == 0 and self.path.exists():
             try:
-                content = read_file(self.path, _ANEW)
-                check_seal(content, self.path, _ANEW)
+                content = read_file(self.path, _RESTART)
+                check_seal(content, self.path, _RESTART)
                 self._check_identity(content["identity"])
             except CheckpointError as error:
                 content = error
@@ -144,15 +143,15 @@ class Trainer:
             self.counts = content["sums"]["counts"].to(self.device)
         return True
 
-    def _check_identity(self, found: dict[str, Any]) -> None:
-        if text := difference(found, self.identity):
+    def _check_identity(self, other: dict[str, Any]) -> None:
+        if text := difference(other, self.identity):
             raise CheckpointError(
-                f"{self.path}: of another training ({fingerprint(found)}, not {fingerprint(self.identity)}): {text}; "
+                f"{self.path}: of another training ({fingerprint(other)}, not {fingerprint(self.identity)}): {text}; "
                 "use another directory, or delete the file to start anew"
             )
 
     def check_finite(self) -> None:
-        """Refuse to call a network trained that holds NaN: no loss tells it where no pixel was labelled or scored.
+        """Check that the network is finite; without labelled pixels the loss does not show it.
 
         Raises:
             TrainingError: a weight or statistic is not finite.
@@ -162,7 +161,7 @@ class Trainer:
             raise TrainingError(f"after iteration {self.iteration}, {name} holds NaN or infinity; {DIVERGENCE_HINT}")
 
     def weights(self) -> dict[str, Any]:
-        """What the weights file holds: plain values and tensors, the same bytes for the same training."""
+        """Return the content of the weights file, which has the same bytes for the same training."""
         plain = {
             "task": self.manifest.task,
             "config": self.config.model_dump(mode="json"),
@@ -177,7 +176,7 @@ class Trainer:
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.model.state_dict().items()
         }
-        # Pickle writes an object met twice as a reference: values made anew keep the bytes free of who shares what.
+        # Pickle writes a shared object as a reference: fresh copies keep the bytes independent of sharing.
         return {"state_dict": state, **json.loads(json.dumps(plain))}
 
     # The loop.
@@ -187,7 +186,7 @@ class Trainer:
         on_epoch: Callable[[EpochRow], None] | None,
         stop_early: Callable[[EpochRow], bool] | None,
     ) -> bool:
-        """Train to the end; returns whether `stop_early` ended it."""
+        """Train to the end; return whether `stop_early` ended it."""
 
         def report(row: EpochRow) -> bool:
             stop = False
@@ -211,7 +210,7 @@ class Trainer:
         return False
 
     def _train_epoch(self) -> None:
-        """Train to the end of the running epoch."""
+        """Train to the end of the current epoch."""
         config, (epoch, done) = self.config, divmod(self.iteration, self.per_epoch)
         self.model.train()
         if config.train.frozen_bn:
@@ -243,17 +242,17 @@ class Trainer:
         )
 
     def _batch_ids(self, epoch: int, step: int) -> str:
-        """The first images of a global batch, and how many more it has."""
+        """Name the first images of a global batch, and count the others."""
         keys: list[tuple[int, int]] = next(iter(self._batches(epoch, step, World()).batch_sampler))  # type: ignore
         names = [self.augmented.items[index].id for _, index in keys[:NAMED_IMAGES]]
         shown = ", ".join(n if len(n) <= NAME_LENGTH else f"{n[: NAME_LENGTH - 3]}..." for n in names)
         return shown + (f" and {len(keys) - len(names)} more" if len(keys) > len(names) else "")
 
     def _step(self, images: Tensor, targets: Tensor) -> bool:
-        """One step of the optimiser on this process's share of the batch; returns whether a checkpoint is due.
+        """Make one optimiser step on this process's part of the batch; return whether a checkpoint is due.
 
-        The gradient is that of the mean over all labelled pixels of the whole batch, of all micro-batches and
-        processes, however they are spread.
+        The gradient is that of the mean over all labelled pixels of the global batch, however they are spread over
+        micro-batches and processes.
         """
         config, train = self.config, self.config.train
         torch.manual_seed(derive_seed(config.seed, "step", self.iteration, self.world.rank))
@@ -262,19 +261,19 @@ class Trainer:
             group["lr"] = lr * group["lr_multiplier"]
         images, targets = self._move(images, targets)
         weight = self.world.all_reduce(self._weight(targets))
-        # A batch without a labelled pixel has loss 0 and gradient 0.
-        share = self.world.size / torch.where(weight > 0, weight, 1.0)  # DDP averages over processes
+        # A batch without labelled pixels has loss 0 and gradient 0.
+        scale = self.world.size / torch.where(weight > 0, weight, 1.0)  # DDP averages over processes
 
         self.optimizer.zero_grad()
         micro = min(train.micro_batch_size or len(images), len(images))
         parts = list(zip(images.split(micro), targets.split(micro), strict=True))
         loss = torch.zeros((), device=self.device)
         for number, (image, target) in enumerate(parts, start=1):
-            # Gradients travel once a step, after the last part.
+            # Gradients are all-reduced once per step, after the last part.
             with self.parallel.no_sync() if self.parallel and number < len(parts) else contextlib.nullcontext():
                 logits = self._logits(self.parallel or self.model, image)
                 part = self._loss(logits, target, train.label_smoothing)
-                self.scaler.scale(part * share).backward()
+                self.scaler.scale(part * scale).backward()
             loss += part.detach()
             self.counts += self._count(logits.detach(), target)
         due = self.world.rank == 0 and time.monotonic() - self.saved_at >= train.checkpoint_seconds
@@ -298,8 +297,7 @@ class Trainer:
         return bool(flag)
 
     def _move(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        images = images.to(self.device, memory_format=layout, non_blocking=True)
+        images = images.to(self.device, memory_format=self.layout, non_blocking=True)
         return images, targets.to(self.device, non_blocking=True)
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -310,18 +308,18 @@ class Trainer:
         return logits.float()
 
     def _loss(self, logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Weighted sum over the labelled pixels."""
+        """Return the weighted sum of the loss over the labelled pixels."""
         return functional.cross_entropy(
             logits,
             target,
             weight=self.weights_of_classes,
             ignore_index=self.ignore_index,
             label_smoothing=label_smoothing,
-            reduction="none",  # CUDA's own sum is not repeatable
+            reduction="none",  # CUDA's reduction is not deterministic
         ).sum()
 
     def _weight(self, target: Tensor) -> Tensor:
-        """Total weight of the labelled pixels."""
+        """Return the total weight of the labelled pixels."""
         valid = target != self.ignore_index
         if self.weights_of_classes is None:
             return valid.sum().to(torch.float32)
@@ -333,9 +331,9 @@ class Trainer:
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
     def _count(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(K, K) confusion matrix, or for classification (3,): images, errors, errors of the five best."""
+        """Return the (K, K) confusion matrix, or for classification (3,): images, top-1 errors, top-5 errors."""
         if self.manifest.task == "segmentation":
-            innermost = logits.contiguous(memory_format=torch.channels_last)  # argmax is ten times as fast so on a CPU
+            innermost = logits.contiguous(memory_format=torch.channels_last)  # ten times as fast on a CPU
             return confusion_matrix(innermost.argmax(1), target, self.manifest.num_classes).sum(0)
         errors = [top_k_errors(logits, target, k) for k in (1, 5)]
         return torch.tensor([len(target), *errors], device=self.device)
@@ -348,7 +346,7 @@ class Trainer:
         return {"top1_error_percent": 100 * top1 / images, "top5_error_percent": 100 * top5 / images}
 
     def _row(self) -> EpochRow:
-        """The finished epoch's row; scores the validation split where its turn has come."""
+        """Return the finished epoch's row, with validation every `validate_every` epochs and after the last."""
         train, epoch = self.config.train, self.iteration // self.per_epoch
         name, score = next(iter(self._scores(self.world.all_reduce(self.counts)).items()))
         row: EpochRow = {
@@ -369,7 +367,7 @@ class Trainer:
 
     @torch.inference_mode()
     def _validate(self) -> EpochRow:
-        """Score the validation split, each process a share of it."""
+        """Score the validation split, a part of it in each process."""
         config, world = self.config, self.world
         if world.size > 1:
             for buffer in self.model.buffers():

@@ -1,4 +1,4 @@
-"""The recipe in numbers: learning rate, parameter groups, class weights, and how images are scored."""
+"""Learning rate, parameter groups and class weights of a training, and checks of image sizes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sunets.training.distributed import world_size
 
 
 def lr_factor(iteration: int, train: TrainConfig, iterations_per_epoch: int) -> float:
-    """Learning rate of one iteration (from 0) as a share of the peak.
+    """Return the learning rate of an iteration (from 0), relative to the peak.
 
-    Linear warm-up to 1, then the schedule over what is left; the drops of `step` are counted from the start.
+    Linear warm-up to 1, then the schedule over the other iterations; `step` counts its epochs from the start.
     """
     total, warmup = train.epochs * iterations_per_epoch, round(train.warmup_epochs * iterations_per_epoch)
     if iteration < warmup:
@@ -39,13 +39,13 @@ def lr_factor(iteration: int, train: TrainConfig, iterations_per_epoch: int) -> 
 
 
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
-    """The authors' four groups, split again where norms and biases are exempt from weight decay.
+    """Return the authors' four groups, split further if norms and biases are exempt from weight decay.
 
-    Backbone weights and biases learn at the base rate, head weights and norms at `head_lr_multiplier` times it, head
-    biases at `head_bias_lr_multiplier` times it. Parameters without gradient (frozen BatchNorm) are in no group.
+    The backbone has the base learning rate, head weights and norms `head_lr_multiplier` times it, head biases
+    `head_bias_lr_multiplier` times it. Frozen parameters are in no group.
 
     Returns:
-        Dicts with name, params, lr_multiplier and weight_decay, for `torch.optim`; empty groups are left out.
+        Dicts with name, params, lr_multiplier and weight_decay, for `torch.optim`; no group is empty.
     """
     norms = {
         id(p)
@@ -71,7 +71,7 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 
 
 def class_weights(config: Config, manifest: Manifest) -> tuple[float, ...] | None:
-    """Weights of the cross entropy, one per class, or None; see `TrainConfig.class_weights`.
+    """Return the weights of the cross entropy, one per class, or None; see `TrainConfig.class_weights`.
 
     A class that is absent from the training split weighs 1.
     """
@@ -79,7 +79,7 @@ def class_weights(config: Config, manifest: Manifest) -> tuple[float, ...] | Non
     if setting is None or isinstance(setting, tuple):
         return setting
     pixels = manifest.class_pixels[split]
-    # Weights depend on ratios alone, so that any total does where it is the same for all classes.
+    # Weights depend only on ratios of frequencies: a total that all classes share may be 1.
     totals = manifest.image_pixels[split] if setting == "median_frequency" else [1] * len(pixels)
     frequencies = [count / total if count else None for count, total in zip(pixels, totals, strict=True)]
     median = statistics.median([frequency for frequency in frequencies if frequency] or [1])
@@ -87,13 +87,13 @@ def class_weights(config: Config, manifest: Manifest) -> tuple[float, ...] | Non
 
 
 def scoring_dataset(manifest: Manifest, split: str, config: Config) -> ImageDataset:
-    """A split as it is scored: no random change; classifiers that train on random crops see the centre crop."""
+    """Make the data set to score a split on: not augmented; centre crops if a classifier trains on random crops."""
     crop = config.train.augment.resized_crop if manifest.task == "classification" else None
     return make_dataset(manifest, split, config.data, None, 0, center_crop=crop)
 
 
 def input_size(config: Config, manifest: Manifest) -> tuple[int, int]:
-    """(height, width) of the smallest image that a training of this configuration sees."""
+    """Return (height, width) of the smallest image of this training."""
     if config.train.augment.resized_crop is not None:
         return (config.train.augment.resized_crop, config.train.augment.resized_crop)
     if (given := config.train.augment.crop or config.data.size) is not None:
@@ -103,7 +103,7 @@ def input_size(config: Config, manifest: Manifest) -> tuple[int, int]:
 
 
 def check_batch_norm(model: nn.Module, config: Config, manifest: Manifest) -> None:
-    """Refuse forward passes so small that a BatchNorm gets one value per channel: it has no variance.
+    """Refuse forward passes so small that a BatchNorm gets one value per channel, which has no variance.
 
     Args:
         model: on the meta device; nothing is computed.
@@ -111,11 +111,11 @@ def check_batch_norm(model: nn.Module, config: Config, manifest: Manifest) -> No
         manifest: the prepared data set.
 
     Raises:
-        ConfigError: names the key that has to change.
+        ConfigError: names the key to change.
     """
     train, processes = config.train, world_size()
-    share = train.batch_size // processes
-    images = min(train.micro_batch_size or share, share)
+    per_process = train.batch_size // processes
+    images = min(train.micro_batch_size or per_process, per_process)
     if images > 1 or train.frozen_bn or (train.sync_bn and processes > 1):
         return
     height, width = input_size(config, manifest)
@@ -160,11 +160,11 @@ def check_scoring(config: Config, manifest: Manifest) -> None:
         if variant.window is not None:
             if manifest.task != "segmentation":
                 raise ConfigError(f"{key}.window: for segmentation; leave it out for classification")
-            continue  # what is smaller than a window is padded
+            continue  # images smaller than the window are padded
         for scale in variant.scales:
             if round(min(height, width) * scale) < MIN_SIDE:
                 raise ConfigError(
                     f"{key}.scales: {scale} makes {round(height * scale)} x {round(width * scale)} pixels of the "
-                    f"smallest test image ({height} x {width}); networks need {MIN_SIDE} a side: leave the scale out, "
+                    f"smallest test image ({height} x {width}); networks need {MIN_SIDE} per side: omit the scale, "
                     "or give the variant a window"
                 )
