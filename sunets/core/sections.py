@@ -189,19 +189,19 @@ class TrainConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum."""
     nesterov: bool = True
-    """Nesterov's form of the momentum."""
+    """Nesterov momentum for SGD."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """AdamW's averaging factors."""
+    """AdamW's decay rates of the moment estimates."""
     weight_decay: float = Field(1e-2, ge=0)
     """Weight decay."""
     decay_norm_and_bias: bool = True
-    """Whether BatchNorm parameters and biases decay too, as in the authors' recipes."""
+    """Apply weight decay to BatchNorm parameters and biases too, as in the authors' recipes."""
     head_lr_multiplier: float = Field(1.0, gt=0)
-    """Learning rate of head weights and BatchNorm over the backbone's (authors: 10 when fine-tuning)."""
+    """Learning rate of the head's weights and BatchNorm, relative to the backbone's (authors: 10 when fine-tuning)."""
     head_bias_lr_multiplier: float = Field(1.0, gt=0)
-    """Learning rate of head biases over the backbone's (authors: 20 when fine-tuning)."""
+    """Learning rate of the head's biases, relative to the backbone's (authors: 20 when fine-tuning)."""
     schedule: Literal["constant", "cosine", "poly", "step"] = "cosine"
-    """Learning rate over iterations."""
+    """Learning-rate schedule."""
     warmup_epochs: float = Field(0.0, ge=0)
     """Linear warm-up from zero, in epochs."""
     poly_power: float = Field(0.9, gt=0)
@@ -219,37 +219,37 @@ class TrainConfig(Section):
     split. Frequency is the share of a class in the pixels of the images that show it (median_frequency: Eigen and
     Fergus, 2015), or in all pixels (median_pixel_frequency; classification: in all images)."""
     frozen_bn: bool = False
-    """Keep BatchNorm's running statistics and parameters as they are."""
+    """Freeze the running statistics and parameters of BatchNorm."""
     bn_momentum: float | None = Field(None, gt=0, le=1)
-    """BatchNorm momentum in every layer; None keeps each network's own."""
+    """BatchNorm momentum in every layer; None keeps each network's default."""
     sync_bn: bool = False
-    """Batch statistics over all processes."""
+    """Compute batch statistics over all processes."""
     clip_grad_norm: float | None = Field(None, gt=0)
-    """Largest 2-norm of the gradient."""
+    """2-norm that gradients are clipped to."""
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Autocast type."""
+    """Data type of automatic mixed precision."""
     channels_last: bool = False
     """Memory format of images and weights."""
     compile: bool = False
-    """Train through torch.compile."""
+    """Compile the network with torch.compile."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto is CUDA where there is a GPU."""
+    """auto is cuda if there is a GPU."""
     threads: int = Field(1, ge=1, le=1024)
     """CPU threads of one training; results differ in the last bits between thread counts."""
     validate_every: int = Field(1, ge=1)
-    """Epochs between two scorings of the validation split; the last epoch is always scored."""
+    """Epochs between two validations; the last epoch always ends with one."""
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """Least time between two checkpoints inside an epoch; an epoch's end always writes one."""
+    """Minimum time between checkpoints within an epoch; each epoch ends with one."""
     zero_init_residual: bool = False
     """Start each residual block as its shortcut, by zeros in the last layer of its branch (torchvision's name).
     False is the authors' initialisation; True is an error for a network without residual branches."""
     zero_init_head: bool = False
     """Start with equal logits, by zeros in the head's last layer. What `init_from` loads replaces both starts."""
     init_from: str | None = None
-    """Checkpoint file whose backbone the training starts from, ours or the authors'; `{model}` and `{seed}` stand for
-    the model's key and the training seed, so that a chain of trainings stays paired."""
+    """Weights file, of this package or the authors, whose backbone training starts from; `{model}` and `{seed}` stand
+    for the model's key and the training seed, so that a chain of trainings stays paired."""
     augment: AugmentConfig = AugmentConfig()
-    """Random changes of the training images."""
+    """Augmentation of the training images."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
