@@ -358,6 +358,6 @@ def test_stage_command_names_the_parameters_that_were_read(tmp_path: Path) -> No
     path = tmp_path / "other.yaml"
     path.write_text(Path("params.yaml").read_text())
     assert stage_command(load(), "train", "a") == "python -m sunets train a"
-    suite = load(path, ["train.lr=0.1", "data.root=/mnt/big/set"])
-    expected = "python -m sunets speed --params other.yaml --set train.lr=0.1 --set data.root=set"
+    suite = load(path, ["train.lr=0.01", "data.root=/mnt/big/set"])
+    expected = "python -m sunets speed --params other.yaml --set train.lr=0.01 --set data.root=set"
     assert stage_command(suite, "speed") == expected

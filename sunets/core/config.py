@@ -269,7 +269,7 @@ class Suite(Section):
             if value not in values and (axis.values or value is None or not values[0] < value < values[1]):
                 raise ConfigError(
                     f"{source}: tune.space: {axis.path}: {value}, with which models.{model} is tried first, lies "
-                    "outside; widen the space"
+                    "outside; widen the space, leave the key out of it, or set tune.trials to 0"
                 )
 
 
