@@ -145,7 +145,7 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, roo
     """
     study = study_config(suite, name)
     space = Space(suite, name, manifest)
-    points = check_study(suite, name, manifest, space)
+    points = check_study(space)
     facts = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
     work = [_work(space.config(s), facts, n) for s, n in _trainings(study, [point.setting for point in points])]
     base = work[0]

@@ -74,14 +74,8 @@ def trial_config(suite: Suite, name: str, setting: Arm, seed: int) -> Config:
         raise ConfigError(f"ablations.{name}: {_shown(setting) or 'overrides'}: {error}") from None
 
 
-def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None = None) -> tuple[Point, ...]:
-    """The points of a study, after everything that can be wrong with them has been looked for.
-
-    Args:
-        suite: the parameters.
-        name: of the study.
-        manifest: of the prepared data.
-        space: keeps the networks that are built on the way.
+def check_study(space: Space) -> tuple[Point, ...]:
+    """Find the points of a study, after everything that can be wrong with them has been looked for.
 
     Returns:
         one_at_a_time: the base and every axis's values alone. grid, tuned: the product of all axes. search: the base.
@@ -91,19 +85,18 @@ def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None
         ConfigError: an unknown path, a value that is not allowed, a network that cannot be built or would have useless
             levels; names study, key and value.
     """
-    study = study_config(suite, name)
+    study, name = space.study, space.name
     for group in ("axes", "nuisance"):
         for axis in getattr(study, group):
             if not axis.path.startswith(SECTIONS):
                 raise ConfigError(f"ablations.{name}.{group}: {axis.path}: an axis is a path below model or train")
     if clash := {a.path for a in study.axes} & {a.path for a in study.nuisance}:
         raise ConfigError(f"ablations.{name}.nuisance: {', '.join(sorted(clash))}: is an axis already")
-    if wrong := [path for path in study.overrides if not path.startswith((*SECTIONS, "evaluate."))]:
-        raise ConfigError(f"ablations.{name}.overrides: {wrong[0]}: a path below model, train or evaluate is expected")
+    for path in study.overrides:
+        if not path.startswith((*SECTIONS, "evaluate.")):
+            raise ConfigError(f"ablations.{name}.overrides: {path}: a path below model, train or evaluate is expected")
 
-    space = space or Space(suite, name, manifest)
-    check(space.config({}), manifest)
-    base = space.network({})
+    check(space.config({}), space.manifest)
     for axis in [*study.axes, *study.nuisance]:
         for value in axis_values(axis):  # each alone first: an error then names one key
             space.run_once({axis.path: value})
@@ -111,7 +104,7 @@ def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None
         sides = [axis_values(axis) for axis in study.axes]
         for corner in itertools.islice(itertools.product(*sides), MAX_CORNERS):
             space.check_recipe(_setting(study.axes, corner))
-        return (Point({}, space.arm({}, base), reference=True),)
+        return (Point({}, space.arm({}), reference=True),)
 
     settings: Iterable[Arm]
     if study.kind == "one_at_a_time":
@@ -120,15 +113,14 @@ def check_study(suite: Suite, name: str, manifest: Manifest, space: Space | None
         settings = (_setting(study.axes, values) for values in itertools.product(*(a.values for a in study.axes)))
     points: dict[str, Point] = {}
     for setting in settings:
-        rungs(suite, name, setting)
+        rungs(space.suite, name, setting)
         space.check_recipe(setting)
-        network = space.network(setting)
-        arm, key = space.arm(setting, network), space.identity(setting, network)
+        arm, key = space.arm(setting), space.identity(setting)
         if key not in points:
             points[key] = Point(setting, arm)
         elif arm != points[key].arm:
             points[key] = dataclasses.replace(points[key], same_as=(*points[key].same_as, arm))
-    return _with_reference(points, space.identity({}, base), space.arm({}, base))
+    return _with_reference(points, space.identity({}), space.arm({}))
 
 
 def rungs(suite: Suite, name: str, setting: Arm) -> tuple[int, ...]:
@@ -160,12 +152,6 @@ def axis_values(axis: AxisConfig) -> tuple[Any, ...]:
     return axis.values or (axis.low, axis.high)
 
 
-def identity(suite: Suite, name: str, manifest: Manifest, setting: Arm) -> str:
-    """A digest of a setting's training, equal where two settings make the same network and the same recipe."""
-    space = Space(suite, name, manifest)
-    return space.identity(setting, space.network(setting))
-
-
 @dataclass(frozen=True)
 class Space:
     """The settings of a study as configurations and as networks without memory (on the meta device)."""
@@ -175,9 +161,15 @@ class Space:
     manifest: Manifest
     built: dict[str, nn.Module] = field(default_factory=dict)
 
+    @property
+    def study(self) -> StudyConfig:
+        """The study's parameters."""
+        return study_config(self.suite, self.name)
+
     def config(self, setting: Arm) -> Config:
-        """The configuration of a setting, with seed 0."""
-        return trial_config(self.suite, self.name, setting, 0)
+        """The configuration of a setting, whose key `seed` (default 0) is that of the training."""
+        paths = {path: value for path, value in setting.items() if path != "seed"}
+        return trial_config(self.suite, self.name, paths, setting.get("seed", 0))
 
     def network(self, setting: Arm) -> nn.Module:
         """Build a setting's network.
@@ -229,25 +221,29 @@ class Space:
             reason = " ".join(str(error).split())
             raise ConfigError(f"ablations.{self.name}: {_shown(setting) or 'the base'}: {reason}") from None
 
-    def arm(self, setting: Arm, network: nn.Module) -> Arm:
+    def arm(self, setting: Arm) -> Arm:
         """The value of every axis in a setting."""
-        study = self.suite.ablations[self.name]
-        tree = self.config(setting).model_dump(mode="json")
-        return {axis.path: _resolved(axis.path, _at(tree, axis.path), network) for axis in study.axes}
+        return self._values(setting, self.study.axes)
 
     def recipe_of_base(self) -> Arm | None:
         """The base's values of what is tuned within each arm; None where one lies outside its axis."""
-        tree = self.config({}).model_dump(mode="json")
-        recipe: Arm = {}
-        for axis in self.suite.ablations[self.name].nuisance:
-            value = recipe[axis.path] = _resolved(axis.path, _at(tree, axis.path), self.network({}))
-            if not (value in axis.values if axis.values else _within(value, axis)):
-                return None
-        return recipe
+        recipe = self._values({}, self.study.nuisance)
+        return recipe if all(_on_axis(axis, recipe[axis.path]) for axis in self.study.nuisance) else None
 
-    def identity(self, setting: Arm, network: nn.Module) -> str:
-        """A digest of a setting's training: see the function of that name."""
-        tree = self.config(setting).model_dump(mode="json")
+    def _values(self, setting: Arm, axes: Iterable[AxisConfig]) -> Arm:
+        """Values of paths in a setting; one of the network that is not given, as the network is built."""
+        tree, structure = self.config(setting).model_dump(mode="json"), cast(Any, self.network(setting)).structure
+        values = {}
+        for axis in axes:
+            value = _at(tree, axis.path)
+            if value is None and axis.path.startswith("model."):
+                value = structure.get(axis.path.removeprefix("model."))
+            values[axis.path] = list(value) if isinstance(value, tuple) else value
+        return values
+
+    def identity(self, setting: Arm) -> str:
+        """A digest of a setting's training, equal where two settings make the same network and the same recipe."""
+        tree, network = self.config(setting).model_dump(mode="json"), self.network(setting)
         if isinstance(network, SUNet):
             own = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
             given = {k: tree["model"][k] for k in ("weights",)}
@@ -294,14 +290,9 @@ def _at(tree: Any, path: str) -> Any:
     return tree
 
 
-def _resolved(path: str, value: Any, network: nn.Module) -> Any:
-    """A value of the model section that was left to the network, as the network has it."""
-    if value is None and path.startswith("model."):
-        value = cast(Any, network).structure.get(path.removeprefix("model."))
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _within(value: Any, axis: AxisConfig) -> bool:
+def _on_axis(axis: AxisConfig, value: Any) -> bool:
+    if axis.values:
+        return value in axis.values
     return isinstance(value, int | float) and cast(float, axis.low) <= value <= cast(float, axis.high)
 
 

@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,8 +37,8 @@ from ablations.search import (
     repeat,
     search,
 )
-from ablations.space import Arm, Point, Space, check_study, identity, rungs, study_config, trial_config
-from sunets.core.config import Config, CostConfig, StudyConfig, Suite, fingerprint
+from ablations.space import Arm, Point, Space, check_study, rungs, study_config
+from sunets.core.config import Config, CostConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
@@ -62,23 +63,26 @@ FINAL = ("grid", "confirmation")
 """Kinds that are scored on the test split."""
 
 
-@dataclass(frozen=True)
-class _Plan:
+@dataclass(frozen=True, kw_only=True)
+class _Plan(Space):
     """A study whose points have been checked."""
 
-    suite: Suite
-    name: str
-    study: StudyConfig
-    manifest: Manifest
     points: tuple[Point, ...]
     paths: BenchmarkPaths
     fingerprint: str
     source: Record
     """Provenance of the study; a trial's own configuration is put in."""
-    benchmark_trainings: frozenset[str]
-    """Fingerprints of the trainings of stage `train`; a trial that is one of them shares its directory and result."""
-    first: Arm | None
-    """Recipe of the base, which every tuned arm tries first; None where it lies outside the nuisance axes."""
+
+    @cached_property
+    def first(self) -> Arm | None:
+        """Recipe of the base, which every tuned arm tries first; None where it lies outside the nuisance axes."""
+        return self.recipe_of_base()
+
+    @cached_property
+    def benchmark_trainings(self) -> set[str]:
+        """Fingerprints of the trainings of stage `train`; a trial that is one of them shares its directory."""
+        configs = (self.suite.config(self.study.model, seed) for seed in self.suite.seeds)
+        return {run_fingerprint(config, self.manifest) for config in configs}
 
     @property
     def direction(self) -> Direction:
@@ -99,7 +103,7 @@ class _Plan:
 
     def job(self, kind: Kind, number: int, setting: Setting, until: int | None) -> Job:
         """The training of a trial up to an epoch; None trains to the end and scores."""
-        config = _config(self.suite, self.name, setting)
+        config = self.config(setting)
         arguments = {
             "config": config.model_dump(mode="json"),
             # Holds the content of `train.init_from`, of which `config` has the path alone.
@@ -171,10 +175,6 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     return result | {"values": found}
 
 
-def _config(suite: Suite, name: str, setting: Setting) -> Config:
-    return trial_config(suite, name, _setting(setting), setting["seed"])
-
-
 def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) -> dict[str, Any]:
     """Exact figures of a trial's network; counted once, whatever the number of trials that have it."""
     arguments = config.model.arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
@@ -223,8 +223,9 @@ def run_study(
     study = study_config(suite, name)
     manifest = load_manifest(paths.data, suite.data)
     suite = tuned(suite, paths, [study.model], manifest.digest)
-    points = check_study(suite, name, manifest)
-    base = trial_config(suite, name, {}, 0)
+    space = Space(suite, name, manifest)
+    points = check_study(space)
+    base = space.config({})
     parts = {"tuned": len(points), "search": 1 + study.confirm}.get(study.kind, len(points))
     with (
         stage(
@@ -239,13 +240,9 @@ def run_study(
             jobs=parts * max(study.batch, len(study.seeds)), results=paths.job_results, workers=workers,
         ) as pool,
     ):  # fmt: skip
-        plan = _Plan(
-            suite, name, study, manifest, points, paths,
-            fingerprint(study, base, suite.cost, manifest.digest, code, torch.__version__, pool.device),
-            provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations")),
-            frozenset(run_fingerprint(suite.config(study.model, seed), manifest) for seed in suite.seeds),
-            Space(suite, name, manifest).recipe_of_base(),
-        )  # fmt: skip
+        decides = fingerprint(study, base, suite.cost, manifest.digest, code, torch.__version__, pool.device)
+        source = provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations"))
+        plan = _Plan(**vars(space), points=points, paths=paths, fingerprint=decides, source=source)
         journal = paths.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
         with (
             open_storage(os.environ.get(STORAGE) or str(journal), f"{suite.benchmark}/{name}") as storage,
@@ -280,10 +277,6 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
     study = plan.study
     kind: Kind = "search" if study.kind == "search" else "tuning"
     axes = study.axes if kind == "search" else study.nuisance
-    space = Space(plan.suite, plan.name, plan.manifest)
-
-    def identity(setting: Setting) -> str:
-        return space.identity(setting, space.network(setting))
 
     def of(point: Point) -> PlanOf[list[Trial]]:
         fixed = {} if kind == "search" else point.setting
@@ -299,9 +292,7 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
             fixed=fixed | {"seed": study.tuning_seed},
             first=plan.first if kind == "tuning" else None,
         )
-        return search(
-            spec, storage, listener.expect(kind, spec.name, spec.trials), lambda s: identity(_setting(s)), listener.end
-        )
+        return search(spec, storage, listener.expect(kind, spec.name, spec.trials), plan.identity, listener.end)
 
     return [of(point) for point in plan.points]
 
@@ -322,8 +313,7 @@ def confirmed(plan: _Plan, trials: Sequence[Trial]) -> list[Arm]:
         return [_setting(trial.setting) for trial in arms.values()]
     front = pareto_front([(score(t), -t.result["values"]["cost.gmacs"]) for t in finished])
     chosen = [_setting(trial.setting) for trial in spread([finished[i] for i in front], plan.study.confirm)]
-    settings = {identity(plan.suite, plan.name, plan.manifest, s): s for s in ({}, *chosen)}
-    return list(settings.values())
+    return list({plan.identity(setting): setting for setting in ({}, *chosen)}.values())
 
 
 def _setting(setting: Setting) -> Arm:
@@ -385,7 +375,7 @@ class _Listener:
         return make_job
 
     def _announce(self, number: int, kind: Kind, setting: Setting) -> None:
-        config = resolve_config(_config(self.plan.suite, self.plan.name, setting))
+        config = resolve_config(self.plan.config(setting))
         point, arm = self._place(setting)
         source = self.plan.source | {"config_hash": parameters_hash(parameters(config))}
         self.tracker.plan(number, config, source, phase=kind, arm=arm, reference=point.reference)
@@ -425,7 +415,7 @@ class _Listener:
     def record(self, trial: Trial) -> Record:
         """The record of one trial."""
         plan, result = self.plan, trial.result
-        config = resolve_config(_config(plan.suite, plan.name, trial.setting))
+        config = resolve_config(plan.config(trial.setting))
         point, arm = self._place(trial.setting)
         kind, first = self.phases[trial.study]
         return make_record(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny import tiny_manifest
 
-from ablations.space import Point, check_study, identity, input_size, rungs, trial_config
+from ablations.space import Point, Space, check_study, input_size, rungs, trial_config
 from sunets.core.config import ConfigError, Suite
 from sunets.data import Manifest
 
@@ -35,7 +35,7 @@ def suite(model: str = "sunet_tiny", **study: Any) -> Suite:
 
 
 def points(manifest: Manifest, **study: Any) -> tuple[Point, ...]:
-    return check_study(suite(**study), "study", manifest)
+    return check_study(Space(suite(**study), "study", manifest))
 
 
 def test_one_at_a_time_is_the_base_and_each_value_alone_without_what_equals_the_base(manifest: Manifest) -> None:
@@ -100,15 +100,15 @@ def test_a_search_space_has_the_base_as_its_one_point(manifest: Manifest) -> Non
 
 
 def test_identity_looks_at_what_is_trained_and_not_at_how_it_is_written(manifest: Manifest) -> None:
-    study = suite(axes=[DEPTHS])
+    space = Space(suite(axes=[DEPTHS]), "study", manifest)
     same: list[dict[str, Any]] = [
         {},
         {"model.unet_depth": [2, 2, 1]},
         {"model.dilation": "none"},
         {"model.output_stride": 16},
     ]
-    assert len({identity(study, "study", manifest, s) for s in same}) == 1
-    assert identity(study, "study", manifest, {"model.skip": "sum"}) != identity(study, "study", manifest, {})
+    assert len({space.identity(s) for s in same}) == 1
+    assert space.identity({"model.skip": "sum"}) != space.identity({})
 
 
 def test_the_smallest_image_counts(manifest: Manifest) -> None:
@@ -207,7 +207,7 @@ def test_an_empty_axis_and_an_unknown_study_are_refused(manifest: Manifest) -> N
     with pytest.raises(ValueError, match=r"(?s)ablations\.study\.axes\.0.*model\.width: the axis is empty"):
         suite(axes=[{"path": "model.width", "values": []}])
     with pytest.raises(ConfigError, match="depth: no such study; there are study"):
-        check_study(suite(axes=[DEPTHS]), "depth", manifest)
+        check_study(Space(suite(axes=[DEPTHS]), "depth", manifest))
 
 
 def test_depths_that_see_more_than_one_feature_somewhere_are_allowed(manifest: Manifest) -> None:
