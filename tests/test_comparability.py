@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import pytest
 from test_report import fabricate, make_suite, record, write
 
 from sunets.core.config import ConfigError, Suite, load
-from sunets.core.record import RecordError, parameters_hash
-from sunets.report import tables
+from sunets.core.record import RecordError, parameters_hash, write_rows
+from sunets.report import figures, tables
 from sunets.report.page import findings
 from sunets.report.records import Records, find_records, load_records
 
@@ -61,6 +61,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "scoring": (parameter("evaluate.boundary_tolerance", 0.1), "evaluate.boundary_tolerance 0.1 / absent"),
     "recipe": (parameter("train.lr", 0.01), "train.lr 0.01 / 0.003"),
     "tuning": (parameter("tune.trials", 30), "tune.trials 30 / absent"),
+    "start": (parameter("train.zero_init_head", True), "train.zero_init_head true / absent"),
 }
 
 
@@ -112,14 +113,87 @@ def test_several_differences_are_counted_and_the_code_goes_last(suite, tmp_path)
 
 
 def test_what_equal_tuning_chose_is_no_obstacle(suite, tmp_path) -> None:
-    records = edited(tmp_path, suite, lambda r: r["params"].update({"tune.trials": 8, "train.lr": 0.01}))
-    assert verdict(records).startswith("not comparable: tune.trials 8 / absent")
-    for r in (*records.raw[f"train/{SUNET}.json"], *records.raw[f"evaluate/{SUNET}.json"]):
-        r["params"]["tune.trials"] = 8
+    fabricate(tmp_path, suite)
+    fabricate_tuning(tmp_path, suite)
+    records = load_records(suite, tmp_path)
     assert verdict(records) == "worse"
-    for r in (*records.raw[f"train/{SUNET}.json"], *records.raw[f"evaluate/{SUNET}.json"]):
-        r["params"]["train.warmup_epochs"] = 3
-    assert verdict(records) == "not comparable: train.warmup_epochs absent / 3"
+    for kind, key, value, expected in (
+        ("train", "tune.trials", 9, "not comparable: tune.trials 4, 9 / 4"),
+        ("train", "train.warmup_epochs", 3, "not comparable: train.warmup_epochs 3 / absent"),
+        ("tune", "tune.epochs", 2, "not comparable: tune.epochs 2, 3 / 3"),
+    ):
+        other = load_records(suite, tmp_path)
+        for r in other.raw[f"{kind}/{OTHER}.json"]:
+            r["params"][key] = value
+        assert verdict(other) == expected
+    for left_out, expected in (
+        ({"train.lr": "no such thing"}, "worse"),
+        ({"train.lr": "fixed by models.plain_conv_small.train"}, "not comparable: train.lr 0.01 / 0.02"),
+    ):
+        other = load_records(suite, tmp_path)
+        other.raw[f"tune/{OTHER}.json"][0]["chosen"] = {}
+        other.raw[f"tune/{OTHER}.json"][0]["left_out"] |= left_out
+        assert verdict(other) == expected
+
+
+def test_a_row_without_the_others_tuning_is_not_compared(suite, tmp_path) -> None:
+    fabricate(tmp_path, suite)
+    fabricate_tuning(tmp_path, suite, [SUNET])
+    assert verdict(load_records(suite, tmp_path)).startswith("not comparable: tune.trials absent / 4 and ")
+
+
+def test_the_table_of_tuning_says_what_was_chosen_and_what_it_gained(suite, tmp_path) -> None:
+    fabricate(tmp_path, suite)
+    records = load_records(suite, tmp_path)
+    assert tables.tuning(records) is None
+    assert figures.tuning(records) is None
+    fabricate_tuning(tmp_path, suite)
+    records = load_records(suite, tmp_path)
+    table = tables.tuning(records)
+    row = table.data.set_index("model").loc[OTHER]
+    assert row[["trials", "diverged", "train.epochs", "trial", "train.lr"]].tolist() == [4, 1, 3, 2, 0.01]
+    assert (row["val.miou.default"], row["val.miou"]) == (0.3, 0.41)
+    assert table.view.iloc[1].to_dict() == {
+        "Model": OTHER, "Trials": "4", "Diverged": "1", "Epochs": "3", "lr": "0.01", "zero_init_head": "no",
+        "Default recipe (%)": "30.00", "Chosen (%)": "41.00",
+    }  # fmt: skip
+    assert "Not tuned: plain_conv_small train.zero_init_head (no such layer)." in table.notes
+    axes = figures.tuning(records).axes[0]
+    assert axes.lines[1].get_ydata() == pytest.approx([30, 30, 41, 41])
+    figures.plt.close("all")
+
+
+def test_a_tuning_in_vain_is_a_row_with_its_reason(suite, tmp_path) -> None:
+    fabricate(tmp_path, suite)
+    fabricate_tuning(tmp_path, suite)
+    records = load_records(suite, tmp_path)
+    records.raw[f"tune/{OTHER}.json"][0].update(status="failed", reason="all trials diverged", chosen={}, trial=None)
+    assert tables.tuning(records).view.Trials.tolist() == ["4", "failed: all trials diverged"]
+
+
+def fabricate_tuning(root: Path, suite: Suite, models: Sequence[str] = (SUNET, OTHER)) -> None:
+    """What tuning would leave, and trainings with what it chose."""
+    effort = {"tune.trials": 4, "tune.epochs": 3, "tune.seed": 0}
+    space = [{"path": path} for path in ("train.lr", "train.zero_init_head")]
+    folder = root / "results/toy/records"
+    for model in models:
+        chosen = {"train.lr": 0.02, "train.zero_init_head": True} if model == SUNET else {"train.lr": 0.01}
+        left_out = {} if model == SUNET else {"train.zero_init_head": "no such layer"}
+        for kind in ("train", "evaluate"):
+            rows = json.loads((folder / kind / f"{model}.json").read_text())
+            for r in rows:
+                r["params"] |= effort | {"train.zero_init_head": False} | chosen
+                r["provenance"]["config_hash"] = parameters_hash(r["params"])
+            write(folder / kind / f"{model}.json", rows)
+        params = effort | {"train.epochs": 3, "train.lr": 0.003, "train.zero_init_head": False}
+        made = record("tune", model, model, seed=77, params=params, scores={"val.miou": 0.41}) | {
+            "trial": 2, "chosen": chosen, "space": space, "left_out": left_out, "fingerprint": "f",
+        }  # fmt: skip
+        write(folder / "tune" / f"{model}.json", [made])
+        trials = [(0, "finished", 0.3, 0.3), (1, "failed", None, 0.3), (2, "finished", 0.41, 0.41),
+                  (3, "finished", 0.39, 0.41)]  # fmt: skip
+        rows = [{"number": n, "status": s, "train.lr": 0.01, "val.miou": v, "best": b} for n, s, v, b in trials]
+        write_rows(folder / "tune" / f"{model}.csv", rows)
 
 
 @pytest.mark.parametrize("key", ["train.lr", "train"])

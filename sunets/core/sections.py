@@ -318,14 +318,6 @@ class CostConfig(Section):
     """Random images per initialisation."""
 
 
-class _Comparable(Section):
-    """The sections in which compared rows could differ besides `model`."""
-
-    data: DataConfig
-    train: TrainConfig
-    evaluate: EvaluateConfig
-
-
 class ReportConfig(Section):
     """What the tables compare, and with what."""
 
@@ -343,13 +335,15 @@ class ReportConfig(Section):
     @field_validator("declared_differences")
     @classmethod
     def _keys_exist(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        sections = {"data": DataConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "tune": TuningEffort}
         for key in keys:
-            section: Any = _Comparable
-            for part in key.split("."):
-                fields = getattr(section, "model_fields", {})
-                if part not in fields:
-                    raise ValueError(f"{key}: no key of {', '.join(_Comparable.model_fields)}; check its spelling")
-                section = fields[part].annotation
+            first, *parts = key.split(".")
+            section: Any = sections.get(first)
+            while section is not None and parts:
+                field = getattr(section, "model_fields", {}).get(parts.pop(0))
+                section = field and field.annotation
+            if section is None:
+                raise ValueError(f"{key}: no key of {', '.join(sections)}; check its spelling")
         return keys
 
 

@@ -20,7 +20,7 @@ from sunets.report.records import Records, load_records
 from sunets.report.style import save_figure
 from sunets.report.write import Table
 
-TABLES = ("cost", "accuracy", "per_class", "test_time", "published", "speed", "training_time")
+TABLES = ("cost", "accuracy", "per_class", "test_time", "tuning", "published", "speed", "training_time")
 _REMEDY = "run the stage prepare again for an image or mask, the stage evaluate for a prediction"
 FIGURES = (*figures.DRAWN, "qualitative")
 """What this report writes, so that it can take away its own stale files and nobody else's."""
@@ -85,6 +85,7 @@ def _tables(suite: Suite, records: Records) -> list[Table]:
         tables.accuracy(records, suite.report.reference),
         tables.per_class(records),
         tables.test_time(records),
+        tables.tuning(records),
         published(records, names),
         tables.speed(records),
         tables.training_time(records),

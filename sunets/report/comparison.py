@@ -31,14 +31,12 @@ from sunets.report.statistics import (
 K = TypeVar("K", bound=Hashable)
 
 NOT_COMPARABLE = "not comparable"
-TUNED = ("train.lr", "train.weight_decay", "train.zero_init_residual", "train.zero_init_head")
-"""Keys that tuning chooses: they may differ between rows that were tuned with equal effort."""
 _IGNORED = (
     "seed", "model", "variant", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds", "train.threads",
     "train.validate_every", "evaluate.batch_size", "evaluate.num_qualitative", "evaluate.variants",
 )  # fmt: skip
 """Parameters that are the row's subject, that change no score, or that are compared under another name."""
-_FIRST = ("data_digest", "split", "variant", "tune", "train.epochs", "train.batch_size")
+_FIRST = ("data_digest", "split", "variant", "tune.trials", "tune", "train.epochs", "train.batch_size")
 """Keys that a verdict names before others."""
 
 
@@ -232,9 +230,11 @@ def differing_settings(
     """
     obstacles: dict[str, str] = {}
     stated: dict[str, str] = {}
+    tuned = _tuned(row.records) & _tuned(reference.records)
     for seed in sorted(row.scores.keys() & reference.scores.keys()):
-        ours, theirs = (_settings(r for r in runs.records if r["seed"] == seed) for runs in (row, reference))
-        tuned = TUNED if ours.get("tune.trials", _NONE) == theirs.get("tune.trials", _NONE) != _NONE else ()
+        ours, theirs = (
+            _settings(r for r in runs.records if r["seed"] == seed or r["kind"] == "tune") for runs in (row, reference)
+        )
         for key in sorted(ours.keys() | theirs.keys(), key=_rank):
             a, b = ours.get(key, {"absent"}), theirs.get(key, {"absent"})
             if a == b or _within(key, (*varied, *tuned)):
@@ -247,8 +247,12 @@ def differing_settings(
     return f"{NOT_COMPARABLE}: {next(iter(obstacles.values()))}{more}", tuple(stated.values())
 
 
-_NONE = {"0"}
-"""Values of `tune.trials` of a row that was not tuned."""
+def _tuned(records: Iterable[Record]) -> set[str]:
+    """Keys that a row's tuning was free to choose, those that its network cannot have included."""
+    keys: set[str] = set()
+    for r in (r for r in records if r["kind"] == "tune"):
+        keys |= r["chosen"].keys() | {key for key, why in r["left_out"].items() if not why.startswith("fixed by")}
+    return keys
 
 
 def _settings(records: Iterable[Record]) -> dict[str, set[str]]:
@@ -259,6 +263,8 @@ def _settings(records: Iterable[Record]) -> dict[str, set[str]]:
     settings: dict[str, set[str]] = {}
     for r in records:
         params = r["params"]
+        if r["kind"] == "tune":  # its other parameters are those of its first trial
+            params = {k: v for k, v in params.items() if k.startswith("tune.")}
         values = {k: v for k, v in params.items() if not _within(k, _IGNORED)}
         start = f"evaluate.variants.{r['variant']}."
         values |= {f"evaluate.variants.{k.removeprefix(start)}": v for k, v in params.items() if k.startswith(start)}

@@ -14,9 +14,10 @@ from sunets.report.records import FINISHED, Records, ReportError, find_records, 
 _SUFFIX = re.compile(r"\.(mean|ci95_low|ci95_high|joint_ci95_low|joint_ci95_high|difference\.[a-z0-9_]+)$")
 _KEYS = {
     "cost": ("model",), "accuracy": ("model",), "per_class": ("model",), "test_time": ("model", "variant"),
-    "speed": ("model",), "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
+    "tuning": ("model",), "speed": ("model",),
+    "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
 }  # fmt: skip
-_KIND = {"cost": "cost", "speed": "speed", "training_time": "train"}
+_KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "train"}
 
 
 def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:

@@ -175,10 +175,33 @@ def _band(values: pd.Series) -> tuple[float, float]:
     return (max(0.0, e.low), e.high) if e.low is not None and e.high is not None else (np.nan, np.nan)
 
 
+def tuning(records: Records) -> Figure | None:
+    """Best validation score so far by trial, one line per model, and every trial as a dot."""
+    key, q = records.headline.replace("score.", "val."), quantity(records.headline)
+    trials = {model: frame for model in records.labels if len(frame := records.trials(model))}
+    if not trials:
+        return None
+    styles = model_styles(records.labels)
+    with plt.rc_context(STYLE):
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.0))
+        for model, frame in trials.items():
+            style, number = styles[model], frame.number + 1
+            ax.scatter(
+                number, q.scale * frame[key], s=12, color=style.color, marker=style.marker, alpha=0.5, linewidths=0
+            )
+            ax.plot(number, q.scale * frame.best, color=style.color, linestyle=style.line, drawstyle="steps-post")
+        ax.set(xlabel="Trial", ylabel=_prefixed("Validation", records.headline).heading)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.margins(y=0.08)
+        _legend(fig, [styles[m] for m in trials], [records.labels[m] for m in trials], lines=True)
+    return fig
+
+
 DRAWN: dict[str, Callable[[Records], Figure | None]] = {
     "accuracy": accuracy,
     "accuracy_cost": accuracy_cost,
     "training_curves": training_curves,
+    "tuning": tuning,
     "per_class": per_class,
     "confusion": confusion,
     "receptive_field": receptive_field,

@@ -74,7 +74,7 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Classes", (("table", "per_class"), ("figure", "per_class"), ("figure", "confusion"))),
     ("Testing variants", (("table", "test_time"),)),
     ("Cost", (("table", "cost"), ("figure", "receptive_field"))),
-    ("Training", (("figure", "training_curves"),)),
+    ("Training", (("table", "tuning"), ("figure", "tuning"), ("figure", "training_curves"))),
     ("Pictures", (("figure", "qualitative"),)),
 )
 """Order of the page."""
@@ -84,6 +84,8 @@ FIGURE_CAPTIONS = {
     "accuracy_cost": "{headline} against multiply-adds and against parameters. Bars: 95 % intervals over seeds and "
     "images.",
     "training_curves": "Training loss and validation score; mean over the seeds, band: 95 % t-interval.",
+    "tuning": "Validation {headline} of every trial (dots) and the best so far, by trial. Trial 0 is the recipe of the "
+    "parameter file.",
     "per_class": "IoU of each class, mean over the seeds.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
     "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "

@@ -31,6 +31,7 @@ from sunets.core.record import (
     read_history,
     read_json,
     read_records,
+    read_rows,
 )
 
 FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run"
@@ -109,7 +110,7 @@ class Runs:
     scores: Mapping[int, float]
     """Seed -> score of the finished runs."""
     records: Sequence[Record] = field(repr=False)
-    """Of the trainings and evaluations of these seeds."""
+    """Of the trainings and evaluations of these seeds, and of the tuning before them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +235,14 @@ class Records:
         """What stands behind a model's row; arguments as of `scores`."""
         variant = variant or self.variants[0]
         evaluated = [r for r in self.raw.get(f"evaluate/{model}.json", []) if r["variant"] == variant]
-        return Runs(self.scores(model, key, variant), [*self.raw.get(f"train/{model}.json", []), *evaluated])
+        made = [*self.raw.get(f"tune/{model}.json", []), *self.raw.get(f"train/{model}.json", [])]
+        return Runs(self.scores(model, key, variant), [*made, *evaluated])
+
+    def trials(self, model: str) -> pd.DataFrame:
+        """One row per trial of a model's tuning, in order: number, status, values, score and the best so far."""
+        path = self.directory / "tune" / f"{model}.csv"
+        frame = pd.DataFrame(read_rows(path, ("number", "best")) if path.exists() else [])
+        return _numbers(frame, "val.", "best") if len(frame) else frame
 
     def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
         """Each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""
@@ -260,7 +268,7 @@ class Records:
         return field
 
     def all(self, kind: str) -> list[dict[str, Any]]:
-        """Every record of a kind ("train", "evaluate", "cost", "speed"), of the models in `labels`."""
+        """Every record of a kind ("tune", "train", "evaluate", "cost", "speed"), of the models in `labels`."""
         paths = ["speed.json"] if kind == "speed" else [f"{kind}/{model}.json" for model in self.labels]
         return [r for path in paths for r in self.raw.get(path, []) if r["model"] in self.labels]
 
@@ -328,7 +336,7 @@ def find_records(results: Path, benchmark: str) -> Records:
 
 
 _KINDS: dict[str, Kind | Literal["timing"]] = {
-    "train": "train", "evaluate": "evaluate", "cost": "cost", "timing": "timing", "speed.json": "speed",
+    "train": "train", "evaluate": "evaluate", "cost": "cost", "timing": "timing", "speed.json": "speed", "tune": "tune",
 }  # fmt: skip
 """First part of a path below `Records.directory` -> what its files hold."""
 
@@ -398,7 +406,7 @@ def _read_confusions(directory: Path, model: str) -> tuple[dict[str, NDArray], l
 def _read_all(
     directory: Path, models: Mapping[str, str], classes: Sequence[str] = ()
 ) -> dict[str, list[dict[str, Any]]]:
-    wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "cost", "timing")]
+    wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "cost", "timing", "tune")]
     raw = {
         name: read_records(directory / name, _KINDS[name.partition("/")[0]])
         for name in [*wanted, "speed.json"]

@@ -23,7 +23,7 @@ from sunets.report.comparison import (
     verdict_note,
     verdict_text,
 )
-from sunets.report.records import DIVERGED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
+from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.write import Table
 
@@ -202,6 +202,55 @@ def test_time(records: Records) -> Table | None:
         pd.DataFrame(shown),
         notes,
     )
+
+
+def tuning(records: Records) -> Table | None:
+    """Recipe that each model's tuning chose, and what it gained; None where nothing was tuned."""
+    made = {r["model"]: r for r in records.all("tune")}
+    if not made:
+        return None
+    key = records.headline.replace("score.", "val.")
+    q = quantity(records.headline)
+    paths = list(dict.fromkeys(axis["path"] for r in made.values() for axis in r["space"]))
+    rows, shown = [], []
+    for model, label in records.labels.items():
+        r, trials = made.get(model), records.trials(model)
+        status, reason = (r["status"], r["reason"]) if r else (NOT_RUN, f"no record in records/tune/{model}.json")
+        row: dict[str, Any] = {"model": model, "label": label, "status": status, "reason": reason}
+        line: dict[str, Any] = {"Model": label, "Trials": state_text(status, reason) if status != FINISHED else ""}
+        if r is not None and status == FINISHED:
+            score = dict(zip(trials.number, trials[key], strict=True))
+            default, chosen = score.get(0), r["scores"][key]
+            default = None if pd.isna(default) else default
+            row |= {
+                "trials": len(trials),
+                "diverged": int((trials.status == FAILED).sum()),
+                "train.epochs": r["params"]["train.epochs"],
+                "trial": r["trial"],
+                **{path: r["chosen"].get(path, r["params"].get(path)) for path in paths},
+                f"{key}.default": default,
+                key: chosen,
+            }
+            line |= {"Trials": str(len(trials)), "Diverged": str(row["diverged"]), "Epochs": str(row["train.epochs"])}
+            line |= {path.removeprefix("train."): _value(row[path]) for path in paths}
+            line |= {f"Default recipe ({q.unit})": q.text(default), f"Chosen ({q.unit})": q.text(chosen)}
+        rows.append(row)
+        shown.append(line)
+    left_out = [f"{records.labels[m]} {p} ({why})" for m, r in made.items() for p, why in r["left_out"].items()]
+    notes = [
+        f"Validation {q.name} of one seed at the end of a trial. Trial 0 is the recipe of the parameter file; the "
+        "others are drawn by Optuna (TPE). Every model has the same number of trials, epochs and tuning seed.",
+        *([f"Not tuned: {'; '.join(left_out)}."] if left_out else []),
+    ]
+    caption = "Tuned recipes, chosen on the validation split."
+    return Table("tuning", caption, pd.DataFrame(rows), pd.DataFrame(shown).fillna(""), tuple(notes))
+
+
+def _value(value: Any) -> str:
+    """A hyper-parameter as a reader should see it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def speed(records: Records) -> Table | None:
