@@ -80,6 +80,15 @@ def test_an_edited_record_is_not_compared(name, suite, tmp_path) -> None:
     assert f"Against sunet_tiny, {found}: plain_conv_small." in sentences
 
 
+def test_figures_name_rows_that_are_not_comparable(suite, tmp_path) -> None:
+    records = edited(tmp_path, suite, parameter("train.epochs", 60))
+    labels = [t.get_text() for t in figures.accuracy(records).axes[0].get_yticklabels()]
+    assert labels == [SUNET, f"{OTHER} (not comparable)"]
+    (legend,) = figures.accuracy_cost(records).legends
+    assert [t.get_text() for t in legend.get_texts()] == labels
+    figures.plt.close("all")
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_one_edited_kind_of_record_is_enough(kind, suite, tmp_path) -> None:
     assert "train.epochs" in verdict(edited(tmp_path, suite, parameter("train.epochs", 60), kind))
@@ -159,6 +168,7 @@ def test_the_table_of_tuning_says_what_was_chosen_and_what_it_gained(suite, tmp_
     }  # fmt: skip
     assert "Not tuned: plain_conv_small train.zero_init_head (no such layer)." in table.notes
     axes = figures.tuning(records).axes[0]
+    assert axes.lines[1].get_xydata()[:, 0].tolist() == [0, 1, 2, 3]
     assert axes.lines[1].get_ydata() == pytest.approx([30, 30, 41, 41])
     figures.plt.close("all")
 

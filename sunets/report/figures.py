@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from sunets.core.metrics import higher_is_better
-from sunets.report.comparison import joint_estimate
+from sunets.report.comparison import NOT_COMPARABLE, compare_all, joint_estimate
 from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
@@ -35,7 +35,7 @@ def accuracy(records: Records) -> Figure | None:
             ax.scatter(values, [y + 0.2] * len(values), s=11, color=style.color, alpha=0.5, linewidths=0, zorder=2)
             estimate = _shown_estimate(records, model, q)
             _interval_bar(ax, estimate.mean, y - 0.1, estimate, style, horizontal=True)
-        ax.set_yticks(range(len(scores)), [records.labels[m] for m in scores])
+        ax.set_yticks(range(len(scores)), _labels(records, scores))
         ax.set_ylim(len(scores) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
@@ -54,7 +54,7 @@ def accuracy_cost(records: Records) -> Figure | None:
         return None
     q, styles = quantity(records.headline), model_styles(records.labels)
     with plt.rc_context(STYLE):
-        labels = [records.labels[m] for m in scores]
+        labels = _labels(records, scores)
         height = 2.8 + 0.16 * math.ceil(len(labels) / _legend_columns(labels))
         fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), sharey=True, squeeze=False)
         for ax, key in zip(axes[0], panels, strict=True):
@@ -71,6 +71,15 @@ def accuracy_cost(records: Records) -> Figure | None:
             axes[0][0].set_ylabel(f"{q.heading}, inverted")
         _legend(fig, [styles[m] for m in scores], labels, lines=False)
     return fig
+
+
+def _labels(records: Records, models: Iterable[str]) -> list[str]:
+    """Names of models, which say where a row cannot be compared with the reference."""
+    reference = records.report.reference
+    others = {m: records.runs(m) for m in models if m != reference}
+    compared = compare_all(others, records.runs(reference), records.headline, records.report)
+    unlike = {m for m, c in compared.items() if c.verdict.startswith(NOT_COMPARABLE)}
+    return [records.labels[m] + (f" ({NOT_COMPARABLE})" if m in unlike else "") for m in models]
 
 
 def _shown_estimate(records: Records, model: str, q: Quantity) -> Estimate:
@@ -160,6 +169,9 @@ def training_curves(records: Records) -> Figure | None:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
             ax.set_xlim(left=0)
             ax.margins(y=0.06)
+            if q.unit == "%":  # a t-interval may reach beyond what a score can be
+                low, high = ax.get_ylim()
+                ax.set_ylim(max(low, 0), min(high, 100))
         _legend(fig, [styles[k] for k in present], present, lines=True)
     return fig
 
@@ -172,7 +184,7 @@ def _prefixed(word: str, key: str) -> Quantity:
 
 def _band(values: pd.Series) -> tuple[float, float]:
     e = mean_interval(values.tolist())
-    return (max(0.0, e.low), e.high) if e.low is not None and e.high is not None else (np.nan, np.nan)
+    return (e.low, e.high) if e.low is not None and e.high is not None else (np.nan, np.nan)
 
 
 def tuning(records: Records) -> Figure | None:
@@ -185,11 +197,10 @@ def tuning(records: Records) -> Figure | None:
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.0))
         for model, frame in trials.items():
-            style, number = styles[model], frame.number + 1
-            ax.scatter(
-                number, q.scale * frame[key], s=12, color=style.color, marker=style.marker, alpha=0.5, linewidths=0
-            )
-            ax.plot(number, q.scale * frame.best, color=style.color, linestyle=style.line, drawstyle="steps-post")
+            look = styles[model]
+            score, best = (q.scale * frame[column] for column in (key, "best"))
+            ax.scatter(frame.number, score, s=12, color=look.color, marker=look.marker, alpha=0.5, linewidths=0)
+            ax.plot(frame.number, best, color=look.color, linestyle=look.line, drawstyle="steps-post", linewidth=1.3)
         ax.set(xlabel="Trial", ylabel=_prefixed("Validation", records.headline).heading)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.margins(y=0.08)
