@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Recipes tuned alike for all models, and ablations: which part of a Stacked U-Net matters. Both are data, "
     "under `tune` and `ablations` in the parameter file.",
 )
+cli.add_version(app)
 
 
 Workers = Annotated[

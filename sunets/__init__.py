@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sunets.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from sunets.models.zoo import create_model, list_models
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sunets.core.cli import PARAMS, GpuTflops, Params, Settings, run
+from sunets.core.cli import PARAMS, GpuTflops, Params, Settings, add_version, run
 from sunets.core.config import Suite, flatten, load
 from sunets.presets import list_presets, preset_path, use_preset
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Benchmark and ablate Stacked U-Nets. `dvc repro` runs all of params.yaml; these commands are its parts.",
 )
+add_version(app)
 PIPELINE = "Stages of the pipeline"
 TOOLS = "Tools"
 

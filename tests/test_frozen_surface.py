@@ -66,12 +66,13 @@ def commands() -> list[str]:
     lines = []
     for program, app in APPS.items():
         group: Any = typer.main.get_command(app)
-        for name, command in sorted(group.commands.items()):
-            lines.append(f"{program} {name}")
+        for name, command in [("", group), *sorted(group.commands.items())]:
+            start = f"{program} {name}".rstrip()
+            lines.append(start)
             for parameter in command.params:
                 kind = "required" if parameter.required else "optional"
                 names = "/".join([*parameter.opts, *parameter.secondary_opts])
-                lines.append(f"{program} {name} {names} ({parameter.param_type_name}, {kind})")
+                lines.append(f"{start} {names} ({parameter.param_type_name}, {kind})")
     return lines
 
 

@@ -8,6 +8,7 @@ import operator
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -293,3 +294,23 @@ def test_each_way_to_depend_on_the_locale_is_seen() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short_enough_to_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MOST_LINES
+
+
+def test_one_version_and_one_licence() -> None:
+    import sunets
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert citation["version"] == sunets.__version__
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "sunets.core.version.__version__"
+    assert citation["license"] == pyproject["project"]["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+@pytest.mark.parametrize("program", ["sunets", "ablations"])
+def test_version_is_printed(program: str) -> None:
+    import sunets
+
+    command = [sys.executable, "-m", program, "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"sunets {sunets.__version__}\n"

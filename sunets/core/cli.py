@@ -12,6 +12,7 @@ import typer
 
 from sunets.core.failure import line_for_user
 from sunets.core.process import Stopped, stop_on_signals
+from sunets.core.version import __version__
 
 Params = Annotated[Path, typer.Option("--params", help="Parameter file.")]
 Settings = Annotated[
@@ -21,6 +22,24 @@ GpuTflops = Annotated[
     float, typer.Option("--gpu-tflops", min=0.01, help="Rate that training sustains on your GPU, in 10^12 FLOP/s.")
 ]
 PARAMS = Path("params.yaml")
+
+
+def add_version(app: typer.Typer) -> None:
+    """Give a command line the option --version."""
+    app.callback()(_version_option)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sunets {__version__}")
+        raise typer.Exit
+
+
+def _version_option(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 def run(app: typer.Typer) -> None:
