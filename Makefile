@@ -67,7 +67,7 @@ check: env  ## lint, format, types, tests
 	$(PY) -m mypy
 	$(MAKE) test
 
-zoo: env  ## count every network of the zoo: the README's cost table; draw the architecture
+zoo: env  ## count every network of the zoo: the tables of docs/cost.md; draw the architecture
 	$(PY) -m sunets zoo
 	$(PY) docs/architecture.py
 

@@ -167,7 +167,7 @@ def profile(
 
 @app.command(rich_help_panel=TOOLS)
 def zoo() -> None:
-    """Count the cost of every network of the zoo; writes results/zoo/ and the README's cost tables."""
+    """Count the cost of every network of the zoo; writes results/zoo/ and the tables of docs/cost.md."""
     from sunets.zoo_tables import zoo_stage
 
     zoo_stage()

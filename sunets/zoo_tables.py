@@ -1,4 +1,4 @@
-"""The README's cost tables: every network of the zoo, each task at one input size. Run by `make zoo`."""
+"""The cost tables of docs/cost.md: every network of the zoo, each task at one input size. Run by `make zoo`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARTS = (
 def zoo_stage(root: Path = Path()) -> list[Record]:
     """Count the cost of every network, of released SUNets and dilated ResNets at output strides 32, 16 and 8.
 
-    Writes `results/zoo/` and the tables between the markers of the README.
+    Writes `results/zoo/` and the tables between the markers of docs/cost.md.
     """
     folder, shown, everything = root / "results" / "zoo", [], []
     for part in PARTS:
@@ -55,10 +55,10 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
         shown.append(markdown(view, caption, notes))
         everything += records
     write_json(folder / "records.json", everything)
-    readme = root / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
+    page = root / "docs" / "cost.md"
+    before, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    write_text(readme, before + MARKERS[0] + "\n" + "\n".join(shown) + MARKERS[1] + after)
+    write_text(page, before + MARKERS[0] + "\n" + "\n".join(shown) + MARKERS[1] + after)
     return everything
 
 

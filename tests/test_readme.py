@@ -1,4 +1,4 @@
-"""README's commands: each is run in a fresh clone at smoke size, or stands in a list with the reason why not."""
+"""Commands of the README and of pages in docs/: run in a fresh clone at smoke size, or listed with the reason why not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from standins import make_camvid, make_folder
 
 from sunets.core.record import read_json
 
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/benchmark.md", "docs/cost.md", "docs/paper.md")
+"""Pages whose commands are run; no two have a section of the same name."""
+README = "\n".join((ROOT / page).read_text() for page in PAGES)
+MOST_WORDS = 1500
+"""In README.md, code and tables included."""
 
 NOT_RUN = {
     ("MLflow", "createdb -h HOST mlflow && createdb -h HOST optuna"): "needs servers",
@@ -26,7 +30,12 @@ NOT_RUN = {
     ("MLflow", "export MLFLOW_TRACKING_URI=http://HOST:5000"): "for the command below",
     ("MLflow", "export OPTUNA_STORAGE=postgresql+psycopg://USER@HOST/optuna"): "for the command below",
     ("MLflow", "python -m ablations run joint_search"): "needs servers; test_ablations_search.py has them",
-    ("CamVid", "make repro"): "75 minutes, or a GPU; `make repro` runs above on other data",
+    ("CamVid", "make repro"): "hours, or a GPU; `make repro` runs above on other data",
+    (
+        "What each model costs",
+        "python -m sunets profile sunet64 sunet128 sunet7128 dilated_resnet18 dilated_resnet101 deeplabv3_resnet50 "
+        "deeplabv3_resnet101 fcn_resnet50 --output-stride 8 --speed-json results/zoo/speed.json",
+    ): "minutes of computing; the same command runs above with fewer networks",
     ("Reproduce the paper", "make paper"): "needs ImageNet, COCO and VOC; test_chains.py runs it on stand-ins",
 }
 """Section and command -> why it is not run here."""
@@ -105,6 +114,10 @@ FOLDER = {
     ),
 }
 """The preset for a user's own data at smoke size."""
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
 
 
 def test_every_command_is_run_or_listed() -> None:

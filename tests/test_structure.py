@@ -230,24 +230,26 @@ def test_default_preset_is_the_committed_parameter_file() -> None:
     assert (ROOT / "presets" / "default.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
-def test_readme_shows_the_committed_cost_tables() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_page_shows_the_committed_cost_tables() -> None:
+    page = (ROOT / "docs" / "cost.md").read_text()
     for task in ("segmentation", "classification"):
-        assert (ROOT / "results" / "zoo" / f"cost_{task}.md").read_text() in readme
+        assert (ROOT / "results" / "zoo" / f"cost_{task}.md").read_text() in page
 
 
-def test_readme_links_to_files_that_exist() -> None:
-    """Files of the repository, not of this machine's working tree alone, and headings of this page."""
-    readme = (ROOT / "README.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if "://" not in link]
-    assert len(links) > 10
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_links_lead_to_files_that_exist(name: str) -> None:
+    """Files of the repository, not of this machine's working tree alone, and headings of the page."""
+    page, folder = (ROOT / name).read_text(), (ROOT / name).parent
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", page) if "://" not in link]
+    assert len(links) > (10 if name == "README.md" else 0)
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    paths = {parent.as_posix() for name in files.stdout.splitlines() for parent in (Path(name), *Path(name).parents)}
-    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"(?m)^#+ (.+)$", readme)}
+    paths = {parent.as_posix() for path in files.stdout.splitlines() for parent in (Path(path), *Path(path).parents)}
+    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"(?m)^#+ (.+)$", page)}
     for link in links:
         path, _, heading = link.partition("#")
-        assert (ROOT / path).exists(), link
-        assert Path(path).as_posix() in paths, f"{link}: not in the repository"
+        target = (folder / path).resolve()
+        assert target.exists(), link
+        assert target.relative_to(ROOT).as_posix() in paths, f"{link}: not in the repository"
         if not path:
             assert heading in headings, link
 
