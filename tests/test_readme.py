@@ -1,4 +1,4 @@
-"""Commands of the README and of pages in docs/: run in a fresh clone at smoke size, or listed with the reason why not."""
+"""Commands of the README and of pages in docs/: run in a fresh clone at smoke size, or listed with a reason."""
 
 from __future__ import annotations
 
