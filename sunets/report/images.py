@@ -16,40 +16,55 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from sunets.report.records import Records, quantity
+from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.style import STYLE, WIDTH
 from sunets.report.tables import class_keys
 
 MAX_CLASSES = 30
 """Classes beyond which a matrix cannot be read on a page."""
+SMALLEST_PRINT = 4.3
+"""Points of the numbers in a matrix, as long as the page is wide enough."""
+FIELD_MASS = 0.95
+"""Share of the input gradient that the contour of an effective receptive field encloses."""
+DECADES = 3
+"""Range of the logarithmic scale of receptive fields; less than a thousandth of the largest gradient is nothing."""
+CONTOUR = "#D55E00"
 
 
 def per_class(records: Records) -> Figure | None:
-    """Mean IoU of each class and model, as a heat map with the numbers in it."""
+    """Mean IoU of each class and model with half its interval over the seeds, as a heat map with the numbers in it."""
     keys = class_keys(records)
     if not keys or len(keys) > MAX_CLASSES:
         return None
-    rows = {}
+    many = len(keys) > 12
+    means: dict[str, list[float]] = {}
+    texts: dict[str, list[str]] = {}
     for model, label in records.labels.items():
         if records.scores(model):
             by_class = [list(records.scores(model, key).values()) for key in keys]
-            rows[label] = [100 * float(np.mean(v)) if v else np.nan for v in by_class]
-    if not rows:
+            estimates = [mean_interval(v) if v else None for v in by_class]
+            means[label] = [100 * e.mean if e else np.nan for e in estimates]
+            texts[label] = [_cell_text(e, many=many) for e in estimates]
+    if not means:
         return None
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=[quantity(k).name for k in keys])
+    frame = pd.DataFrame.from_dict(means, orient="index", columns=[quantity(k).name for k in keys])
     names = [n.replace("_", " ") for n in frame.columns]
     turned = max(map(len, names)) > 80 / len(names)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         fig, ax = plt.subplots(
-            figsize=(WIDTH, 0.6 + 0.3 * len(rows) + (0.045 * max(map(len, names)) if turned else 0.0))
+            figsize=(WIDTH, 0.6 + 0.36 * len(means) + (0.045 * max(map(len, names)) if turned else 0.0))
         )
-        many = frame.shape[1] > 12
         sns.heatmap(
-            frame, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f" if many else ".1f", linewidths=0.8,
-            linecolor="white", annot_kws={"fontsize": 6.0 if many else 7.5}, ax=ax,
-            cbar_kws={"label": "IoU (%)", "pad": 0.015, "aspect": 2.7 * len(rows) + 1, "ticks": [0, 25, 50, 75, 100]},
+            frame, vmin=0, vmax=100, cmap="cividis", annot=np.array(list(texts.values())), fmt="", linewidths=0.8,
+            linecolor="white", annot_kws={"fontsize": 6.0 if many else 7.0}, ax=ax,
+            cbar_kws={"label": "IoU (%)", "pad": 0.015, "aspect": 2.7 * len(means) + 1, "ticks": [0, 25, 50, 75, 100]},
         )  # fmt: skip
+        values = frame.to_numpy()
+        for text, value in zip(ax.texts, values[~np.isnan(values)], strict=True):
+            text.set_color(ink(plt.get_cmap("cividis")(value / 100)))
         ax.set_xticks(
             np.arange(len(names)) + 0.5, names, rotation=40 if turned else 0, ha="right" if turned else "center",
             rotation_mode="anchor" if turned else "default",
@@ -60,39 +75,57 @@ def per_class(records: Records) -> Figure | None:
     return fig
 
 
+def _cell_text(estimate: Estimate | None, *, many: bool) -> str:
+    if estimate is None:
+        return ""
+    digits, half = (0 if many else 1), estimate.half_width
+    return f"{100 * estimate.mean:.{digits}f}" + (f"\n± {100 * half:.{digits}f}" if half is not None else "")
+
+
+def luminance(color: Sequence[float]) -> float:
+    """Relative luminance of a colour (WCAG 2), 0 to 1; red, green and blue are 0 to 1."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def ink(color: Sequence[float]) -> str:
+    """Black or white, whichever has more contrast to a background; it is at least 4.5 to 1."""
+    return "black" if luminance(color) > 0.179 else "white"
+
+
 def confusion(records: Records) -> Figure | None:
-    """Confusion matrices over all seeds, each row divided by its sum, one panel a model."""
-    found = {}
+    """Confusion matrices over all seeds, each row divided by its sum, one panel per model, with the numbers in it."""
+    totals = {}
     for model, label in records.labels.items():
         matrices, _ = records.confusions(model)
         if matrices and matrices[0].shape[1] <= MAX_CLASSES:
-            found[label] = np.sum([m.sum(axis=0, dtype=np.int64) for m in matrices], axis=0)
-    if not found:
+            totals[label] = np.sum([m.sum(axis=0, dtype=np.int64) for m in matrices], axis=0)
+    if not totals:
         return None
-    k = next(iter(found.values())).shape[0]
+    k = next(iter(totals.values())).shape[0]
     names = [n.replace("_", " ") for n in records.classes] if len(records.classes) == k else [str(i) for i in range(k)]
-    columns = min(len(found), 4 if k <= 8 else 3 if k <= 14 else 2)
-    rows = math.ceil(len(found) / columns)
-    side = min((WIDTH - 1.3) / columns, 2.6)
+    width = WIDTH - 1.3
+    readable = SMALLEST_PRINT * k / 17  # inches of a panel whose numbers can be read
+    columns = max(1, min(len(totals), 4, int(width / readable)))
+    rows = math.ceil(len(totals) / columns)
+    side = min(width / columns, max(2.6, readable))
     with plt.rc_context(STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}):
         fig, axes = plt.subplots(
             rows, columns, figsize=(side * columns + 1.3, rows * (side + 0.3) + 0.75), squeeze=False
         )
-        for ax in axes.flat[len(found) :]:
+        for ax in axes.flat[len(totals) :]:
             ax.set_axis_off()
-        for index, (label, matrix) in enumerate(found.items()):
+        for index, (label, matrix) in enumerate(totals.items()):
             ax = axes.flat[index]
             total = matrix.sum(axis=1, keepdims=True)
-            share = np.divide(100.0 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
-            ax.imshow(share, vmin=0, vmax=100, cmap="cividis")
+            percent = np.divide(100.0 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
+            drawn = ax.imshow(percent, vmin=0, vmax=100, cmap="cividis")
             ax.set_title(_wrap(label, max(10, int(13 * side))), fontsize=7.5)
-            size = min(7.5, 38 * side / k / 2.2)
-            if size >= 4.5:
-                for (i, j), v in np.ndenumerate(share):
-                    if not np.isnan(v):
-                        ink = "white" if v < 55 else "black"
-                        ax.text(j, i, f"{v:.0f}", ha="center", va="center", fontsize=size, color=ink)
-            left, lowest = index % columns == 0, index + columns >= len(found)
+            for (i, j), v in np.ndenumerate(percent):
+                if not np.isnan(v):
+                    size = min(7.5, 17 * side / k)
+                    ax.text(j, i, f"{v:.0f}", ha="center", va="center", fontsize=size, color=ink(drawn.cmap(v / 100)))
+            left, lowest = index % columns == 0, index + columns >= len(totals)
             small = min(7.0, 60 * side / k / 1.15)
             ax.set_xticks(range(k), names if lowest else [], rotation=90, fontsize=small)
             ax.set_yticks(range(k), names if left else [], fontsize=small)
@@ -128,7 +161,9 @@ def receptive_field(records: Records) -> Figure | None:
 
 
 def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> Figure:
-    """Draw effective receptive fields side by side, over five decades.
+    """Draw effective receptive fields side by side on one logarithmic scale, with the contour of the 95 % area.
+
+    The contour is that of the field smoothed by a fortieth of the image, whose pixels scatter.
 
     Args:
         fields: label of a model -> (H, W) sizes of the gradient.
@@ -145,8 +180,11 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
             ax.set_axis_off()
         for ax, (label, field) in zip(axes.flat, fields.items(), strict=False):
             peak = float(field.max())
-            shown = np.log10(np.maximum(field / peak if peak > 0 else field, 1e-5))
-            ax.imshow(shown, cmap=colors, vmin=-5, vmax=0, interpolation="nearest")
+            shown = np.log10(np.maximum(field / peak if peak > 0 else field, 10.0**-DECADES))
+            ax.imshow(shown, cmap=colors, vmin=-DECADES, vmax=0, interpolation="nearest")
+            smooth = ndimage.gaussian_filter(np.asarray(field, dtype=np.float64), max(field.shape) / 40)
+            if smooth.min() < (level := mass_level(smooth)):
+                ax.contour(smooth, levels=[level], colors=CONTOUR, linewidths=1.1)
             ax.set_axis_on()
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values():
@@ -154,10 +192,17 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
             text = f"effective field {100 * shares[label]:.1f} %" if label in shares else ""
             ax.set_title(_wrap(label, max(10, int(14 * side))), fontsize=7.5, pad=3)
             ax.set_xlabel(text, fontsize=6.8, labelpad=3)
-        bar = _shared_bar(fig, axes, [-5, -4, -3, -2, -1, 0])
-        bar.ax.set_yticklabels(["≤10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "1"])
+        bar = _shared_bar(fig, axes, range(-DECADES, 1))
+        exponents = [f"10{str(e).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}" for e in range(-DECADES, 0)]
+        bar.ax.set_yticklabels([f"≤{exponents[0]}", *exponents[1:], "1"])
         bar.set_label("Input gradient over its largest")
     return fig
+
+
+def mass_level(field: NDArray) -> float:
+    """The value whose exceedance encloses `FIELD_MASS` of a field's sum by the fewest pixels."""
+    values = np.sort(field.ravel())[::-1]
+    return float(values[min(np.searchsorted(values.cumsum(), FIELD_MASS * values.sum()), values.size - 1)])
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
