@@ -460,6 +460,8 @@ def test_text_of_another_encoding_is_a_fault(tmp_path):
     assert "classes.txt: not UTF-8 text (byte 4); save it as UTF-8" in faults_of(own_config(root), tmp_path / "d")[0]
     (root / "classes.txt").write_text("a\nb\x1b[0m\nc\n")
     assert "control characters" in faults_of(own_config(root), tmp_path / "d")[0]
+    (root / "classes.txt").write_text(f"a\nb\n{'c' * 101}\n")
+    assert "has 101 characters; use at most 100" in faults_of(own_config(root), tmp_path / "d")[0]
 
 
 def test_the_time_of_a_long_check_is_told_at_its_beginning(tmp_path, monkeypatch, capsys):
@@ -487,3 +489,34 @@ def test_overlays_blend_classes_and_leave_the_background(tmp_path):
     pixels = np.full((1, 3, 3), 200, np.uint8)
     labels = np.array([[0, 1, 255]], np.uint8)
     assert overlay(pixels, labels, folder.OKABE_ITO).tolist() == [[[200] * 3, [215, 179, 100], [200] * 3]]
+
+
+def test_directories_and_lists_of_another_kind_are_faults(tmp_path):
+    root = make_folder(tmp_path / "own")
+    (root / "images" / "loop.jpg").symlink_to("loop.jpg")
+    (root / "masks" / "loop.png").symlink_to("loop.png")
+    (root / "images" / "more").symlink_to(root / "images")
+    faults = faults_of(own_config(root), tmp_path / "data")
+    assert [f.split(":")[0].rpartition("/")[2] for f in faults] == ["loop.jpg", "loop.png"]
+    assert all("symbolic links" in f for f in faults)
+    (root / "splits").mkdir()
+    os.mkfifo(root / "splits" / "train.txt")
+    assert "train.txt: not a file but a FIFO" in faults_of(own_config(root), tmp_path / "data")[0]
+    shutil.rmtree(root / "splits")
+    (root / "splits").write_text("photo 1\n")
+    assert "train.txt: missing" in faults_of(own_config(root), tmp_path / "data")[0]
+    shutil.rmtree(root / "masks")
+    os.mkfifo(root / "masks")
+    (fault,) = faults_of(own_config(root), tmp_path / "data")
+    assert "masks: cannot be listed (Not a directory); make it a readable directory" in fault
+
+
+def test_an_empty_split_says_which_files_were_left_out(tmp_path):
+    root = make_folder(tmp_path / "own")
+    for directory in (root / "images", root / "masks"):
+        directory.rename(root / "moved")
+        directory.mkdir()
+        (root / "moved").rename(directory / "nested")
+    faults = faults_of(own_config(root), tmp_path / "data")
+    assert any(f.startswith("images: 8 files left out") and f.endswith("; move the images into it") for f in faults)
+    assert len(faults) == 5

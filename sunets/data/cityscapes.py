@@ -79,5 +79,5 @@ def find(config: DataConfig, work: Path) -> RawDataset:
 
 def _files(raw: RawDataset, directory: Path, suffix: str) -> list[Path]:
     """List the files with this suffix in the cities of a split; the archives hold others beside them."""
-    cities = [directory / city.name for city in raw.list_directory(directory) if city.is_dir()]
+    cities = [path for city in raw.list_directory(directory) if (path := directory / city.name).is_dir()]
     return raw.files_ending(cities, suffix)

@@ -20,6 +20,7 @@ OKABE_ITO: tuple[Color, ...] = (
 )  # fmt: skip
 """Colours of the first eight classes (Okabe and Ito, 2008): colour-blind readers can tell them apart."""
 _VAL_FRACTION = _TEST_FRACTION = 0.15
+_LONGEST_CLASS = 100  # characters: names are columns of tables and labels of figures
 
 
 def find(config: DataConfig, work: Path) -> RawDataset:
@@ -33,9 +34,14 @@ def find(config: DataConfig, work: Path) -> RawDataset:
     classes = raw.read_lines(root / "classes.txt")
     if not 2 <= len(classes) <= 255 or len(set(classes)) < len(classes):
         raise DataError(f"{root / 'classes.txt'}: 2 to 255 different class names, one per line, not {len(classes)}")
+    if long := next((name for name in classes if len(name) > _LONGEST_CLASS), None):
+        raise DataError(
+            f"{root / 'classes.txt'}: {long[:_LONGEST_CLASS]!r}... has {len(long)} characters; use at most "
+            f"{_LONGEST_CLASS}"
+        )
     raw.classes, raw.palette = classes, [*OKABE_ITO, *color_map(len(classes))[len(OKABE_ITO) :]][: len(classes)]
     entries = raw.pair(root / "images", root / "masks")
-    if (root / "splits").is_dir():
+    if (root / "splits").exists():
         _read_splits(root, config, entries, raw)
     else:
         drawn = _draw_splits(entries)
@@ -52,7 +58,7 @@ def _read_splits(root: Path, config: DataConfig, entries: list[Entry], raw: RawD
     by_id = {e.id: e for e in entries}
     for split in used_splits(config):
         path = split_path(root / "splits", split, ".txt")
-        if not path.is_file():
+        if not path.exists():
             raise DataError(f"{path}: missing; add it, or remove {path.parent} to have splits drawn")
         raw.splits[split] = []
         for name in raw.read_lines(path):

@@ -224,6 +224,7 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
         kept = [(item, scans[e]) for e in listed if (item := scans[e].item) is not None]
         if not kept and not any(scans[e].faults for e in listed):
             faults.append(f"split {split!r} of {config.root or config.name}: empty; every split needs an image")
+            faults += [f"{warning}; move the images into it" for warning in raw.left_out_warnings()]
         if split in (config.train_split, config.val_split) and any(item.target is None for item, _ in kept):
             faults.append(f"split {split!r}: has no labels; choose another data.train_split or data.val_split")
         if dropped := sum(scans[e].dropped for e in listed):
@@ -247,7 +248,7 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
     if turned and config.task == "segmentation":
         warnings.append(f"{turned} images are turned by their EXIF orientation; their masks must be turned alike")
     if faults:
-        raise DataError(faults)
+        raise DataError(list(dict.fromkeys(faults)))
 
     class_pixels = {split: counts[:num_classes].tolist() for split, counts in pixels.items()}
     warnings += [

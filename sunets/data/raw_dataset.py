@@ -76,10 +76,17 @@ class RawDataset:
         return dict(self.label_map or {k: k for k in [*range(len(self.classes)), IGNORE_INDEX]})
 
     def list_directory(self, directory: Path) -> list[os.DirEntry[str]]:
-        """List a directory by name, without hidden files, and record it in `files`."""
+        """List a directory by name, without hidden files, and record it in `files`.
+
+        Raises:
+            DataError: it is not a directory, or cannot be read.
+        """
         self.files[directory] = None
-        with os.scandir(directory) as scan:
-            entries = sorted(scan, key=lambda e: e.name)
+        try:
+            with os.scandir(directory) as scan:
+                entries = sorted(scan, key=lambda e: e.name)
+        except OSError as error:
+            raise DataError(f"{directory}: cannot be listed ({error.strerror}); make it a readable directory") from None
         visible = [e for e in entries if not is_hidden(e.name)]
         self.hidden += len(entries) - len(visible)
         return visible
@@ -95,7 +102,7 @@ class RawDataset:
         images = []
         for entry in self.list_directory(directory):
             path = directory / entry.name
-            if entry.is_dir():
+            if path.is_dir() if entry.is_symlink() else entry.is_dir():  # `DirEntry` fails on a loop of links
                 left_out["in subdirectories"] += sum(not is_hidden(n) for _, _, names in os.walk(path) for n in names)
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
                 left_out[f"with suffix {path.suffix}" if path.suffix else "without suffix"] += 1
