@@ -20,10 +20,10 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sunets.core.names import overlap
+from sunets.core.search_sections import AxisConfig, StudyConfig, TuneConfig
 from sunets.core.sections import (
     IGNORE_INDEX,
     AugmentConfig,
-    AxisConfig,
     CostConfig,
     Count,
     DataConfig,
@@ -37,11 +37,9 @@ from sunets.core.sections import (
     ReportConfig,
     Section,
     Seed,
-    StudyConfig,
     SyntheticConfig,
     Task,
     TrainConfig,
-    TuneConfig,
     TuningEffort,
     VariantConfig,
 )
