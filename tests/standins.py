@@ -1,7 +1,6 @@
 """Tiny data sets in the exact on-disk formats of the real ones, drawn by code; shared by the tests.
 
-Each `make_*` writes below `root`, which is what `data.root` has to be. Colours follow the labels, so that a network can
-learn something.
+Each `make_*` writes to `root`, the value for `data.root`. Colours follow the labels, so that a network can learn.
 """
 
 import json
@@ -21,7 +20,7 @@ COCO_CATEGORIES = {1: "person", 5: "airplane", 24: "zebra", 63: "couch", 72: "tv
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int], labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) and its mask (H, W): `labels[0]` everywhere, a rectangle of each other label upon it."""
+    """Draw an image (H, W, 3) and its mask (H, W): rectangles of the other labels on a background of `labels[0]`."""
     height, width = size
     mask = np.full(size, labels[0], np.uint8)
     for label in labels[1:]:
@@ -33,7 +32,7 @@ def scene(rng: np.random.Generator, size: tuple[int, int], labels: Sequence[int]
 
 
 def save_palette(mask: np.ndarray, path: Path) -> None:
-    """An 8-bit palette PNG as PASCAL VOC has them: index = label, 255 in the palette's last colour."""
+    """Write an 8-bit palette PNG as in PASCAL VOC: index = label, 255 in the last colour of the palette."""
     image = Image.fromarray(mask)
     image.putpalette([channel for color in [*color_map(255), (224, 224, 192)] for channel in color])
     image.save(path)
@@ -47,7 +46,7 @@ def _write(image: np.ndarray, path: Path) -> None:
 def make_camvid(
     root: Path, train: int = 4, val: int = 2, test: int = 2, size: tuple[int, int] = (24, 32), suffix: str = ".png"
 ) -> Path:
-    """SegNet's layout; label 11 is void."""
+    """Write CamVid in the SegNet tutorial's directories; label 11 is void."""
     rng = np.random.default_rng(1)
     for split, count in (("train", train), ("val", val), ("test", test)):
         for index in range(count):
@@ -59,7 +58,7 @@ def make_camvid(
 
 
 def make_folder(root: Path, count: int = 8, classes: int = 3, size: tuple[int, int] = (24, 32)) -> Path:
-    """images/, masks/ and classes.txt; images of two sizes."""
+    """Write images/, masks/ and classes.txt; images of two sizes."""
     rng = np.random.default_rng(2)
     for index in range(count):
         height, width = size
@@ -78,7 +77,7 @@ def make_imagefolder(
     classes: Sequence[str] = ("n01440764", "n01443537", "n02102040", "n03000684", "n03394916", "n03888257"),
     size: tuple[int, int] = (40, 48),
 ) -> Path:
-    """ImageNet's class folders, `train` and `val` images each; sizes differ, one image is grey."""
+    """Write ImageNet's class folders, `train` and `val` images each; sizes differ, one image is grey."""
     rng = np.random.default_rng(3)
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):
@@ -89,7 +88,7 @@ def make_imagefolder(
 
 
 def make_voc(root: Path, train: int = 4, val: int = 2, test: int = 2, size: tuple[int, int] = (48, 64)) -> Path:
-    """VOCdevkit/VOC2012 with palette masks and 255 borders; train, val, trainval and test lists."""
+    """Write VOCdevkit/VOC2012 with palette masks and 255 borders; train, val, trainval and test lists."""
     rng = np.random.default_rng(4)
     voc = root / "VOCdevkit" / "VOC2012"
     lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
@@ -114,20 +113,20 @@ def make_voc(root: Path, train: int = 4, val: int = 2, test: int = 2, size: tupl
 
 
 def make_sbd(root: Path, extra: int = 3, size: tuple[int, int] = (48, 64)) -> Path:
-    """SBD beside an existing `make_voc(root)`: `extra` own images, VOC's first train image and *all VOC val images*.
+    """Write SBD beside `make_voc(root)`: `extra` new images, VOC's first train image and *all VOC val images*.
 
-    The real SBD holds VOC val images as well; none of them may reach train_aug.
+    The real SBD holds VOC val images as well; none of them may be in train_aug.
     """
     rng = np.random.default_rng(5)
     voc, sbd = root / "VOCdevkit" / "VOC2012", root / "benchmark_RELEASE" / "dataset"
     (sbd / "cls").mkdir(parents=True)
-    own = []
+    new = []
     for index in range(extra):
         name = f"2008_{index:06d}"
         image, mask = scene(rng, size, [0, 1 + index % 20])
         _write(image, voc / "JPEGImages" / f"{name}.jpg")
         save_sbd(mask, sbd / "cls" / f"{name}.mat")
-        own.append(name)
+        new.append(name)
     lists = voc / "ImageSets" / "Segmentation"
     shared = (lists / "train.txt").read_text().split()[:1] + (lists / "val.txt").read_text().split()
     for name in shared:
@@ -135,13 +134,13 @@ def make_sbd(root: Path, extra: int = 3, size: tuple[int, int] = (48, 64)) -> Pa
             mask = np.array(file)
         save_sbd(np.where(mask == 255, 0, mask).astype(np.uint8), sbd / "cls" / f"{name}.mat")
     half = len(shared) // 2 + 1
-    (sbd / "train.txt").write_text("\n".join(own[:1] + shared[:half]))
-    (sbd / "val.txt").write_text("\n".join(own[1:] + shared[half:]))
+    (sbd / "train.txt").write_text("\n".join(new[:1] + shared[:half]))
+    (sbd / "val.txt").write_text("\n".join(new[1:] + shared[half:]))
     return root
 
 
 def save_sbd(mask: np.ndarray, path: Path) -> None:
-    """A MATLAB 5 file with SBD's struct GTcls."""
+    """Write a MATLAB 5 file with SBD's struct GTcls."""
     present = np.unique(mask[mask > 0]).reshape(-1, 1)
     boundaries = np.empty((20, 1), object)
     boundaries[:] = [[np.zeros(mask.shape, np.uint8)]] * 20
@@ -149,9 +148,9 @@ def save_sbd(mask: np.ndarray, path: Path) -> None:
 
 
 def make_coco(root: Path, train: int = 3, val: int = 2, size: tuple[int, int] = (64, 72)) -> Path:
-    """annotations/instances_*2017.json with a polygon, an uncompressed crowd and a compressed code in every image.
+    """Write annotations/instances_*2017.json: a polygon, an uncompressed crowd and a compressed code in every image.
 
-    Each split also holds one image with too few labelled pixels and one with a zebra only; neither belongs to the set.
+    Each split also has an image with too few labelled pixels and one with only a zebra; `prepare` leaves both out.
     """
     rng = np.random.default_rng(6)
     height, width = size
@@ -208,7 +207,7 @@ def _compressed(height: int, width: int, rows: slice, columns: slice) -> dict[st
 
 
 def make_cityscapes(root: Path, train: int = 3, val: int = 2, test: int = 1, size: tuple[int, int] = (32, 64)) -> Path:
-    """leftImg8bit/ and gtFine/ with one city a split; labels are the 34 ids, the test split's are dummies."""
+    """Write leftImg8bit/ and gtFine/ with one city per split and the 34 label ids; dummies in the test split."""
     rng = np.random.default_rng(7)
     ids = [stored for stored, _ in CITYSCAPES_CLASSES.values()]
     for split, city, count in (("train", "aachen", train), ("val", "frankfurt", val), ("test", "berlin", test)):

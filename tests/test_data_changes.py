@@ -25,8 +25,8 @@ def folder(root: Path) -> DataConfig:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
-    return make_folder(tmp_path / "own")
+def dataset(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "dataset")
 
 
 @pytest.fixture
@@ -52,87 +52,89 @@ def edit_mask(path: Path, keep_times: bool = False) -> None:
 
 @pytest.mark.parametrize("keep_times", [False, True])
 @pytest.mark.parametrize("where", ["data/prepared/tiny", "plain"])
-def test_an_edited_mask_is_noticed(own: Path, tmp_path: Path, keep_times: bool, where: str) -> None:
+def test_an_edited_mask_is_noticed(dataset: Path, tmp_path: Path, keep_times: bool, where: str) -> None:
     out = tmp_path / where
-    first = prepare(folder(own), out)
-    edit_mask(own / "masks" / "photo 3.png", keep_times)
+    first = prepare(folder(dataset), out)
+    edit_mask(dataset / "masks" / "photo 3.png", keep_times)
     with pytest.raises(DataError, match=r"photo 3\.png: changed since it was prepared; run"):
-        load_manifest(out, folder(own))
-    second = prepare(folder(own), out)
+        load_manifest(out, folder(dataset))
+    second = prepare(folder(dataset), out)
     assert second.digest != first.digest
-    assert load_manifest(out, folder(own)) == second
+    assert load_manifest(out, folder(dataset)) == second
 
 
-def test_a_change_that_keeps_size_and_time_is_noticed(own: Path, out: Path) -> None:
+def test_a_change_that_keeps_size_and_time_is_noticed(dataset: Path, out: Path) -> None:
     """As by a tool that sets the time back: the time of the last change of status cannot be set."""
-    prepare(folder(own), out)
-    path = own / "classes.txt"
+    prepare(folder(dataset), out)
+    path = dataset / "classes.txt"
     times = path.stat()
     path.write_text(path.read_text().replace("class 0\nclass 1", "class 1\nclass 0"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
     with pytest.raises(DataError, match=r"classes\.txt: changed since it was prepared"):
-        load_manifest(out, folder(own))
-    assert prepare(folder(own), out).classes[:2] == ("class 1", "class 0")
+        load_manifest(out, folder(dataset))
+    assert prepare(folder(dataset), out).classes[:2] == ("class 1", "class 0")
 
 
-def test_each_kind_of_change_is_noticed(own: Path, out: Path) -> None:
-    prepare(folder(own), out)
+def test_each_kind_of_change_is_noticed(dataset: Path, out: Path) -> None:
+    prepare(folder(dataset), out)
 
     def restored(path: Path) -> None:
-        shutil.copytree(path, own, dirs_exist_ok=True)
+        shutil.copytree(path, dataset, dirs_exist_ok=True)
 
-    kept = own.with_name("kept")
-    shutil.copytree(own, kept)
+    kept = dataset.with_name("kept")
+    shutil.copytree(dataset, kept)
     for change, word in (
-        (lambda: (own / "images" / "photo 0.jpg").unlink(), "photo 0.jpg"),
-        (lambda: shutil.copy(own / "images" / "photo 0.jpg", own / "images" / "photo 1.jpg"), "photo 1.jpg"),
-        (lambda: (own / "classes.txt").write_text("class 0\nclass 2\nclass 1\n"), "classes.txt"),
+        (lambda: (dataset / "images" / "photo 0.jpg").unlink(), "photo 0.jpg"),
+        (lambda: shutil.copy(dataset / "images" / "photo 0.jpg", dataset / "images" / "photo 1.jpg"), "photo 1.jpg"),
+        (lambda: (dataset / "classes.txt").write_text("class 0\nclass 2\nclass 1\n"), "classes.txt"),
     ):
         change()
         with pytest.raises(DataError, match=re.escape(word)):
-            load_manifest(out, folder(own))
+            load_manifest(out, folder(dataset))
         restored(kept)
-        load_manifest(out, folder(own))
-    shutil.copy(own / "images" / "photo 0.jpg", own / "images" / "new.jpg")  # of which the lists know nothing
+        load_manifest(out, folder(dataset))
+    shutil.copy(dataset / "images" / "photo 0.jpg", dataset / "images" / "new.jpg")  # of which the lists know nothing
     with pytest.raises(DataError, match="images: changed"):
-        load_manifest(out, folder(own))
+        load_manifest(out, folder(dataset))
 
 
-def test_touched_files_are_no_change_and_are_read_once(own: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(folder(own), out)
+def test_touched_files_are_no_change_and_are_read_once(
+    dataset: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(folder(dataset), out)
     before = content(out)
-    for path in own.rglob("*"):
+    for path in dataset.rglob("*"):
         os.utime(path)
-    (own / "images" / ".DS_Store").write_text("left by a Mac")
-    load_manifest(out, folder(own))
+    (dataset / "images" / ".DS_Store").write_text("left by a Mac")
+    load_manifest(out, folder(dataset))
     monkeypatch.setattr("sunets.data.changes.file_state", lambda path: pytest.fail(f"{path} is read again"))
-    load_manifest(out, folder(own))
+    load_manifest(out, folder(dataset))
     monkeypatch.setattr(module, "_check", lambda *_: pytest.fail("checked again"))
-    prepare(folder(own), out)
+    prepare(folder(dataset), out)
     assert content(out) == before
 
 
-def test_preparing_again_writes_the_same_bytes(own: Path, out: Path) -> None:
-    prepare(folder(own), out)
+def test_preparing_again_writes_the_same_bytes(dataset: Path, out: Path) -> None:
+    prepare(folder(dataset), out)
     before = content(out)
     times = out.parents[2] / ".work" / "seen" / "tiny.csv"
     times.unlink()
-    prepare(folder(own), out)
+    prepare(folder(dataset), out)
     assert content(out) == before
-    copy = own.with_name("copied")
-    shutil.copytree(own, copy)  # other times, another place, as in another clone
+    copy = dataset.with_name("copied")
+    shutil.copytree(dataset, copy)  # other times, another place, as in another clone
     prepare(folder(copy), out)
     assert content(out) == before
 
 
 @pytest.mark.parametrize("damage", ["", "x", "key\nroot/a,1\n", "\x00"])
-def test_lost_or_damaged_times_cost_only_time(own: Path, out: Path, damage: str) -> None:
-    prepare(folder(own), out)
+def test_lost_or_damaged_times_cost_only_time(dataset: Path, out: Path, damage: str) -> None:
+    prepare(folder(dataset), out)
     times = out.parents[2] / ".work" / "seen" / "tiny.csv"
     intact = times.read_text()
     times.write_text(damage)
-    load_manifest(out, folder(own))
+    load_manifest(out, folder(dataset))
     assert times.read_text().splitlines()[1:] == intact.splitlines()[1:]
 
 
@@ -169,8 +171,8 @@ def test_drawn_images_are_watched_and_mended(out: Path) -> None:
     assert content(out) == before
 
 
-def test_damaged_manifests_are_one_line_with_a_remedy(own: Path, out: Path) -> None:
-    prepare(folder(own), out)
+def test_damaged_manifests_are_one_line_with_a_remedy(dataset: Path, out: Path) -> None:
+    prepare(folder(dataset), out)
     whole = content(out)
     manifest, train, listed = (whole[name] for name in ("manifest.json", "splits/train.csv", "files.csv"))
     for name, damages in {
@@ -185,32 +187,32 @@ def test_damaged_manifests_are_one_line_with_a_remedy(own: Path, out: Path) -> N
         for damage in damages:
             (out / name).write_bytes(damage)
             with pytest.raises(DataError, match=r"run python -m sunets prepare (again|first)") as caught:
-                load_manifest(out, folder(own))
+                load_manifest(out, folder(dataset))
             assert Path(name).name in str(caught.value), damage[:40]
             assert "\n" not in str(caught.value)
             (out / name).write_bytes(whole[name])
     (out / "splits" / "val.csv").unlink()
     (out / "splits" / "val.csv").mkdir()
     with pytest.raises(DataError, match=r"val\.csv: damaged"):
-        load_manifest(out, folder(own))
-    prepare(folder(own), out)  # it mends what it wrote
+        load_manifest(out, folder(dataset))
+    prepare(folder(dataset), out)  # it mends what it wrote
     assert content(out) == whole
 
 
-def test_files_that_prepare_did_not_write_are_kept(own: Path, out: Path) -> None:
-    prepare(folder(own), out)
+def test_files_that_prepare_did_not_write_are_kept(dataset: Path, out: Path) -> None:
+    prepare(folder(dataset), out)
     (out / "notes.txt").write_text("mine")
-    edit_mask(own / "masks" / "photo 3.png")
+    edit_mask(dataset / "masks" / "photo 3.png")
     with pytest.raises(DataError, match=r"notes\.txt: `prepare` did not write it"):
-        prepare(folder(own), out)
+        prepare(folder(dataset), out)
     assert (out / "notes.txt").read_text() == "mine"
     with pytest.raises(DataError, match="overlaps"):
-        prepare(folder(own), own / "images")
+        prepare(folder(dataset), dataset / "images")
     with pytest.raises(DataError, match="overlaps"):
-        prepare(folder(own), own.parent)
+        prepare(folder(dataset), dataset.parent)
 
 
-def test_two_at_once_in_one_directory(own: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_in_one_directory(dataset: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, leave = threading.Event(), threading.Event()
     original = module._prepare
 
@@ -221,23 +223,23 @@ def test_two_at_once_in_one_directory(own: Path, out: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(module, "_prepare", slow)
     monkeypatch.setattr(module, "_LOCK_SECONDS", 0.2)
-    first = threading.Thread(target=prepare, args=(folder(own), out))
+    first = threading.Thread(target=prepare, args=(folder(dataset), out))
     first.start()
     assert inside.wait(60)
     with pytest.raises(DataError, match="another command is preparing it"):
-        prepare(folder(own), out)
+        prepare(folder(dataset), out)
     leave.set()
     first.join()
-    assert load_manifest(out, folder(own)).splits["train"]
+    assert load_manifest(out, folder(dataset)).splits["train"]
     assert sorted(p.name for p in out.parent.iterdir()) == ["tiny"]  # no lock is left
 
 
 @pytest.mark.slow
 def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path) -> None:
-    root, own = clone(tmp_path / "checkout"), make_folder(tmp_path / "own", size=(32, 32))
+    root, dataset = clone(tmp_path / "checkout"), make_folder(tmp_path / "dataset", size=(32, 32))
     tree = yaml.safe_load((ROOT / "presets" / "folder.yaml").read_text())
     tree["seeds"] = [0]
-    tree["data"] |= {"root": str(own), "size": [32, 32]}
+    tree["data"] |= {"root": str(dataset), "size": [32, 32]}
     tree["models"] = {"plain": {"name": "plain_conv_small", "width": 4}}
     tree["report"]["reference"] = "plain"
     tree["train"] |= {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "augment": {"flip": True}}
@@ -245,15 +247,15 @@ def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path) -> None:
     train = ("dvc", "repro", "train@plain")
     assert ran(run(root, *train)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
     lock, made = (root / "dvc.lock").read_bytes(), content(root / "data")
-    for path in own.rglob("*"):
+    for path in dataset.rglob("*"):
         os.utime(path)
     assert ran(run(root, *train)) == ["watch@files"]
     assert (root / "dvc.lock").read_bytes() == lock
     assert content(root / "data") == made
-    edit_mask(own / "masks" / "photo 3.png")
+    edit_mask(dataset / "masks" / "photo 3.png")
     assert "photo 3.png: changed since it was prepared" in run(root, "sunets", "train", "plain", code=2)
     assert ran(run(root, *train)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
-    Image.fromarray(np.full((32, 32), 99, np.uint8)).save(own / "masks" / "photo 3.png")
+    Image.fromarray(np.full((32, 32), 99, np.uint8)).save(dataset / "masks" / "photo 3.png")
     assert "photo 3.png" in run(root, *train, code=255)
 
 
@@ -261,12 +263,12 @@ def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path) -> None:
 def test_dvc_deletes_nothing_that_lies_where_it_writes(tmp_path: Path) -> None:
     """A root by hand inside the prepared data: DVC would delete an output before its command, were it not kept."""
     root = clone(tmp_path / "checkout")
-    own = make_folder(root / "data" / "prepared" / "folder" / "mine")
-    before = content(own)
+    dataset = make_folder(root / "data" / "prepared" / "folder" / "mine")
+    before = content(dataset)
     tree = yaml.safe_load((ROOT / "presets" / "folder.yaml").read_text())
     tree["data"]["root"] = "data/prepared/folder/mine"
     for watch in ({"files": True}, {}):
         tree["watch"] = watch
         (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         assert "data.root" in run(root, "dvc", "repro", "prepare", code=255)
-        assert content(own) == before
+        assert content(dataset) == before

@@ -49,17 +49,17 @@ def test_the_least_side_is_that_of_the_networks() -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_sixteen_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
     deep = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
-    found = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(deep)))
-    assert np.array_equal(found[..., 0], np.round(deep * 255.0 / 65535).astype(np.uint8))
-    assert len(np.unique(found)) > 100
+    pixels = read_picture(saved(tmp_path / f"a.{suffix}", Image.fromarray(deep)))
+    assert np.array_equal(pixels[..., 0], np.round(deep * 255.0 / 65535).astype(np.uint8))
+    assert len(np.unique(pixels)) > 100
 
 
 def test_sixteen_bits_of_color_are_not_saturated(tmp_path: Path) -> None:
     rows = b"".join(
         b"\0" + b"".join(struct.pack(">HHH", v, v // 2, 65535) for v in range(0, 65536, 4096)) for _ in "ab"
     )
-    found = read_picture(png(tmp_path / "a.png", 16, 2, 16, 2, rows))
-    assert found[0, :, 0].tolist() == [v >> 8 for v in range(0, 65536, 4096)]
+    pixels = read_picture(png(tmp_path / "a.png", 16, 2, 16, 2, rows))
+    assert pixels[0, :, 0].tolist() == [v >> 8 for v in range(0, 65536, 4096)]
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
@@ -95,12 +95,12 @@ def test_transparency_is_white_in_every_mode(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = read_picture(saved(tmp_path / "a.png", Image.fromarray(COLOR), exif=exif))
+    pixels = read_picture(saved(tmp_path / "a.png", Image.fromarray(COLOR), exif=exif))
     turned = {
         1: COLOR, 2: COLOR[:, ::-1], 3: COLOR[::-1, ::-1], 4: COLOR[::-1], 5: COLOR.transpose(1, 0, 2),
         6: np.rot90(COLOR, -1), 7: COLOR[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(COLOR),
     }  # fmt: skip
-    assert np.array_equal(found, turned[orientation])
+    assert np.array_equal(pixels, turned[orientation])
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])

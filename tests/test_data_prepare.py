@@ -294,18 +294,18 @@ def test_download_says_where_to_get_the_rest():
         download(DataConfig())
 
 
-def own_config(root, **values):
+def folder_config(root, **values):
     return DataConfig(name="folder", root=str(root), **values)
 
 
 def test_files_of_systems_are_skipped_and_counted(tmp_path, capsys):
     root = make_folder(tmp_path / "own")
-    plain = prepare(own_config(root), tmp_path / "a")
+    plain = prepare(folder_config(root), tmp_path / "a")
     capsys.readouterr()
     for name in ("images/._photo 0.jpg", "images/.DS_Store", "masks/Thumbs.db", "masks/desktop.ini"):
         (root / name).write_bytes(b"\0\5\x16\7")
     (root / "images" / "__MACOSX").mkdir()
-    manifest = prepare(own_config(root), tmp_path / "b")
+    manifest = prepare(folder_config(root), tmp_path / "b")
     assert "note: 5 hidden files" in capsys.readouterr().err
     assert manifest == dataclasses.replace(
         plain, splits={s: manifest.splits[s] for s in plain.splits}
@@ -319,14 +319,16 @@ def test_no_file_is_left_out_without_a_count(tmp_path):
         (root / name).write_text("x")
     (root / "images" / "more" / "deep").mkdir(parents=True)
     shutil.copy(root / "images" / "photo 0.jpg", root / "images" / "more" / "deep")
-    warnings = "\n".join(prepare(own_config(root), tmp_path / "data").warnings)
+    warnings = "\n".join(prepare(folder_config(root), tmp_path / "data").warnings)
     assert "images: 4 files left out" in warnings
     assert "1 in subdirectories, 1 with suffix .CR2, 1 with suffix .cr2, 1 with suffix .txt" in warnings
     assert "masks: 1 files left out, which are no images of the data set: 1 without suffix" in warnings
     (root / "splits").mkdir()
     for split, numbers in (("train", [0, 1]), ("val", [2]), ("test", [3])):
         (root / "splits" / f"{split}.txt").write_text("".join(f"photo {n}\n" for n in numbers))
-    assert any("splits/: 4 images are in no list" in w for w in prepare(own_config(root), tmp_path / "data").warnings)
+    assert any(
+        "splits/: 4 images are in no list" in w for w in prepare(folder_config(root), tmp_path / "data").warnings
+    )
 
 
 def test_no_file_of_a_class_is_left_out_without_a_count(tmp_path):
@@ -354,7 +356,7 @@ def test_unfit_names_are_faults_in_the_list(tmp_path, name):
     for part, suffix in (("images", b".jpg"), ("masks", b".png")):
         os.rename(root / part / f"photo 3{suffix.decode()}", os.fsencode(root / part / "x")[:-1] + name + suffix)
     (root / "images" / "photo 0.jpg").write_text("no image")
-    faults = faults_of(own_config(root), tmp_path / "data")
+    faults = faults_of(folder_config(root), tmp_path / "data")
     assert len(faults) == 3
     assert sum("rename it" in f for f in faults) == 2
     assert all(f.isprintable() for f in faults)
@@ -370,18 +372,18 @@ def test_all_unreadable_files_in_one_list(tmp_path):
     (root / "images" / "photo 2.jpg").symlink_to("/dev/zero")
     (root / "masks" / "photo 3.png").write_bytes(b"")
     Image.new("RGB", (15, 24)).save(root / "images" / "photo 4.jpg")
-    faults = faults_of(own_config(root), tmp_path / "data")
+    faults = faults_of(folder_config(root), tmp_path / "data")
     for number, word in enumerate(("a FIFO", "a FIFO", "a device", "decoded", "15x24 pixels; at least 16")):
         assert any(f"photo {number}." in f and word in f for f in faults), (number, faults)
     (root / "classes.txt").unlink()
     os.mkfifo(root / "classes.txt")
-    assert "a FIFO" in faults_of(own_config(root), tmp_path / "data")[0]
+    assert "a FIFO" in faults_of(folder_config(root), tmp_path / "data")[0]
 
 
 def test_small_images_are_taken_where_they_are_resized(tmp_path):
     root = make_folder(tmp_path / "own", size=(15, 15))
-    assert all("15x" in f for f in faults_of(own_config(root), tmp_path / "data"))
-    prepare(own_config(root, size=(32, 32)), tmp_path / "data")
+    assert all("15x" in f for f in faults_of(folder_config(root), tmp_path / "data"))
+    prepare(folder_config(root, size=(32, 32)), tmp_path / "data")
 
 
 def binary(root, values, every=True):
@@ -390,7 +392,7 @@ def binary(root, values, every=True):
         mask = np.zeros((24 + 8 * (index % 2), 24), np.uint8)
         mask[4:20, 4:16] = values[-1] if every or index % 2 else values[0]
         Image.fromarray(mask).save(path)
-    return own_config(root)
+    return folder_config(root)
 
 
 def test_masks_of_0_and_255_are_refused(tmp_path):
@@ -404,9 +406,9 @@ def test_masks_of_0_and_255_are_refused(tmp_path):
 
 
 def test_ignored_pixels_are_told_with_their_share(tmp_path):
-    warnings = prepare(own_config(make_folder(tmp_path / "own", size=(24, 32))), tmp_path / "data").warnings
+    warnings = prepare(folder_config(make_folder(tmp_path / "own", size=(24, 32))), tmp_path / "data").warnings
     assert any(w.startswith("3.6 % of all pixels are 255 in the masks, which is ignored") for w in warnings)  # 1 of 28
-    assert load_manifest(tmp_path / "data", own_config(tmp_path / "own")).warnings == warnings
+    assert load_manifest(tmp_path / "data", folder_config(tmp_path / "own")).warnings == warnings
 
 
 def test_images_are_upright_and_masks_have_to_fit(tmp_path):
@@ -421,12 +423,12 @@ def test_images_are_upright_and_masks_have_to_fit(tmp_path):
             image.save(root / "images" / f"photo {number}.jpg", exif=exif)
             if turn:
                 mask.transpose(Image.Transpose.ROTATE_270).save(root / "masks" / f"photo {number}.png")
-    (fault,) = faults_of(own_config(root), tmp_path / "data")
+    (fault,) = faults_of(folder_config(root), tmp_path / "data")
     assert "photo 0.png: 32x24 pixels" in fault
     assert "24x32 after its EXIF orientation; turn the mask likewise" in fault
     (root / "images" / "photo 0.jpg").unlink()
     (root / "masks" / "photo 0.png").unlink()
-    manifest = prepare(own_config(root), tmp_path / "data")
+    manifest = prepare(folder_config(root), tmp_path / "data")
     assert any("1 images are turned" in w for w in manifest.warnings)
     (item,) = [i for items in manifest.splits.values() for i in items if i.id == "photo 2"]
     assert (item.height, item.width) == (32, 24)
@@ -457,30 +459,30 @@ def test_text_is_utf8_in_every_locale(tmp_path, locale):
 def test_text_of_another_encoding_is_a_fault(tmp_path):
     root = make_folder(tmp_path / "own")
     (root / "classes.txt").write_bytes("Straße\nb\nc\n".encode("latin-1"))
-    assert "classes.txt: not UTF-8 text (byte 4); save it as UTF-8" in faults_of(own_config(root), tmp_path / "d")[0]
+    assert "classes.txt: not UTF-8 text (byte 4); save it as UTF-8" in faults_of(folder_config(root), tmp_path / "d")[0]
     (root / "classes.txt").write_text("a\nb\x1b[0m\nc\n")
-    assert "control characters" in faults_of(own_config(root), tmp_path / "d")[0]
+    assert "control characters" in faults_of(folder_config(root), tmp_path / "d")[0]
     (root / "classes.txt").write_text(f"a\nb\n{'c' * 101}\n")
-    assert "has 101 characters; use at most 100" in faults_of(own_config(root), tmp_path / "d")[0]
+    assert "has 101 characters; use at most 100" in faults_of(folder_config(root), tmp_path / "d")[0]
 
 
 def test_the_time_of_a_long_check_is_told_at_its_beginning(tmp_path, monkeypatch, capsys):
-    prepare(own_config(make_folder(tmp_path / "own")), tmp_path / "short")
+    prepare(folder_config(make_folder(tmp_path / "own")), tmp_path / "short")
     assert "takes about" not in capsys.readouterr().err
     monkeypatch.setattr(preparation, "_FIRST_CHUNK", 2)
-    prepare(own_config(tmp_path / "own"), tmp_path / "short")
+    prepare(folder_config(tmp_path / "own"), tmp_path / "short")
     assert "takes about" not in capsys.readouterr().err
     clock = iter(range(0, 10**6, 45))
     monkeypatch.setattr(preparation.time, "monotonic", lambda: next(clock))  # 45 s for two of eight images
-    prepare(own_config(tmp_path / "own"), tmp_path / "long")
+    prepare(folder_config(tmp_path / "own"), tmp_path / "long")
     assert capsys.readouterr().err == "note: checking 8 images takes about 2 min\n"
 
 
 def test_colours_of_a_user_without_colours_are_told_apart(tmp_path):
     root = make_folder(tmp_path / "own")
-    assert prepare(own_config(root), tmp_path / "data").palette == folder.OKABE_ITO[:3]
+    assert prepare(folder_config(root), tmp_path / "data").palette == folder.OKABE_ITO[:3]
     (root / "classes.txt").write_text("".join(f"class {k}\n" for k in range(255)))
-    palette = tuple(folder.find(own_config(root), tmp_path).palette)
+    palette = tuple(folder.find(folder_config(root), tmp_path).palette)
     assert palette[:8] == folder.OKABE_ITO
     assert len(set(palette)) == len(palette) == 255
 
@@ -496,18 +498,18 @@ def test_directories_and_lists_of_another_kind_are_faults(tmp_path):
     (root / "images" / "loop.jpg").symlink_to("loop.jpg")
     (root / "masks" / "loop.png").symlink_to("loop.png")
     (root / "images" / "more").symlink_to(root / "images")
-    faults = faults_of(own_config(root), tmp_path / "data")
+    faults = faults_of(folder_config(root), tmp_path / "data")
     assert [f.split(":")[0].rpartition("/")[2] for f in faults] == ["loop.jpg", "loop.png"]
     assert all("symbolic links" in f for f in faults)
     (root / "splits").mkdir()
     os.mkfifo(root / "splits" / "train.txt")
-    assert "train.txt: not a file but a FIFO" in faults_of(own_config(root), tmp_path / "data")[0]
+    assert "train.txt: not a file but a FIFO" in faults_of(folder_config(root), tmp_path / "data")[0]
     shutil.rmtree(root / "splits")
     (root / "splits").write_text("photo 1\n")
-    assert "train.txt: missing" in faults_of(own_config(root), tmp_path / "data")[0]
+    assert "train.txt: missing" in faults_of(folder_config(root), tmp_path / "data")[0]
     shutil.rmtree(root / "masks")
     os.mkfifo(root / "masks")
-    (fault,) = faults_of(own_config(root), tmp_path / "data")
+    (fault,) = faults_of(folder_config(root), tmp_path / "data")
     assert "masks: cannot be listed (Not a directory); make it a readable directory" in fault
 
 
@@ -517,6 +519,6 @@ def test_an_empty_split_says_which_files_were_left_out(tmp_path):
         directory.rename(root / "moved")
         directory.mkdir()
         (root / "moved").rename(directory / "nested")
-    faults = faults_of(own_config(root), tmp_path / "data")
+    faults = faults_of(folder_config(root), tmp_path / "data")
     assert any(f.startswith("images: 8 files left out") and f.endswith("; move the images into it") for f in faults)
     assert len(faults) == 5

@@ -55,9 +55,9 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
     fresh()
     sync(pipeline.results, "bench")
     assert snapshot() == live
-    found = by_name("bench/ablations")
-    parent = found.pop("depth")
-    assert all(run.data.tags[PARENT] == parent.info.run_id for run in found.values())
+    shown = by_name("bench/ablations")
+    parent = shown.pop("depth")
+    assert all(run.data.tags[PARENT] == parent.info.run_id for run in shown.values())
     assert dict(parent.data.metrics) == {
         "aim/trials.finished": 2.0,
         "trials.finished": 2.0,
@@ -66,19 +66,19 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
         "best/score.miou.mean": pytest.approx(0.3),  # of depth 2: one of its seeds failed
     }
     assert parent.data.tags["best.setting"] == '{"model.unet_depth":2}'
-    assert {run.data.tags["number"]: (run.info.status, run.data.tags["status"]) for run in found.values()} == {
+    assert {run.data.tags["number"]: (run.info.status, run.data.tags["status"]) for run in shown.values()} == {
         "0": ("FINISHED", "finished"),
         "1": ("KILLED", "pruned"),
         "2": ("FAILED", "failed"),
         "3": ("FINISHED", "finished"),
     }
-    last = found["#3, unet_depth=2, seed 1"]
+    last = shown["#3, unet_depth=2, seed 1"]
     assert last.data.params["model.unet_depth"] == "2"
     assert last.data.tags["train.lr"] == parent.data.params["train.lr"] == "0.01"
     assert last.data.metrics["cost.gmacs"] == 4.0
     assert last.data.metrics["score.miou"] == pytest.approx(0.3)
     assert points(last, "train.loss") == [(e, row(e, 3)["train.loss"]) for e in (1, 2, 3)]
-    failed = found["#2, unet_depth=2, seed 0"]
+    failed = shown["#2, unet_depth=2, seed 0"]
     assert failed.data.tags["mlflow.note.content"] == "failed: out of memory"
 
 
@@ -100,8 +100,8 @@ def test_parent_has_mean_interval_and_cost(db: Path, tmp_path: Path) -> None:
     pipeline.train("sunet_tiny", live=False)
     pipeline.evaluate("sunet_tiny")
     sync(pipeline.results)
-    found = by_name()
-    parent, child = found["SUNet-tiny"], found["SUNet-tiny, seed 2"]
+    shown = by_name()
+    parent, child = shown["SUNet-tiny"], shown["SUNet-tiny, seed 2"]
     assert child.data.tags[PARENT] == parent.info.run_id
     values = np.array([0.4, 0.42, 0.48])
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
@@ -270,21 +270,21 @@ def test_system_metrics_while_live(db: Path, tmp_path: Path, monkeypatch: pytest
 def test_comparisons_open_on_the_headline_score(
     db: Path, fresh: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow's pages take the first stored metric or the first name, whatever was measured first."""
+    """MLflow's pages take the first stored metric or the first name, not what was measured first."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     pipeline = Pipeline(tmp_path)
     tracker = Tracker("train", pipeline.suite, "sunet_tiny", pipeline.plan("sunet_tiny"))
     tracker.log_epoch(0, row(1, 0))
     time.sleep(1)
     tracker.close()
-    found = by_name()
-    assert any(name.startswith("system/") for name in found["SUNet-tiny"].data.metrics)
+    shown = by_name()
+    assert any(name.startswith("system/") for name in shown["SUNet-tiny"].data.metrics)
     for name, headline in (("SUNet-tiny", "score.miou.mean"), ("SUNet-tiny, seed 0", "score.miou")):
-        metrics = found[name].data.metrics
+        metrics = shown[name].data.metrics
         assert next(iter(metrics)) == headline
         assert math.isnan(metrics[headline])  # no number is made up
         query = f"metrics.`{headline}` < 1"
-        assert not MlflowClient().search_runs([found[name].info.experiment_id], query)
+        assert not MlflowClient().search_runs([shown[name].info.experiment_id], query)
     pipeline.train("sunet_tiny")
     pipeline.ablate()
     pipeline.evaluate("sunet_tiny")
@@ -354,11 +354,11 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
     write_rows(pipeline.records / "ablations/depth.history.csv", rows)
     assert sync(pipeline.results) == tracking_sync.Synced(0, 1, 2)  # the parent gets its counts
     live = snapshot()
-    found = by_name("bench/ablations")
+    shown = by_name("bench/ablations")
     names = {"#0, head=linear, unet_depth=[2,2,1], seed 0", "#1, head=linear, unet_depth=[1,1,1], seed 0", "depth"}
-    assert set(found) == names
-    parent = found.pop("depth").data
-    for run, depth in zip(found.values(), ("[2,2,1]", "[1,1,1]"), strict=True):
+    assert set(shown) == names
+    parent = shown.pop("depth").data
+    for run, depth in zip(shown.values(), ("[2,2,1]", "[1,1,1]"), strict=True):
         # What was not given is what the network makes of it, and no word among numbers.
         assert run.data.params == {"model.unet_depth": depth, "model.head": "linear", "seed": "0"}
         fixed = {k: v for k, v in parent.params.items() if v != "null"}
@@ -373,7 +373,7 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
 
 @pytest.fixture
 def server(postgres: str, free_port: int, tmp_path: Path) -> Iterator[str]:
-    """Address of an MLflow server as README starts it, on a database of its own in PostgreSQL."""
+    """Address of an MLflow server as README starts it, on a new PostgreSQL database."""
     with psycopg.connect(postgres.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("create database mlflow")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--port", str(free_port)]
@@ -471,13 +471,13 @@ def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Pa
         query = "?workflowType=machine_learning&viewStateShareKey=sunets"
         assert line == f"{name}: http://host:7000/#/experiments/{experiment.experiment_id}/runs{query}"
         columns = json.loads(experiment.tags["mlflow.sharedViewState.sunets"])["selectedColumns"]
-        own = {
+        existing = {
             f"{kind}.`{key}`"
             for run in runs(name)
             for kind, values in (("metrics", run.data.metrics), ("params", run.data.params), ("tags", run.data.tags))
             for key in values
         }
-        assert set(columns) <= own
+        assert set(columns) <= existing
         first = {"bench": "score.miou.mean", "bench/ablations": "best/score.miou.mean"}[name]
         assert columns[0] == f"metrics.`{first}`"
     for run in [*runs(), *runs("bench/ablations")]:

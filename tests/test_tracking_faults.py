@@ -166,12 +166,12 @@ def test_processes_racing_for_a_cold_database(tmp_path: Path, monkeypatch: pytes
             racer.kill()
             racer.communicate()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    found = by_name("bench/ablations")
-    assert sorted(found) == ["#0, seed 0", "#1, seed 1", "#2, seed 2", "depth"]
+    shown = by_name("bench/ablations")
+    assert sorted(shown) == ["#0, seed 0", "#1, seed 1", "#2, seed 2", "depth"]
     assert len(runs("bench/ablations")) == 4
     for number in range(3):
-        run = found[f"#{number}, seed {number}"]
-        assert run.data.tags[PARENT] == found["depth"].info.run_id
+        run = shown[f"#{number}, seed {number}"]
+        assert run.data.tags[PARENT] == shown["depth"].info.run_id
         assert points(run, "train.loss") == [(e, e + number / 8) for e in (1, 2, 3)]
 
 

@@ -29,17 +29,17 @@ CLASSES = [
 
 def test_classes_of_every_alphabet_have_a_metric_each() -> None:
     scores = {f"score.iou.{name}": float(number) for number, name in enumerate(CLASSES)}
-    found = view.finite_numbers(scores)
-    assert sorted(found.values()) == sorted(scores.values())
-    for name in found:
+    shown = view.finite_numbers(scores)
+    assert sorted(shown.values()) == sorted(scores.values())
+    for name in shown:
         _validate_metric_name(name)
         assert len(f"best/{name}.ci95_high") <= 250
         assert name.startswith("score.iou.")
-    assert {"score.iou.背景", "score.iou.дорога", "score.iou.a_b", "score.iou.a/b"} <= set(found)
-    assert found["score.iou.a_b"] == scores["score.iou.a_b"]  # what needs no change keeps its name
-    assert view.finite_numbers(found) == found
+    assert {"score.iou.背景", "score.iou.дорога", "score.iou.a_b", "score.iou.a/b"} <= set(shown)
+    assert shown["score.iou.a_b"] == scores["score.iou.a_b"]  # what needs no change keeps its name
+    assert view.finite_numbers(shown) == shown
     backwards = view.finite_numbers(dict(reversed(scores.items())))
-    assert backwards == found
+    assert backwards == shown
     assert view.finite_numbers({"score.iou.a(b": 1}) == {"score.iou.a_b": 1.0}
 
 
@@ -104,8 +104,8 @@ def given_to(process: subprocess.Popen[str]) -> None:
     """Make all running runs look as if another process wrote them."""
     for run in runs():
         if run.info.status == "RUNNING":
-            place = run.data.tags[PROCESS].rpartition(":")[0]
-            MlflowClient().set_tag(run.info.run_id, PROCESS, f"{place}:{process.pid}")
+            namespace = run.data.tags[PROCESS].rpartition(":")[0]
+            MlflowClient().set_tag(run.info.run_id, PROCESS, f"{namespace}:{process.pid}")
 
 
 def test_other_experiment_leaves_a_living_training_alone(
@@ -156,7 +156,7 @@ def test_process_of_another_container_or_machine_may_live(db: Path, tmp_path: Pa
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = run.data.tags[PROCESS].rpartition(":")[0]
-    for place, alive in ((here, False), ("elsewhere/1", True), (here.partition("/")[0] + "/1", True)):
-        MlflowClient().set_tag(run.info.run_id, PROCESS, f"{place}:{gone.pid}")
+    for namespace, alive in ((here, False), ("elsewhere/1", True), (here.partition("/")[0] + "/1", True)):
+        MlflowClient().set_tag(run.info.run_id, PROCESS, f"{namespace}:{gone.pid}")
         assert is_alive(MlflowClient().get_run(run.info.run_id)) == alive
     tracker._store = None

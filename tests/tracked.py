@@ -1,4 +1,4 @@
-"""Stages that track runs without training, and what a reader of MLflow sees of them."""
+"""A pipeline that tracks runs without training, and readers of its MLflow runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def row(epoch: int, seed: int, shift: float = 0.0) -> dict[str, Any]:
 
 
 class Pipeline:
-    """Stands for the stages: plans runs, and writes their records."""
+    """Stand-in of the stages: plans runs, and writes their records."""
 
     def __init__(self, tmp_path: Path, lr: float = 0.01, code: str = "c" * 16) -> None:
         self.suite = make_suite(tmp_path, lr)
@@ -83,7 +83,7 @@ class Pipeline:
         )
 
     def train(self, model: str, *, shift: float = 0.0, fail: int | None = None, live: bool = True) -> None:
-        """The train stage: all seeds, interleaved as parallel workers are."""
+        """Run the train stage: all seeds, interleaved as with parallel workers."""
         tracker = Tracker("train", self.suite, model, self.plan(model)) if live else None
         history: dict[int, list[dict[str, Any]]] = {seed: [] for seed in self.suite.seeds}
         for epoch in range(1, EPOCHS + 1):
@@ -147,7 +147,7 @@ class Pipeline:
         write_json(self.records / f"timing/{model}.json", timing)
 
     def ablate(self, *, live: bool = True) -> list[Record]:
-        """The ablation stage: four trials, of which one fails and one is pruned."""
+        """Run the ablation stage: four trials, of which one fails and one is pruned."""
         tracker = Tracker("trial", self.suite, "depth") if live else None
         records, flat = [], []
         outcomes = [("finished", None), ("pruned", "below the median"), ("failed", "out of memory"), ("finished", None)]
@@ -197,21 +197,21 @@ class Pipeline:
 
 def runs(experiment: str = "bench", *, current: bool = True) -> list[Any]:
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    found = client.get_experiment_by_name(experiment)
+    known = client.get_experiment_by_name(experiment)
     query = f"tags.`{CURRENT}` = '{str(current).lower()}'"
-    return sorted(client.search_runs([found.experiment_id], query), key=lambda r: r.info.run_name) if found else []
+    return sorted(client.search_runs([known.experiment_id], query), key=lambda r: r.info.run_name) if known else []
 
 
 def points(run: Any, name: str) -> list[tuple[int, float]]:
-    """The measured points of a curve."""
+    """Return the measured points of a curve."""
     history = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_metric_history(run.info.run_id, name)
     return sorted((point.step, point.value) for point in history if not math.isnan(point.value))
 
 
 def snapshot() -> dict[str, Any]:
-    """All that a reader of the current runs sees, less what only a live run can know."""
-    found = [*runs("bench"), *runs("bench/ablations")]
-    keys = {run.info.run_id: run.data.tags[KEY] for run in found}
+    """Return the content of the current runs, without what only a live run knows."""
+    current = [*runs("bench"), *runs("bench/ablations")]
+    keys = {run.info.run_id: run.data.tags[KEY] for run in current}
     return {
         run.data.tags[KEY]: {
             "name": run.info.run_name,
@@ -222,7 +222,7 @@ def snapshot() -> dict[str, Any]:
             "metrics": {k: points(run, k) for k in run.data.metrics if not k.startswith("system/")},
             "data": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
         }
-        for run in found
+        for run in current
     }
 
 
