@@ -32,8 +32,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: a report reads a manifest without torch. Modules of the package name the module they need,
-    # so that the hash of their code covers it.
+    # Imported on demand, so that a report reads a manifest without torch. Modules of the package import from the
+    # submodules, so that `code_hash` covers them.
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"sunets.data.{module}"), name)

@@ -2,7 +2,7 @@
 
 `files.csv` beside the manifest holds path, size and SHA-256 of every file and directory that `prepare` read or drew,
 and nothing that depends on the machine. The times (in ns) at which each had its digest are cached in `.work/seen/` of
-the checkout, so that a check reads the content of those files only whose times have changed.
+the checkout, so that a check reads only files whose times have changed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def open_file_state(file: io.BufferedReader) -> FileState:
 
 
 def _stamp(status: os.stat_result) -> Stamp:
-    """Size and times of a file; of a directory, whose size says nothing, the times only."""
+    """Return size and times of a file; of a directory only the times, since its size depends on the file system."""
     size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     return size, status.st_mtime_ns, status.st_ctime_ns
 

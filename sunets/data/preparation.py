@@ -48,7 +48,7 @@ _FIND: dict[DataName, Callable[[DataConfig, Path], RawDataset]] = {
 }
 _WRITTEN = {"manifest.json", "files.csv", "splits", "samples.png", "images", "masks"}
 _LOCK_SECONDS = 20.0
-_FIRST_CHUNK = 64  # entries whose time is taken, to say how long all will take
+_FIRST_CHUNK = 64  # entries that are timed, to estimate the duration
 _CHUNK = 4096  # entries per call of the thread pool: ImageNet's futures would fill the memory
 _LONG_SECONDS = 60.0
 
