@@ -87,7 +87,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def baseline(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which both models are tuned, by one worker."""
     root = tmp_path_factory.mktemp("finished")
     shutil.copytree(prepared, root, dirs_exist_ok=True)
@@ -113,9 +113,9 @@ def empty(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.fixture
-def checkout(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the tuned checkout, and the current directory."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(baseline, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -176,20 +176,22 @@ def test_a_choice_that_a_network_cannot_have_or_has_made_is_left_out(checkout: P
     assert not {"train.weight_decay", "train.zero_init_residual"} & rows[0].keys()
 
 
+@pytest.mark.slow
 def test_two_workers_and_a_second_run_write_the_same_bytes(
-    finished: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+    baseline: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key in ("net", "plain"):
         tune_stage(load(), key, workers=2)
-    assert files() == files(finished)
+    assert files() == files(baseline)
     made = count_trainings(monkeypatch)
     tune_stage(load(), "net", workers=1)
-    assert files() == files(finished)
+    assert files() == files(baseline)
     assert not made
 
 
+@pytest.mark.slow
 def test_a_trial_that_ends_without_a_result_is_no_trial(
-    finished: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+    baseline: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = count_trainings(monkeypatch, fail_at=2)
     with pytest.raises(Exception, match="memory"):
@@ -198,7 +200,7 @@ def test_a_trial_that_ends_without_a_result_is_no_trial(
     tune_stage(load(), "net", workers=1)
     assert len(made) == 5
     assert made[2] == made[3]
-    assert {k: v for k, v in files(finished).items() if k.startswith("net.")} == files()
+    assert {k: v for k, v in files(baseline).items() if k.startswith("net.")} == files()
 
 
 def test_a_recipe_that_was_drawn_before_is_not_trained_again(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +214,7 @@ def test_a_recipe_that_was_drawn_before_is_not_trained_again(empty: Path, monkey
     assert record["trial"] in (0, 1)
 
 
+@pytest.mark.slow
 def test_a_diverged_trial_is_the_worst_and_all_of_them_are_an_error(empty: Path) -> None:
     tree = copy.deepcopy(PARAMS)
     tree["train"]["lr"] = 1e30
@@ -234,7 +237,8 @@ def test_a_diverged_trial_is_the_worst_and_all_of_them_are_an_error(empty: Path)
 # What uses them ------------------------------------------------------------------------------------------------------
 
 
-def test_every_stage_trains_scores_and_checks_the_chosen_recipe(checkout: Path, finished: Path) -> None:
+@pytest.mark.slow
+def test_every_stage_trains_scores_and_checks_the_chosen_recipe(checkout: Path, baseline: Path) -> None:
     (record,) = read_records(PATHS.records / "tune/net.json")
     chosen = {"train.lr": 0.0123, "train.weight_decay": 0.002, "train.zero_init_residual": True}
     record["chosen"] |= chosen  # none of the first trial's values
@@ -258,7 +262,7 @@ def test_every_stage_trains_scores_and_checks_the_chosen_recipe(checkout: Path, 
         f"results/tiny/records/tune/net.json: model net, seed {record['seed']}: train.lr is not that of the best trial "
         "in net.csv: edited by hand; run its stage again"
     ], "the trainings are those of the record"
-    shutil.copy(finished / PATHS.records / "tune/net.json", PATHS.records / "tune")
+    shutil.copy(baseline / PATHS.records / "tune/net.json", PATHS.records / "tune")
     (fault,) = faults(suite)
     assert "train.lr is 0.0123 in the record and " in fault
     assert "in the recipe that was tuned; run its stage again" in fault
@@ -268,6 +272,7 @@ def faults(suite: Suite) -> list[str]:
     return [fault for fault in verify(suite).faults if "records/" in fault]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -331,8 +336,9 @@ def test_without_trials_nothing_is_tried_and_nothing_heavy_is_imported(empty: Pa
     assert tuned(load(), PATHS, ["net"]).config("net", 0).train.lr == 0.003
 
 
-def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(finished: Path, db: Path) -> None:
-    shutil.copytree(finished / "results", "results")
+@pytest.mark.slow
+def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(baseline: Path, db: Path) -> None:
+    shutil.copytree(baseline / "results", "results")
     (record,) = read_records(PATHS.records / "tune/net.json")
     rows = read_rows(PATHS.records / "tune/net.csv")
     done = sync(Path("results"))
