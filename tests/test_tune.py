@@ -375,6 +375,7 @@ def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(ba
         ({"space": [{"path": "train.lr", "values": [0.003, -1]}]}, "train.lr: Input should be greater than 0"),
         ({"space": [{"path": "train.lr", "values": [0.1, 0.2]}]}, "train.lr: 0.003, with which models.net is tried"),
         ({"space": [RATE | {"low": 0.01}]}, "train.lr: 0.003, with which models.net is tried first, lies outside"),
+        ({"space": [RATE | {"high": 0.002}]}, "train.lr: 0.003, with which models.net is tried first, lies outside"),
         ({"epochs": 0}, "tune.epochs"),
         ({"trials": -1}, "tune.trials"),
     ],
