@@ -1,4 +1,4 @@
-"""How long studies will take: their trainings counted, a few steps timed, the rest by multiply-adds."""
+"""Estimates of the time that studies take, from a few timed training steps and multiply-adds."""
 
 from __future__ import annotations
 
@@ -32,22 +32,21 @@ STEP_GMACS = 20.0
 """Multiply-adds (10^9, forward and backward) of a timed step at most: a second or so on two cores."""
 
 ASSUMPTIONS = """\
-Time here: training steps on random images were timed just now for the base, the cheapest and the dearest network, and
-the others lie on a line over multiply-adds between them; reading one image after the other is added; an image that is
-scored counts by its multiply-adds. Workers are taken not to slow each other, nothing is pruned, and nothing is shared
-with earlier trainings.
-One GPU: an estimate from the larger of two things, the operations (2 a multiply-add) at a sustained {tflops:g} TFLOP/s
-(--gpu-tflops) and {launch:g} microseconds for every operator of a step, which is what small networks take; one training
-at a time, with images read fast enough."""
+Time here: training steps on random images, timed just now for the base, the cheapest and the most expensive network and
+interpolated by multiply-adds for the others; plus reading of images; scoring by its multiply-adds. Assumes that workers
+do not slow each other, and counts every training: none is pruned, or shared with another study or the benchmark.
+One GPU: the larger of the operations (2 per multiply-add) at a sustained {tflops:g} TFLOP/s (--gpu-tflops) and
+{launch:g} microseconds for every operator of a step, which limits small networks; one training at a time, with images
+read fast enough."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one study takes."""
+    """Trainings, cost and time of one study."""
 
     points: int
     trainings: int
-    """Pruning not counted."""
+    """All of them, pruned or shared ones too."""
     gmacs: tuple[float, float]
     """Least and most (10^9) of a forward and backward pass for one image, at the size that is trained on."""
     hours_here: float
@@ -58,21 +57,21 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Work:
-    """Settings of the same cost."""
+    """A setting and how often it is trained."""
 
     config: Config
     passes: TrainingWork
-    """Scored with the first test-time variant alone, as a trial is."""
+    """With the first test-time variant alone, as a trial is scored."""
     trainings: float
 
     @property
     def images(self) -> float:
-        """Of one training, those that are only scored counted by their multiply-adds."""
+        """Images of one training; those that are only scored count by their multiply-adds."""
         parts = (self.passes.train, self.passes.validation, *self.passes.test)
         return sum(p.times * p.images * p.macs for p in parts) / self.passes.train.macs
 
     def gpu_hours(self, tflops: float) -> float:
-        """Hours of a GPU that all of the trainings take."""
+        """GPU hours of all trainings."""
         parts = (self.passes.train, self.passes.validation, *self.passes.test)
         return self.trainings * sum(p.gpu_hours(tflops) for p in parts)
 
@@ -83,14 +82,14 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     Args:
         suite: the parameters.
         names: of studies.
-        gpu_tflops: rate that training sustains on a GPU, in 10^12 operations a second.
+        gpu_tflops: rate that training sustains on a GPU, in 10^12 operations per second.
         root: of the checkout.
 
     Raises:
-        ConfigError, DataError: something is wrong with a study, or the data are neither prepared nor embedded.
+        ConfigError, DataError: a study is invalid, or the data are neither prepared nor embedded.
     """
     with _prepared(suite, root) as manifest:
-        found = {name: estimate(suite, name, manifest, gpu_tflops, root) for name in names}
+        estimates = {name: estimate(suite, name, manifest, gpu_tflops, root) for name in names}
     table = Table(title=f"Ablations of {suite.benchmark}: an estimate", title_justify="left")
     for heading in (
         "study",
@@ -103,7 +102,7 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
         "one GPU",
     ):
         table.add_column(heading, justify="left" if heading in ("study", "kind") else "right")
-    for name, e in found.items():
+    for name, e in estimates.items():
         low, high = (f"{value:.3g}" for value in e.gmacs)
         table.add_row(
             name,
@@ -116,14 +115,16 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
             _duration(e.hours_gpu),
         )
     table.add_section()
-    here, gpu = sum(e.hours_here for e in found.values()), sum(e.hours_gpu for e in found.values())
-    table.add_row("all", "", "", str(sum(e.trainings for e in found.values())), "", _duration(here), "", _duration(gpu))
+    here, gpu = sum(e.hours_here for e in estimates.values()), sum(e.hours_gpu for e in estimates.values())
+    table.add_row(
+        "all", "", "", str(sum(e.trainings for e in estimates.values())), "", _duration(here), "", _duration(gpu)
+    )
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
     console.print(table)
     console.print(ASSUMPTIONS.format(tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
-    return found
+    return estimates
 
 
 @contextlib.contextmanager
@@ -141,7 +142,7 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, roo
     """Estimate one study; times a few training steps on this machine.
 
     Raises:
-        ConfigError: something is wrong with the study.
+        ConfigError: the study is invalid.
     """
     study = study_config(suite, name)
     space = Space(suite, name, manifest)
@@ -167,7 +168,7 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, roo
 
 
 def _trainings(study: StudyConfig, settings: list[Arm]) -> list[tuple[Arm, float]]:
-    """Each setting and how often it is trained; of a search, the mean over its space."""
+    """List settings and how often each is trained; of a search, the mean over its space."""
     seeds = len(study.seeds)
     if study.kind != "search":
         return [(setting, study.trials * (study.kind == "tuned") + seeds) for setting in settings]
@@ -190,15 +191,15 @@ def _network(config: Config, manifest: Manifest) -> nn.Module:
 
 
 def _step_seconds(work: _Work, manifest: Manifest) -> float:
-    """Seconds of a training step over its images: the better of two, after one that does not count."""
+    """Time a training step, in seconds per image: the better of two after a warm-up."""
     config, train = work.config, work.config.train
     device = prepare_torch(train)
     batch = int(np.clip(1e9 * STEP_GMACS / work.passes.train.macs, 2, max(2, train.batch_size)))
-    layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    model = _network(config, manifest).to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+    model = _network(config, manifest).to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     shape = (batch, config.model.in_channels or 3, *input_size(config, manifest))
-    images = torch.randn(shape, device=device).to(memory_format=layout)
+    images = torch.randn(shape, device=device).to(memory_format=memory_format)
     targets = torch.zeros(
         (batch, *shape[2:]) if manifest.task == "segmentation" else batch, dtype=torch.long, device=device
     )
@@ -215,7 +216,7 @@ def _step_seconds(work: _Work, manifest: Manifest) -> float:
 
 
 def _read_seconds(config: Config, manifest: Manifest) -> float:
-    """Seconds to read and augment an image."""
+    """Time the reading and augmentation of images, in seconds per image."""
     dataset = make_dataset(manifest, config.data.train_split, config.data, config.train.augment, 0)
     count = min(8, len(manifest.splits[config.data.train_split]))
     started = time.perf_counter()
@@ -225,7 +226,7 @@ def _read_seconds(config: Config, manifest: Manifest) -> float:
 
 
 def _line(timed: Mapping[float, float]) -> Callable[[float], float]:
-    """Seconds an image by multiply-adds: the line of least squares through what was timed, never falling."""
+    """Fit seconds per image over multiply-adds: a line of least squares that never falls."""
     x, y = np.array(list(timed)), np.array(list(timed.values()))
     slope = max(0.0, float(np.polyfit(x, y, 1)[0])) if len(x) > 1 else 0.0
     start = float((y - slope * x).mean())

@@ -1,10 +1,10 @@
 """Optuna searches in synchronous batches: the same trials with any number of workers, killed or not.
 
-A search draws a batch of settings at once, from the results of the batches before it and a seed of its own, and tells
-their results in the order of drawing. Between two rungs (epochs) a trial is one job, which goes on from the checkpoint
-of the job before; who goes on is decided when the whole batch has reached the rung. Nothing depends on which job ends
-first. Optuna's storage is written and never decided by: a driver that starts again draws the same trials anew and finds
-their results by fingerprint (`sunets.core.executor`).
+A search draws a batch of settings from a seed and the results of the batches before, and tells their results in the
+order of drawing. From rung to rung (an epoch) a trial is one job, which goes on from the checkpoint of the job before;
+pruning is decided when the whole batch has reached the rung. So nothing depends on which job ends first. Optuna's
+storage is written and never read for a decision: a driver that starts again draws the same trials anew and finds their
+results by fingerprint.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 STORAGE = "OPTUNA_STORAGE"
 """Environment variable with the address of the storage that Optuna's studies are written to."""
 REDRAWS = 50
-"""Draws after which a setting that is new is looked for in another way."""
+"""Draws after which a finite space is enumerated for a new setting."""
 ENUMERATED = 2000
-"""Most settings of a finite space that are gone through then."""
+"""Settings that are enumerated at most."""
 STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 Direction = Literal["minimize", "maximize"]
 Setting = dict[str, Any]
@@ -50,26 +50,26 @@ Status = Literal["finished", "failed", "pruned"]
 
 @dataclass(frozen=True)
 class Search:
-    """One Optuna study: what is drawn, how often, and what it is judged by."""
+    """One Optuna study: space, number of trials, objectives."""
 
     name: str
     """Name of the study; carries a fingerprint of all that decides its trials."""
     objectives: Mapping[str, Direction]
-    """Names in the job's `values`; trials are pruned by the only one."""
+    """Names in the job's `values`; pruning needs a single one."""
     space: Mapping[str, AxisConfig]
     """Dotted path -> values or range to draw from."""
     fixed: Setting
-    """What every drawn setting has besides."""
+    """Values that every setting has besides."""
     trials: int
     batch: int
     """Settings drawn at once."""
     seed: int
     rungs: tuple[int, ...] = ()
-    """Epochs at which trials below the median of those that got as far are stopped."""
+    """Epochs at which trials below the median of those that reached them are stopped."""
     startup: int = 5
     """Trials drawn at random before the sampler learns."""
     first: Setting | None = None
-    """Setting of the first trial, in place of a drawn one."""
+    """Setting of the first trial, instead of a drawn one."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class Trial:
 
     study: str
     number: int
-    """Place in the study, from 0."""
+    """Index in the study."""
     setting: Setting
     status: Status
     reason: str | None
     result: dict[str, Any]
     """What its last job returned."""
     duplicate_of: int | None = None
-    """The earlier trial of the same setting whose result this one is, where the space had no other left."""
+    """The earlier trial of the same setting, whose result it takes, where the space had no new setting left."""
 
 
 MakeJob = Callable[[int, Setting, int | None], Job]
@@ -103,13 +103,13 @@ def search(
     identity: Callable[[Setting], str],
     on_end: Callable[[Trial], None] = lambda trial: None,
 ) -> Plan[list[Trial]]:
-    """Draw, run and judge the trials of a search.
+    """Draw, run and prune the trials of a search.
 
     Args:
         spec: the search.
         storage: where the study is written.
         make_job: the job of a trial up to a rung.
-        identity: equal for settings that make the same training; raises ConfigError for one that makes none.
+        identity: equal for settings that are the same training; raises ConfigError for an impossible one.
         on_end: receives each trial when its batch has ended.
     """
     study = _Study(storage, spec.name, spec.objectives, {p: _distribution(axis) for p, axis in spec.space.items()})
@@ -154,7 +154,7 @@ def repeat(
     make_job: MakeJob,
     on_end: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Plan[Trial]]:
-    """Run given settings to the end, each in a plan of its own."""
+    """Run given settings to the end, each as a separate plan."""
     values: dict[str, dict[Any, None]] = {}
     for path, value in (item for setting in settings for item in setting.items()):
         values.setdefault(path, {})[_choice(value)] = None
@@ -191,10 +191,10 @@ def _distribution(axis: AxisConfig) -> BaseDistribution:
 def _draw(
     spec: Search, told: Sequence[FrozenTrial], size: int, identity: Callable[[Setting], str], seen: dict[str, int]
 ) -> list[tuple[Setting, int | None]]:
-    """Settings of a batch, each with the earlier trial that has the same (None: it is new, and now in `seen`).
+    """Draw the settings of a batch, each with the earlier trial that has the same (None: it is new, and now in `seen`).
 
     Raises:
-        ConfigError: the space holds no setting that can be trained.
+        ConfigError: no setting of the space can be trained.
     """
     seed = derive_seed(spec.seed, len(told)) % (1 << 32)
     sampler = optuna.samplers.TPESampler(
@@ -206,11 +206,11 @@ def _draw(
     values = {path: {_choice(value): value for value in axis.values} for path, axis in spec.space.items()}
 
     def settings() -> Iterator[Setting]:
-        """Draws; then, where the space is finite and small, all that it holds in a random order."""
+        """Yield draws; then, of a finite space, its settings in random order."""
         for _ in range(REDRAWS):
             trial = study.ask(space)
             yield spec.fixed | {path: values[path].get(drawn, drawn) for path, drawn in trial.params.items()}
-            study.tell(trial, state=TrialState.FAIL)  # asked for and not taken: the sampler passes over it
+            study.tell(trial, state=TrialState.FAIL)  # the sampler ignores it
         sides = [axis.values for axis in spec.space.values()]
         if all(sides):
             every = list(itertools.islice(itertools.product(*sides), ENUMERATED))
@@ -241,7 +241,7 @@ def _draw(
     return batch
 
 
-# Writing down --------------------------------------------------------------------------------------------------------
+# Storage -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -273,7 +273,7 @@ class _Study:
         )
         stored = [(t.params, t.state, t.values) for t in study.get_trials(deepcopy=False)]
         if any(a != (b.params, b.state, b.values) for a, b in zip(stored, self.told, strict=False)):
-            # Of a machine that computes otherwise.
+            # Trials of a machine whose results differ.
             optuna.delete_study(study_name=self.name, storage=self.storage)
             study = optuna.create_study(
                 storage=self.storage, study_name=self.name, directions=[*self.objectives.values()]
@@ -348,8 +348,8 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
 class _JournalLock(JournalFileOpenLock):
     """Lock of a journal file that the kernel frees when its holder is killed.
 
-    Optuna's own are files that a killed process leaves behind. The next holder also cuts off a last line that a killed
-    writer did not finish, which no reader could pass.
+    Optuna's locks are files that a killed process leaves behind. Taking this one also cuts off a last line that a
+    killed writer did not finish, which no reader could parse.
     """
 
     def __init__(self, journal: str) -> None:

@@ -1,7 +1,7 @@
-"""What a study tries: its axes as points, every one checked before the first trial.
+"""Points of a study's axes, each checked before the first trial.
 
-An axis is data, a dotted path and values; nothing here knows a particular one, except that a U-Net level that sees a
-single feature is refused.
+An axis is a dotted path and its values. A single check knows what an axis means: U-Net levels that receive a single
+feature are refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Arm = dict[str, Any]
 SECTIONS = ("model.", "train.")
 """What may vary within a study: the data are prepared once, and all trials are scored alike."""
 MAX_CORNERS = 256
-"""Settings of a sampled space that are built before the search; beyond, an impossible one is drawn anew."""
+"""Settings of a sampled space that are checked before the search; the search draws anew where one is impossible."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Point:
     setting: Arm
     """Paths that differ from the study's base, and their values."""
     arm: Arm
-    """The value of every axis; of the base, what the network makes of a value that is not given."""
+    """The value of every axis, as the network is built."""
     same_as: tuple[Arm, ...] = ()
-    """Other settings of the axes that make the very same training, and are therefore not run."""
+    """Other settings of the axes that are the same training, and are therefore not run."""
     reference: bool = False
-    """Whether differences are taken to this point: the base, or what is nearest to it among the points."""
+    """Whether differences are taken to this point: the base, or the point nearest to it."""
 
 
 def study_config(suite: Suite, name: str) -> StudyConfig:
-    """The study of that name.
+    """Look up a study.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no study of that name.
     """
     if name not in suite.ablations:
         known = ", ".join(suite.ablations) or "none; add one under `ablations` in the parameter file"
@@ -62,7 +62,7 @@ def study_config(suite: Suite, name: str) -> StudyConfig:
 
 
 def trial_config(suite: Suite, name: str, setting: Arm, seed: int) -> Config:
-    """The configuration of one trial.
+    """Build the configuration of one trial.
 
     Raises:
         ConfigError: an unknown path or a value that is not allowed; names the study.
@@ -75,11 +75,11 @@ def trial_config(suite: Suite, name: str, setting: Arm, seed: int) -> Config:
 
 
 def check_study(space: Space) -> tuple[Point, ...]:
-    """Find the points of a study, after everything that can be wrong with them has been looked for.
+    """Check a study and list its points.
 
     Returns:
-        one_at_a_time: the base and every axis's values alone. grid, tuned: the product of all axes. search: the base.
-        None twice.
+        one_at_a_time: the base, and each value of each axis alone. grid, tuned: the product of all axes. search: the
+        base. Settings that are the same training are one point.
 
     Raises:
         ConfigError: an unknown path, a value that is not allowed, a network that cannot be built or would have useless
@@ -124,7 +124,7 @@ def check_study(space: Space) -> tuple[Point, ...]:
 
 
 def rungs(suite: Suite, name: str, setting: Arm) -> tuple[int, ...]:
-    """Epochs at which the trials of a tuned arm are compared and stopped.
+    """List the epochs at which the trials of a tuned arm are compared, and poor ones stopped.
 
     Raises:
         ConfigError: an epoch that is not validated, is too close to the warm-up, or differs within the arm.
@@ -139,10 +139,10 @@ def rungs(suite: Suite, name: str, setting: Arm) -> tuple[int, ...]:
         possible = []
     if study.rungs is None:
         return tuple(e for e in possible if 2 * e >= train.epochs)[:1]
-    if wrong := [rung for rung in study.rungs if rung not in possible]:
+    if invalid := [rung for rung in study.rungs if rung not in possible]:
         raise ConfigError(
-            f"ablations.{name}.rungs: {wrong[0]}: a rung is a validated epoch before the last, a whole epoch after the "
-            f"warm-up: {', '.join(map(str, possible)) or 'there is none here'}"
+            f"ablations.{name}.rungs: {invalid[0]}: a rung is a validated epoch before the last, a whole epoch after "
+            f"the warm-up: {', '.join(map(str, possible)) or 'there is none here'}"
         )
     return study.rungs
 
@@ -154,7 +154,7 @@ def axis_values(axis: AxisConfig) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Space:
-    """The settings of a study as configurations and as networks without memory (on the meta device)."""
+    """Settings of a study as configurations, and as networks without memory (on the meta device)."""
 
     suite: Suite
     name: str
@@ -175,12 +175,12 @@ class Space:
         """Build a setting's network.
 
         Raises:
-            ConfigError: it cannot be built, or not sensibly.
+            ConfigError: it cannot be built, or has useless levels.
         """
         config = self.config(setting)
         key = fingerprint(config.model, input_size(config, self.manifest))
         if key not in self.built:
-            with self._blamed_on(setting), torch.device("meta"), _WithoutDrawing():
+            with self._naming(setting), torch.device("meta"), _WithoutDrawing():
                 model = create_model(
                     **{k: v for k, v in config.model.arguments().items() if k != "weights"},
                     task=self.manifest.task,
@@ -192,29 +192,29 @@ class Space:
         return self.built[key]
 
     def run_once(self, setting: Arm) -> None:
-        """Send an image of the data's size through a setting's network, without computing anything.
+        """Run a setting's network on an image of the data's size, without computing anything.
 
         Raises:
-            ConfigError: it does not go through.
+            ConfigError: the forward pass fails.
         """
         self.check_recipe(setting)
         model, config = self.network(setting).eval(), self.config(setting)
-        with self._blamed_on(setting), torch.no_grad():
+        with self._naming(setting), torch.no_grad():
             model(torch.empty(1, config.model.in_channels or 3, *input_size(config, self.manifest), device="meta"))
 
     def check_recipe(self, setting: Arm) -> None:
-        """Compare a setting's recipe with the data, the machine and its network.
+        """Check a setting's recipe against the data, the machine and its network.
 
         Raises:
-            ConfigError: it cannot be trained.
+            ConfigError: the setting cannot be trained.
         """
         config, network = self.config(setting), self.network(setting)
-        with self._blamed_on(setting):
+        with self._naming(setting):
             check_config(config, self.manifest)
             check_batch_norm(network, config, self.manifest)
 
     @contextlib.contextmanager
-    def _blamed_on(self, setting: Arm) -> Iterator[None]:
+    def _naming(self, setting: Arm) -> Iterator[None]:
         try:
             yield
         except (ValueError, RuntimeError) as error:
@@ -242,19 +242,18 @@ class Space:
         return values
 
     def identity(self, setting: Arm) -> str:
-        """A digest of a setting's training, equal where two settings make the same network and the same recipe."""
+        """Digest of a setting's training, equal where two settings are the same network and the same recipe."""
         tree, network = self.config(setting).model_dump(mode="json"), self.network(setting)
         if isinstance(network, SUNet):
-            own = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
-            given = {k: tree["model"][k] for k in ("weights",)}
-            tree["model"] = {"sunet": own, **given}
+            structure = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
+            tree["model"] = {"sunet": structure, "weights": tree["model"]["weights"]}
         else:
             tree["model"]["output_stride"] = network.output_stride
         return fingerprint(tree)
 
 
 class _WithoutDrawing(TorchFunctionMode):
-    """Leaves out the drawing of initial weights: without memory it has no effect, and takes most of the time."""
+    """Skips the drawing of initial weights, which has no effect on the meta device and takes most of the time."""
 
     drawing = (Tensor.normal_, Tensor.uniform_)
 
@@ -270,7 +269,7 @@ def _with_reference(points: dict[str, Point], base_key: str, base_arm: Arm) -> t
     reference = dataclasses.replace(points[chosen], reference=True)
     if chosen == base_key:  # written as the base is, it has the fingerprint of the benchmark's training
         reference = dataclasses.replace(reference, setting={})
-    if base_arm in reference.same_as:  # of several names of the base, its own
+    if base_arm in reference.same_as:  # several settings are the base: name it as the base does
         others = [arm for arm in (reference.arm, *reference.same_as) if arm != base_arm]
         reference = dataclasses.replace(reference, arm=base_arm, same_as=tuple(others))
     return tuple(reference if key == chosen else point for key, point in points.items())
@@ -297,10 +296,10 @@ def _on_axis(axis: AxisConfig, value: Any) -> bool:
 
 
 def _refuse_useless_levels(config: SUNetConfig, size: Size) -> None:
-    """Refuse a depth whose last level sees a single feature in every stage that has it: it computes nothing spatial.
+    """Refuse a depth whose last level receives a single feature in every stage that has it.
 
     Raises:
-        ValueError: says which, and what is the largest useful depth.
+        ValueError: names the level and the largest useful depth.
     """
     depths = cast(tuple[int, ...], config.unet_depth)
     kept_pools = (cast(int, config.output_stride) // 4).bit_length() - 1
@@ -315,11 +314,11 @@ def _refuse_useless_levels(config: SUNetConfig, size: Size) -> None:
         return -(-features // 2**level) if strided else features
 
     for depth in sorted(set(depths) - {1}):
-        there = [stage for stage, own in enumerate(depths) if own >= depth]
-        if all(side(stage, depth - 1) == 1 for stage in there):
-            useful = max(sum(side(stage, level) > 1 for level in range(depth)) for stage in there)
+        deep = [stage for stage, levels in enumerate(depths) if levels >= depth]
+        if all(side(stage, depth - 1) == 1 for stage in deep):
+            useful = max(sum(side(stage, level) > 1 for level in range(depth)) for stage in deep)
             raise ValueError(
                 f"cannot be built sensibly for {size[0]} x {size[1]} pixels: level {depth} of its U-Nets receives a "
-                f"single feature (1 x 1; the first receives {stages[there[0]][0]} on the longer side) and computes "
+                f"single feature (1 x 1; the first receives {stages[deep[0]][0]} on the longer side) and computes "
                 f"nothing spatial; the largest useful unet_depth is {max(1, useful)}"
             )

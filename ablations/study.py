@@ -1,12 +1,12 @@
-"""One ablation study: its trials, run wherever they were left, and the records of them.
+"""Trials of one ablation study, resumed after a kill, and their records.
 
-A trial is one training (`sunets.training.fit.fit`) and one scoring. Grids and confirmations are scored on the test
-split, what a sampler looks at on the validation split, under other names (`score.*` and `search.*`), so that the two
-never share a column. Trainings live in `.work/<fingerprint>`, so a killed one goes on, and equal ones of several
-studies, or of a study and the benchmark, are one, whichever is first; the record says so (`benchmark_training`).
+A trial is one training (`sunets.training.fit.fit`) and one scoring: of grids and confirmations on the test split
+(`score.*`), of a sampler's trials on the validation split (`search.*`), so that the two never share a column. Trainings
+live in `.work/<fingerprint>`: a killed one goes on, and equal ones of several studies, or of a study and the benchmark,
+are one, whichever runs first (`benchmark_training` in the record).
 
-    one_at_a_time, grid    every point once a seed
-    tuned                  for each arm as many trials, the base's recipe first; then the arm's best on every seed
+    one_at_a_time, grid    every point on every seed
+    tuned                  equal trials for each arm, the base's recipe first; then the arm's best on every seed
     search                 sampled trials for two objectives; then the base and points of the front on every seed
 """
 
@@ -65,13 +65,13 @@ FINAL = ("grid", "confirmation")
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan(Space):
-    """A study whose points have been checked."""
+    """A checked study."""
 
     points: tuple[Point, ...]
     paths: BenchmarkPaths
     fingerprint: str
-    source: Record
-    """Provenance of the study; a trial's own configuration is put in."""
+    origin: Record
+    """Provenance of the study, to which each trial adds the hash of its configuration."""
 
     @cached_property
     def first(self) -> Arm | None:
@@ -89,7 +89,7 @@ class _Plan(Space):
         return "maximize" if higher_is_better(PRIMARY_METRIC[self.manifest.task]) else "minimize"
 
     def objectives(self, kind: Kind) -> dict[str, Direction]:
-        """Names and directions of what Optuna is told."""
+        """Objectives of a phase and their directions."""
         score = PRIMARY_METRIC[self.manifest.task]
         if kind in FINAL:
             return {score: self.direction}
@@ -102,7 +102,7 @@ class _Plan(Space):
         return f"{self.suite.benchmark}, {self.name}: {kind}{values and f' of {values}'} ({self.fingerprint})"
 
     def job(self, kind: Kind, number: int, setting: Setting, until: int | None) -> Job:
-        """The training of a trial up to an epoch; None trains to the end and scores."""
+        """Make the job that trains a trial up to an epoch; None trains to the end and scores."""
         config = self.config(setting)
         arguments = {
             "config": config.model_dump(mode="json"),
@@ -121,7 +121,7 @@ class _Plan(Space):
 
 
 def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
-    """Train one setting, up to an epoch or to the end and then score it; in a worker process.
+    """Train one setting up to an epoch, or to the end and score it; runs in a worker process.
 
     Args:
         arguments: config and cost (plain), training (its `run_fingerprint`), until (last epoch or None), final
@@ -161,7 +161,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     if result["status"] == "failed":
         return result
     if until is not None:
-        found = {objective: rows[-1].get(row_score) for objective in arguments["objectives"]}
+        values = {objective: rows[-1].get(row_score) for objective in arguments["objectives"]}
     else:
         split = config.data.test_split if arguments["final"] else config.data.val_split
         variant = next(iter(config.evaluate.variants.values()))
@@ -169,14 +169,14 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         prefix = "score." if arguments["final"] else "search."
         result["scores"] = {f"{prefix}{name.removeprefix('score.')}": value for name, value in scores.items()}
         result["cost"] = _cost(CostConfig.model_validate(arguments["cost"]), config, manifest, work)
-        found = {name: (result["scores"] | result["cost"])[name] for name in arguments["objectives"]}
-    if None in found.values():
+        values = {name: (result["scores"] | result["cost"])[name] for name in arguments["objectives"]}
+    if None in values.values():
         raise ValueError(f"{score}: the split that is scored has no labelled pixel; choose another")
-    return result | {"values": found}
+    return result | {"values": values}
 
 
 def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) -> dict[str, Any]:
-    """Exact figures of a trial's network; counted once, whatever the number of trials that have it."""
+    """Exact costs of a trial's network, counted once for all trials that have it."""
     arguments = config.model.arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
     protocol: dict[str, Any] = {
         name: getattr(settings, name)
@@ -200,8 +200,7 @@ def run_study(
 ) -> list[Record]:
     """Run a study, or what is left of it, and write its records.
 
-    Writes `results/<benchmark>/records/ablations/<study>.json`, `.csv` (a flat table) and `.history.csv`, each as a
-    whole.
+    Writes `results/<benchmark>/records/ablations/<study>.json`, `.csv` (a flat table) and `.history.csv`, atomically.
 
     Args:
         suite: the parameters.
@@ -211,11 +210,11 @@ def run_study(
         root: of the checkout.
 
     Returns:
-        One record a trial, in a fixed order.
+        One record per trial, in a fixed order.
 
     Raises:
-        ConfigError, ValueError: something is wrong with the study, or the model's recipe is not tuned yet, before the
-            first trial; or another driver runs it.
+        ConfigError, ValueError: the study is invalid, the model's recipe is not tuned yet, or another driver runs the
+            study; raised before the first trial.
         JobError: a trial ended without a result; run again to go on.
         StageError: the study runs already, or the code was changed meanwhile.
     """
@@ -241,8 +240,8 @@ def run_study(
         ) as pool,
     ):  # fmt: skip
         decides = fingerprint(study, base, suite.cost, manifest.digest, code, torch.__version__, pool.device)
-        source = provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations"))
-        plan = _Plan(**vars(space), points=points, paths=paths, fingerprint=decides, source=source)
+        origin = provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations"))
+        plan = _Plan(**vars(space), points=points, paths=paths, fingerprint=decides, origin=origin)
         journal = paths.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
         with (
             open_storage(os.environ.get(STORAGE) or str(journal), f"{suite.benchmark}/{name}") as storage,
@@ -273,7 +272,7 @@ def run_study(
 
 
 def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[PlanOf[list[Trial]]]:
-    """The searches of a tuned study (one an arm), or of a search."""
+    """Make the searches of a study: one per arm, or the only one of kind search."""
     study = plan.study
     kind: Kind = "search" if study.kind == "search" else "tuning"
     axes = study.axes if kind == "search" else study.nuisance
@@ -298,7 +297,7 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
 
 
 def confirmed(plan: _Plan, trials: Sequence[Trial]) -> list[Arm]:
-    """The settings that a sampled study trains again on fresh seeds: each arm's best, or the base and the front's."""
+    """Choose what is trained again on fresh seeds: each arm's best setting, or the base and points of the front."""
     finished = [t for t in trials if t.status == "finished"]
     sign = -1 if plan.direction == "minimize" else 1
 
@@ -321,7 +320,7 @@ def _setting(setting: Setting) -> Arm:
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items at about equal distances, the first and the last among them."""
+    """Choose `count` items at about equal distances, the first and the last among them."""
     if count >= len(items):
         return list(items)
     return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
@@ -331,7 +330,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 class _Listener:
-    """Follows the trials: a line or bar for the reader, live runs in MLflow, and in the end the records."""
+    """Follows the trials: progress on the terminal, live runs in MLflow, and their records."""
 
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
@@ -356,7 +355,7 @@ class _Listener:
         self.tracker.close()
 
     def expect(self, kind: Kind, study: str, size: int) -> MakeJob:
-        """Number the trials of an Optuna study, which come next; returns what makes their jobs."""
+        """Number the trials of the Optuna study that comes next; returns the function that makes their jobs."""
         first = self.expected
         self.phases[study] = kind, first
         self.expected += size
@@ -376,12 +375,12 @@ class _Listener:
 
     def _announce(self, number: int, kind: Kind, setting: Setting) -> None:
         config = resolve_config(self.plan.config(setting))
-        point, arm = self._place(setting)
-        source = self.plan.source | {"config_hash": parameters_hash(parameters(config))}
-        self.tracker.plan(number, config, source, phase=kind, arm=arm, reference=point.reference)
+        point, arm = self._point(setting)
+        origin = self.plan.origin | {"config_hash": parameters_hash(parameters(config))}
+        self.tracker.plan(number, config, origin, phase=kind, arm=arm, reference=point.reference)
 
     def hear(self, name: str, row: Record) -> None:
-        """Take the row of an epoch, in a thread; the result of a trial may overtake its last ones, and holds them."""
+        """Take the row of an epoch, in a thread; drop one that arrives after the trial's result, which holds it."""
         with self.lock:
             if (number := self.numbers[name]) not in self.ended:
                 self.tracker.log_epoch(number, row)
@@ -397,26 +396,26 @@ class _Listener:
         score = next((f"{k} {v:.4f}" for k, v in record["scores"].items() if v is not None), record["reason"])
         if self.bar.disable:
             arm = ", ".join(f"{path}={value}" for path, value in {**record["arm"], **record["tuned"]}.items())
-            place = f"{self.plan.name} {record['phase']} {record['number'] + 1}/{self.expected}"
-            text = f"{place}: {arm}, seed {record['seed']}: {record['status']}, {score}"
+            position = f"{self.plan.name} {record['phase']} {record['number'] + 1}/{self.expected}"
+            text = f"{position}: {arm}, seed {record['seed']}: {record['status']}, {score}"
             self.bar.console.print(text, markup=False)
         else:
             self.bar.update(self.tasks[record["phase"]], advance=1, last=score)
 
-    def _place(self, setting: Setting) -> tuple[Point, Arm]:
+    def _point(self, setting: Setting) -> tuple[Point, Arm]:
         """The point that a trial belongs to, and the values of the axes."""
         axes = [axis.path for axis in self.plan.study.axes]
-        own = {path: value for path, value in setting.items() if path in axes}
+        on_axes = {path: value for path, value in setting.items() if path in axes}
         for point in self.plan.points:
-            if point.setting == own:
+            if point.setting == on_axes:
                 return point, point.arm
-        return Point(own, own), own
+        return Point(on_axes, on_axes), on_axes
 
     def record(self, trial: Trial) -> Record:
-        """The record of one trial."""
+        """Make the record of one trial."""
         plan, result = self.plan, trial.result
         config = resolve_config(plan.config(trial.setting))
-        point, arm = self._place(trial.setting)
+        point, arm = self._point(trial.setting)
         kind, first = self.phases[trial.study]
         return make_record(
             "trial",
@@ -432,7 +431,7 @@ class _Listener:
             scores=result["scores"],
             cost=result["cost"],
             environment=result["environment"],
-            provenance=plan.source | {"config_hash": parameters_hash(parameters(config))},
+            provenance=plan.origin | {"config_hash": parameters_hash(parameters(config))},
             study=plan.name,
             number=first + trial.number,
             duplicate_of=None if trial.duplicate_of is None else first + trial.duplicate_of,
@@ -448,14 +447,14 @@ class _Listener:
         )
 
     def rows(self, trial: Trial) -> list[Record]:
-        """The history of one trial."""
+        """Rows of a trial's history."""
         kind, first = self.phases[trial.study]
         head = {"number": first + trial.number, "phase": kind, "seed": trial.setting["seed"]}
         return [{**head, **row} for row in trial.result["history"]]
 
 
 def _flat(record: Record) -> Record:
-    """A trial as a row of a table."""
+    """Flatten a record to a row of a table."""
     head = ("number", "phase", "status", "reason", "duplicate_of", "model", "seed", "split", "reference")
     arm = {path: str(value) if isinstance(value, list) else value for path, value in record["arm"].items()}
     return {k: record[k] for k in head} | arm | record["tuned"] | record["scores"] | record["cost"]

@@ -271,14 +271,14 @@ def test_the_page_names_what_the_base_is_and_how_it_was_trained() -> None:
 
 def test_the_page_says_which_trainings_are_the_benchmarks_and_which_recipe_came_first() -> None:
     made = study("tuned")
-    assert "its own" not in report_page.what_was_run(made)
+    assert "shared with it" not in report_page.what_was_run(made)
     records = [
         r | {"benchmark_training": r["reference"] and r["seed"] < 2, "recipe_of_base": r["number"] in (0, 10)}
         for r in made.records
     ]
     text = report_page.what_was_run(Study("tuned", made.config, records, made.label))
     assert "10 trials per arm (the first with the recipe of the base) by Optuna's TPE" in text
-    assert "by the same recipe on 2 seeds (0, 1): these trainings are its own, not run again" in text
+    assert "by the same recipe on 2 seeds (0, 1): these trainings are shared with it, not run again" in text
 
 
 def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
@@ -288,7 +288,7 @@ def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
     repeated = Study("tuned", plain.config, records, plain.label)
     text = report_page.what_was_run(repeated)
     assert "drawn 4 at a time" in text
-    assert "Only 18 of them have different settings, all that there are: the others repeat" in text
+    assert "Only 18 of them have different settings, all that exist: the others repeat" in text
     table = sampled_table(repeated)
     assert table is not None
     shown = dict(zip(table.view["Trial"], table.view["Same as trial"], strict=True))
@@ -446,7 +446,7 @@ def test_search_and_confirmed_scores_share_no_column(tmp_path: Path) -> None:
         assert seen["search.miou"].notna().any()
     page = (tmp_path / "results/synthetic/ablations.md").read_text()
     assert "U-Net depth** (`model.unet_depth`, reference 2): no difference shown between 2 and 1" in page
-    assert re.search(r"- U-Net depth 4, U-Nets a stage 7: better, .* against the default, at 2\.\d\d times", page)
+    assert re.search(r"- U-Net depth 4, U-Nets per stage 7: better, .* against the default, at 2\.\d\d times", page)
 
 
 @pytest.mark.slow

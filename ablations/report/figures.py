@@ -22,7 +22,7 @@ from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH
 
 
 def axes_figure(study: Study) -> Figure | None:
-    """One panel an axis: every seed, mean and interval of each value."""
+    """Draw a panel per axis: every seed, mean and interval of each value."""
     panels = {path: values for path in study.axes if len(values := study.marginal(path)) > 1}
     if not panels or study.config.kind == "search" or study.reference is None:
         return None
@@ -69,7 +69,7 @@ def _value(ax: Axes, x: float, values: Sequence[float], *, reference: bool, holl
 
 
 def interaction_figure(study: Study) -> Figure | None:
-    """Heat map of the mean score over two axes: depth and blocks where a grid has both, else its first two."""
+    """Draw a heat map of the mean score over two axes: depth and blocks of a grid that has both, else its first two."""
     if study.config.kind not in ("grid", "tuned"):
         return None
     wanted = [p for p in ("model.unet_depth", "model.num_blocks") if p in study.axes]
@@ -77,10 +77,10 @@ def interaction_figure(study: Study) -> Figure | None:
     if len(pair) < 2:
         return None
     cells: dict[tuple[str, str], list[float]] = {}
-    places = [study.axes.index(path) for path in pair]
+    indices = [study.axes.index(path) for path in pair]
     for arm, setting in study.by_arm().items():
         if setting.estimate is not None:
-            cells.setdefault((arm[places[0]], arm[places[1]]), []).append(setting.estimate.mean)
+            cells.setdefault((arm[indices[0]], arm[indices[1]]), []).append(setting.estimate.mean)
     if len(cells) < 4:
         return None
     q = study.shown
@@ -102,7 +102,7 @@ def interaction_figure(study: Study) -> Figure | None:
 
 
 def variance_figure(study: Study) -> Figure | None:
-    """Bars of `variance_shares`."""
+    """Draw `variance_shares` as bars."""
     if (shares := variance_shares(study)) is None:
         return None
     bars = {term_name(term): (share, None) for term, share in shares.items()}
@@ -111,7 +111,7 @@ def variance_figure(study: Study) -> Figure | None:
 
 
 def importance_figure(study: Study) -> Figure | None:
-    """Bars of `importance`."""
+    """Draw `importance` as bars."""
     if (shares := importance(study)) is None:
         return None
     bars = {term_name((path,)): (share, (low, high)) for path, (share, low, high) in shares.items()}
@@ -135,7 +135,7 @@ def _bars(bars: Mapping[str, tuple[float, tuple[float, float] | None]], grey: Co
 
 
 def pareto_figure(study: Study) -> Figure | None:
-    """What a search saw and its front; beside it what was trained again. Two scores, two panels."""
+    """Draw a search's trials and front (validation), and beside them the points that were trained again (test)."""
     rows = [r for r in study.sampled if r["phase"] == "search" and r["status"] == FINISHED]
     if not rows:
         return None
@@ -175,7 +175,7 @@ def pareto_figure(study: Study) -> Figure | None:
 
 
 def history_figure(study: Study) -> Figure | None:
-    """Scores of a sampler's trials in their order, and the best so far; a line an arm."""
+    """Draw the scores of a sampler's trials in their order and the best so far, a line per arm."""
     if not study.sampled:
         return None
     q = study.shown
@@ -215,7 +215,7 @@ FIGURES = (
         "{score} by the value of each axis: every seed (dots), mean and 95 % t-interval. Square and band: the "
         "reference. Hollow: neither better nor worse than it.",
     ),
-    ("interaction", interaction_figure, "Mean {score} over the seeds and over the axes that are not shown."),
+    ("interaction", interaction_figure, "Mean {score} over the seeds and the axes that are not shown."),
     (
         "variance",
         variance_figure,
@@ -230,7 +230,7 @@ FIGURES = (
     (
         "pareto",
         pareto_figure,
-        "{score} against multiply-adds. Left: what the search saw; right: the points trained again on every seed, with "
+        "{score} against multiply-adds. Left: trials of the search; right: points trained again on every seed, with "
         "95 % t-intervals.",
     ),
     (

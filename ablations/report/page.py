@@ -1,4 +1,4 @@
-"""The page of the ablations, and everything it links to, in one call."""
+"""The page of the ablations and everything that it links to."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BUDGET = {
     "train.epochs": "{} epochs", "train.batch_size": "batch {}", "train.optimizer": "{}",
     "train.lr": "learning rate {:g}", "train.weight_decay": "weight decay {:g}",
 }  # fmt: skip
-"""What the page tells of every training, where all have the same."""
+"""Parameters that the page states where all trainings share them."""
 PAGE_ROWS = 16
-"""Rows beyond which a table is linked from the page instead of shown."""
+"""Rows beyond which the page links to a table instead of showing it."""
 
 
 def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
-    """Write the tables, figures and the page of a benchmark's ablations, as a whole.
+    """Write the tables, figures and the page of a benchmark's ablations anew.
 
     Args:
         suite: the benchmark; its studies without records are named as not run.
@@ -61,15 +61,15 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
     parts = [
         f"# Ablations: {suite.report.title}",
         "Made by `dvc repro` (stage `ablation_report`) from [`records/ablations/`](records/ablations): do not edit. "
-        "One record there is one trial, with all its parameters, environment, commit and command.",
+        "A record is one trial, with all its parameters, environment, commit and command.",
     ]
     if not suite.ablations:
         parts.append("The parameter file has no study.")
     if absent:
         parts.append(f"Not run: {', '.join(absent)}.")
     for study in studies:
-        made = (settings_table(study), axes_table(study), variance_table(study), sampled_table(study))
-        tables = [table for table in made if table is not None]
+        optional = (settings_table(study), axes_table(study), variance_table(study), sampled_table(study))
+        tables = [table for table in optional if table is not None]
         figures = {name: (figure, caption) for name, draw, caption in FIGURES if (figure := draw(study)) is not None}
         for table in tables:
             written += write(table, folder / "ablations")
@@ -106,7 +106,7 @@ def _section(study: Study, tables: Sequence[Table], figures: Mapping[str, str]) 
 
 
 def what_was_run(study: Study) -> str:
-    """Protocol of a study in a few sentences."""
+    """Describe the protocol of a study in a few sentences."""
     c = study.config
     axes = "; ".join(
         f"{axis_name(a.path)} (`{a.path}`) "
@@ -119,8 +119,8 @@ def what_was_run(study: Study) -> str:
         for path, text in BUDGET.items()
         if path not in varied and (value := _shared(study, path)) is not None
     ]
-    given = [f"{path} {value_text(value)}" for path, value in c.overrides.items() if path.startswith("model.")]
-    base = f"{study.label} with {', '.join(given)}" if given else study.label
+    fixed = [f"{path} {value_text(value)}" for path, value in c.overrides.items() if path.startswith("model.")]
+    base = f"{study.label} with {', '.join(fixed)}" if fixed else study.label
     sentences = [
         f"{base}, {KINDS[c.kind]}: {axes}.",
         f"Every training: {', '.join(budget) or 'see the axes'}; "
@@ -142,13 +142,13 @@ def what_was_run(study: Study) -> str:
         )
         if repeated := sum(r.get("duplicate_of") is not None for r in study.sampled):
             sentences.append(
-                f"Only {len(study.sampled) - repeated} of them have different settings, all that there are: the "
+                f"Only {len(study.sampled) - repeated} of them have different settings, all that exist: the "
                 "others repeat a result and were not trained again."
             )
     if shared := sorted({r["seed"] for r in study.final if r.get("benchmark_training")}):
         sentences.append(
             f"The benchmark trains the same network by the same recipe on {_seeds(len(shared))} "
-            f"({', '.join(map(str, shared))}): these trainings are its own, not run again."
+            f"({', '.join(map(str, shared))}): these trainings are shared with it, not run again."
         )
     devices = sorted({r["environment"].get("gpu") or r["environment"].get("cpu", "?") for r in study.records})
     sentences.append(f"Device: {', '.join(devices)}.")
@@ -158,21 +158,21 @@ def what_was_run(study: Study) -> str:
 
 
 def _shared(study: Study, path: str) -> Any:
-    """Value of a parameter that all trials share; None where they do not, as an axis may come with it."""
+    """Value of a parameter that all trials share, else None: another parameter may change with an axis."""
     values = [r["params"].get(path) for r in study.records]
     return values[0] if all(value == values[0] for value in values) else None
 
 
 def findings(study: Study) -> list[str]:
-    """One sentence an axis, or a confirmed point of a search, made by the statistics alone."""
+    """Write one sentence per axis, or per confirmed point of a search, from the statistics alone."""
     if study.reference is None or not study.reference.scores:
         return ["The reference has no score, so no difference can be shown."]
     if study.config.kind != "search":
         return [_axis_finding(study, path) for path in study.axes]
     sentences = []
     default = study.reference.cost("cost.gmacs")
-    for place, comparison in study.compared.items():
-        setting = study.settings[place]
+    for index, comparison in study.compared.items():
+        setting = study.settings[index]
         name, gmacs = arm_text(study, setting.arm, study.reference.arm), setting.cost("cost.gmacs")
         cost = f", at {gmacs / default:.2f} times its multiply-adds" if gmacs is not None and default else ""
         sentences.append(f"{name}: {_words(study, comparison)} against the default{cost}.")
@@ -218,7 +218,7 @@ def _seeds(n: int) -> str:
 
 
 def _bracketed(values: Iterable[str]) -> list[str]:
-    """Values for an enumeration: those that hold commas themselves in brackets."""
+    """Values for an enumeration: those with commas in brackets."""
     return [f"({value})" if "," in value else value for value in values]
 
 

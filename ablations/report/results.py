@@ -1,4 +1,4 @@
-"""A study as its records tell it: settings, differences, values of its axes."""
+"""A study read from its records: settings, differences, values of its axes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sunets.report.statistics import Estimate, mean_interval
 
 NAMES = {
     "model.unet_depth": "U-Net depth",
-    "model.num_blocks": "U-Nets a stage",
+    "model.num_blocks": "U-Nets per stage",
     "model.output_stride": "Output stride",
     "model.dilation": "Dilation schedule",
     "train.lr": "Learning rate",
     "train.weight_decay": "Weight decay",
 }
-"""Axes with a name of their own; any other goes by its path."""
+"""Names of axes; any other axis is named by its path."""
 
 KINDS = {
     "one_at_a_time": "one axis at a time from the default",
     "grid": "every combination",
-    "tuned": "every combination, each tuned with as many sampled trials, its best setting trained again",
+    "tuned": "every combination, each tuned with equal trials and its best setting trained again",
     "search": "a sampled search for two objectives, points of its front trained again",
 }
 
@@ -40,7 +40,7 @@ Arm = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of a table: a setting of the axes and its scores over the seeds."""
+    """A setting of the axes and its scores over the seeds; a row of a table."""
 
     arm: Arm
     reference: bool
@@ -55,7 +55,7 @@ class Setting:
         return mean_interval(list(self.scores.values())) if self.scores else None
 
     def cost(self, key: str) -> float | None:
-        """An exact figure of its network."""
+        """An exact cost of its network."""
         return next((r["cost"][key] for r in self.records if r["cost"].get(key) is not None), None)
 
 
@@ -72,7 +72,7 @@ class Study:
     """What may differ between compared settings, and the margin of equivalence."""
 
     def check(self, path: Path) -> None:
-        """Check that the records hold what the report shows.
+        """Check that the records have what the report shows.
 
         Args:
             path: their file.
@@ -101,12 +101,12 @@ class Study:
 
     @property
     def shown(self) -> Quantity:
-        """How the score is shown."""
+        """Unit and format of the score."""
         return quantity(self.headline)
 
     @property
     def search_key(self) -> str:
-        """Key of what a sampler looked at."""
+        """Key of the score that a sampler sees."""
         return self.headline.replace("score.", "search.")
 
     @cached_property
@@ -148,7 +148,7 @@ class Study:
 
     @cached_property
     def compared(self) -> dict[int, Comparison]:
-        """Place of a setting -> how it compares with the reference, among all settings."""
+        """Index of a setting -> its comparison with the reference, as one of all settings."""
         if self.reference is None:
             return {}
         others = {i: Runs(s.scores, s.records) for i, s in enumerate(self.settings) if not s.reference}
@@ -161,13 +161,13 @@ class Study:
         return [axis.path for axis in (*self.config.axes, *self.config.nuisance)]
 
     def effects(self, path: str) -> dict[str, Comparison]:
-        """Value of an axis -> how it compares with the reference's value, among the values of this axis."""
+        """Value of an axis -> its comparison with the reference's value, as one of this axis's values."""
         values, base = self.marginal(path), self.base(path)
         if base not in values:
             return {}
-        place, records = self.axes.index(path), dict[str, list[Record]]()
+        index, records = self.axes.index(path), dict[str, list[Record]]()
         for arm, setting in self.by_arm().items():
-            records.setdefault(arm[place], []).extend(setting.records)
+            records.setdefault(arm[index], []).extend(setting.records)
         runs = {value: Runs(scores, records[value]) for value, scores in values.items()}
         reference = runs.pop(base)
         return compare_all(runs, reference, self.headline, self.report, self.varied)
@@ -177,7 +177,7 @@ class Study:
         return value_text(self.reference.arm[path]) if self.reference else None
 
     def by_arm(self) -> dict[tuple[str, ...], Setting]:
-        """Values of all axes -> setting, under every name that it has."""
+        """Values of all axes -> setting; one that is several settings stands under each."""
         return {
             tuple(value_text(arm[path]) for path in self.axes): setting
             for setting in self.settings
@@ -192,8 +192,8 @@ class Study:
     def marginal(self, path: str) -> dict[str, dict[int, float]]:
         """Value of an axis -> seed -> score: of the base with that value alone, or the mean over the other axes.
 
-        The mean goes over those settings of the other axes that have a score for every value and seed shown, so that
-        values are compared on equal terms.
+        The mean is over the settings of the other axes that have a score for every value and seed, so that the values
+        are compared on equal terms.
         """
         index = self.axes.index(path)
         scores: dict[str, dict[int, float]] = {}
@@ -217,7 +217,7 @@ class Study:
 
 
 def value_text(value: Any) -> str:
-    """A value of an axis as a reader should see it."""
+    """Format a value of an axis."""
     if isinstance(value, list | tuple):
         return ", ".join(map(value_text, value))
     if isinstance(value, bool) or value is None:
@@ -226,7 +226,7 @@ def value_text(value: Any) -> str:
 
 
 def axis_name(path: str) -> str:
-    """An axis in words."""
+    """Name an axis in words."""
     return NAMES.get(path, path)
 
 
@@ -240,6 +240,6 @@ def _natural(text: str, listed: Sequence[str]) -> tuple[int, float, tuple[float,
 
 
 def arm_text(study: Study, arm: Arm, reference: Arm | None = None) -> str:
-    """A setting in words: its axes, or only those that differ from a reference."""
+    """Describe a setting by its axes, or by those that differ from a reference."""
     paths = [p for p in study.axes if reference is None or value_text(arm[p]) != value_text(reference[p])]
     return ", ".join(f"{axis_name(p)} {value_text(arm[p])}" for p in paths) or "default"

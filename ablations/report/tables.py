@@ -1,4 +1,4 @@
-"""Tables of a study: its settings, its axes, the trials of its sampler."""
+"""Tables of a study: settings, axes, trials of its sampler."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.eff
 
 
 def settings_table(study: Study) -> Table:
-    """One row a setting: score, difference to the reference, cost."""
+    """Make the table of settings: score, difference to the reference, cost."""
     q, rows, lines = study.shown, [], []
-    for place, setting in enumerate(study.settings):
-        comparison = study.compared.get(place, NO_COMPARISON)
+    for index, setting in enumerate(study.settings):
+        comparison = study.compared.get(index, NO_COMPARISON)
         estimate = setting.estimate
         tuned = setting.records[0]["tuned"]
         failed = [r for r in setting.records if r["status"] != FINISHED]
@@ -58,7 +58,7 @@ def settings_table(study: Study) -> Table:
     if twice:
         one, other = (arm_text(study, arm) for arm in twice[0])
         count = f"{len(twice)} further settings are" if len(twice) > 1 else "One further setting is"
-        notes.append(f"{count} the very same training as a row and not run again, such as {other} (as {one}).")
+        notes.append(f"{count} the same training as a row and not run again, such as {other} (as {one}).")
     return Table(
         study.name,
         f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",
@@ -69,7 +69,7 @@ def settings_table(study: Study) -> Table:
 
 
 def axes_table(study: Study) -> Table | None:
-    """One row a value of an axis, the mean over the other axes; where several axes are combined."""
+    """Make the table of axes, each value averaged over the other axes; None where no axes are combined."""
     if study.config.kind not in ("grid", "tuned") or len(study.axes) < 2 or study.reference is None:
         return None
     q, rows, lines = study.shown, [], []
@@ -98,7 +98,7 @@ def axes_table(study: Study) -> Table | None:
     )
     return Table(
         f"{study.name}_axes",
-        f"Ablation {study.name}: each axis on its own, averaged over the others.",
+        f"Ablation {study.name}: each axis alone, averaged over the others.",
         pd.DataFrame(rows),
         pd.DataFrame(lines),
         (note,),
@@ -110,7 +110,7 @@ def _reference_text(study: Study) -> str:
 
 
 def sampled_table(study: Study) -> Table | None:
-    """One row a trial of a sampler; its scores have names of their own."""
+    """Make the table of a sampler's trials; None without a sampler."""
     if not study.sampled:
         return None
     rows = []
@@ -132,7 +132,7 @@ def sampled_table(study: Study) -> Table | None:
     view[gmacs.heading] = data["cost.gmacs"].map(gmacs.text)
     return Table(
         f"{study.name}_trials",
-        f"What the sampler of {study.name} saw.",
+        f"Trials of the sampler of {study.name}.",
         data,
         view,
         (f"Scores of one seed on the {study.sampled[0]['split']} split: they choose settings and compare nothing.",),
