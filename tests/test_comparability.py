@@ -15,8 +15,10 @@ from test_report import fabricate, make_suite, record, write
 from sunets.core.config import ConfigError, Suite, load
 from sunets.core.record import RecordError, parameters_hash, write_rows
 from sunets.report import figures, tables
+from sunets.report.comparison import differing_settings, estimate_columns, estimate_text
 from sunets.report.page import findings
-from sunets.report.records import Records, find_records, load_records
+from sunets.report.records import Records, Runs, find_records, load_records, quantity
+from sunets.report.statistics import Estimate
 
 SUNET, OTHER = "sunet_tiny", "plain_conv_small"
 
@@ -220,13 +222,36 @@ def test_a_declared_difference_is_compared_and_stated(key, tmp_path) -> None:
 
 
 def test_rows_that_are_not_comparable_do_not_count_in_the_adjustment(tmp_path) -> None:
-    suite = make_suite({SUNET: None, OTHER: None, "unet_small": None}, (0, 1, 2))
+    suite = make_suite({SUNET: None, "unet_small": None, "dilated_resnet_small": None}, (0, 1, 2))
     fabricate(tmp_path, suite)
-    before = tables.accuracy(load_records(suite, tmp_path), SUNET).data.set_index("model").loc["unet_small"]
-    after = edited(tmp_path, suite, parameter("train.epochs", 60))
-    row = tables.accuracy(after, SUNET).data.set_index("model").loc["unet_small"]
-    assert row["score.miou.difference.p_holm"] == row["score.miou.difference.p"]
-    assert before["score.miou.difference.p"] == row["score.miou.difference.p"]
+    records = load_records(suite, tmp_path)
+
+    def p_values() -> tuple[float, float]:
+        row = tables.accuracy(records, SUNET).data.set_index("model").loc["dilated_resnet_small"]
+        return row["score.miou.difference.p"], row["score.miou.difference.p_holm"]
+
+    alone, adjusted = p_values()
+    assert adjusted == pytest.approx(2 * alone)
+    for r in records.raw["train/unet_small.json"]:
+        r["params"]["train.epochs"] = 60
+    assert p_values() == (alone, alone)
+
+
+def test_trials_on_two_splits_are_not_compared() -> None:
+    def trial(split: str) -> dict[str, Any]:
+        return record("trial", SUNET, SUNET, seed=0) | {"split": split}
+
+    validation, test = (Runs({0: 0.5}, [trial(split)]) for split in ("val", "test"))
+    assert differing_settings(validation, test) == ("not comparable: split val / test", ())
+    assert differing_settings(validation, validation) == ("", ())
+
+
+def test_no_interval_leaves_the_range_of_a_score() -> None:
+    wide = Estimate(0.5, -0.1, 1.2, 3)
+    assert estimate_text(quantity("score.miou"), wide) == "50.00 [0.00, 100.00]"
+    columns = estimate_columns("score.top1_error_percent", Estimate(50.0, -10.0, 120.0, 3))
+    assert list(columns.values()) == [50.0, 0.0, 100.0]
+    assert estimate_text(quantity("cost.gmacs"), Estimate(1.0, -1.0, 3.0, 3)) == "1.000 [-1.000, 3.000]"
 
 
 def test_variants_of_one_network_are_compared_unless_more_differs(suite, tmp_path) -> None:
