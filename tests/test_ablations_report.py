@@ -24,7 +24,7 @@ from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study
 from ablations.report.tables import sampled_table, settings_table
 from sunets.core.config import ReportConfig, StudyConfig, Suite
-from sunets.core.record import Record, RecordError, make_record, write_json
+from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
 
 HERE = Path(__file__).resolve().parent
 BASE = {"model.unet_depth": [2, 2, 1], "model.num_blocks": 2, "model.output_stride": 16}
@@ -63,7 +63,7 @@ def trial(
             "command": "python -m ablations run s",
             "data_digest": "d",
             "code_hash": "c",
-            "config_hash": str(number),
+            "config_hash": parameters_hash(PARAMS),
             "git_commit": "0123456789abcdef",
             "git_dirty": False,
         },
@@ -216,6 +216,26 @@ def test_an_undecided_difference_says_what_the_seeds_could_have_shown() -> None:
     _, stride = findings(strict)
     assert "no difference shown between 16 and 8; the largest, -0.01 [-0.18, +0.16] points, is undecided" in stride
     assert re.search(r"\(4 seeds find 0\.[1-3] points with 80 % power\)", stride)
+
+
+def test_an_arm_of_another_budget_is_not_compared() -> None:
+    made = study("depth")
+    for r in made.records:
+        if r["arm"]["model.unet_depth"] == 1:
+            r["params"] |= {"train.epochs": 30}
+    table = settings_table(made)
+    assert list(table.view.Verdict) == [
+        "reference", "not comparable: train.epochs 30 / 5", "better", "equivalent"
+    ]  # fmt: skip
+    assert "1: not comparable: train.epochs 30 / 5;" in findings(made)[0]
+
+
+def test_a_forged_parameter_of_a_trial_is_an_error(tmp_path: Path) -> None:
+    settings, records = MADE["depth"]()
+    records[3]["params"]["train.epochs"] = 30
+    write_json(tmp_path / "results/synthetic/records/ablations/depth.json", records)
+    with pytest.raises(RecordError, match=r"depth\.json: .*, seed 3: config_hash is \w+, but that of its params is"):
+        build_ablation_report(suite(depth=settings), tmp_path)
 
 
 def test_a_table_has_a_row_a_setting_with_failures_and_the_same_seeds() -> None:

@@ -15,7 +15,7 @@ from sunets.core.config import Suite
 from sunets.core.record import read_records, write_text
 from sunets.report.comparison import Comparison, difference_text, power_text
 from sunets.report.page import commit_unknown
-from sunets.report.records import FAILED
+from sunets.report.records import FAILED, check_parameters
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
 from sunets.report.write import Table, markdown, write
@@ -42,13 +42,14 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
 
     Raises:
         FileNotFoundError: no study has records.
-        RecordError: a file of records is damaged.
+        RecordError: a file of records is damaged, or a record contradicts its parameters.
     """
     folder = root / "results" / suite.benchmark
     studies, absent = [], []
     for name, config in suite.ablations.items():
         path = folder / "records" / "ablations" / f"{name}.json"
         if path.exists() and (records := read_records(path, "trial")):
+            check_parameters(path, records)
             studies.append(Study(name, config, records, records[0]["label"], suite.report))
             studies[-1].check(path)
         else:
