@@ -313,7 +313,7 @@ def test_a_score_without_its_matrices_is_an_error_and_without_the_file_a_note(su
         load_records(suite, tmp_path)
     path.unlink()
     notes = tables.accuracy(load_records(suite, tmp_path), SUNET).notes
-    assert f"Not checked against confusion matrices, which are not there: {OTHER}." in notes
+    assert f"Scores not checked, for want of confusion matrices: {OTHER}." in notes
 
 
 def test_top1_errors_are_checked_too(tmp_path) -> None:

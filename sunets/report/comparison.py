@@ -35,7 +35,7 @@ _IGNORED = (
     "seed", "model", "variant", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds", "train.threads",
     "train.validate_every", "evaluate.batch_size", "evaluate.num_qualitative", "evaluate.variants",
 )  # fmt: skip
-"""Parameters that are the row's subject, that change no score, or that are compared under another name."""
+"""Parameters that tell the row apart, that change no score, or that are compared under another name."""
 _FIRST = ("data_digest", "split", "variant", "tune.trials", "tune", "train.epochs", "train.batch_size")
 """Keys that a verdict names before others."""
 
@@ -47,9 +47,9 @@ BOOTSTRAP_LIMIT = 50_000_000
 
 
 def joint_estimate(records: Records, model: str, key: str, variant: str | None = None) -> Estimate | None:
-    """Mean of a score over the seeds with its interval over seeds and images, as a fraction or in percent as recorded.
+    """Mean of a score over the seeds with its interval over seeds and images, in the unit of the records.
 
-    Scores that do not come from one confusion matrix per image have an interval over the seeds alone. None without a
+    A score that is no function of the images' confusion matrices has an interval over the seeds alone. None without a
     score.
     """
     unit = 100 / quantity(key).scale
@@ -89,7 +89,7 @@ def _all_scores(confusion: NDArray) -> NDArray[np.float64]:
 
 
 def video_blocks(images: Sequence[str], length: int) -> list[int]:
-    """Number of each image's block: `length` images in a row of one sequence, which ids name before their last `_`."""
+    """Number each image's block of `length` consecutive images of a sequence; an id names it before its last `_`."""
     numbers: dict[tuple[str, int], int] = {}
     seen: dict[str, int] = {}
     blocks = []
@@ -114,7 +114,7 @@ def joint_note(records: Records) -> str:
 
 
 def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
-    """`48.31 [47.39, 49.20]` in the quantity's unit; the mean alone where there is no interval."""
+    """Format as `48.31 [47.39, 49.20]` in the quantity's unit; the mean alone without an interval."""
     if estimate is None:
         return ""
     low, high = _ends(q, estimate)
@@ -131,7 +131,7 @@ def _ends(q: Quantity, estimate: Estimate | None) -> tuple[float | None, float |
 
 
 def difference_text(q: Quantity, difference: Difference | None) -> str:
-    """`+1.20 [+0.31, +2.09]` in the quantity's unit."""
+    """Format as `+1.20 [+0.31, +2.09]` in the quantity's unit."""
     if difference is None:
         return ""
     text = q.text(difference.mean, sign=True)
@@ -141,7 +141,7 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
 
 
 def power_text(q: Quantity, difference: Difference | None) -> str:
-    """`3 seeds find 5.4 points with 80 % power`; empty where the differences have no spread."""
+    """Format as `3 seeds find 5.4 points with 80 % power`; empty where the differences have no spread."""
     if difference is None or difference.detectable is None:
         return ""
     unit = "points" if q.unit == "%" else q.unit
@@ -170,7 +170,7 @@ NO_COMPARISON = Comparison(None, None)
 
 
 def verdict_text(q: Quantity, comparison: Comparison) -> str:
-    """The verdict in a table: where Holm's adjustment changed it, and what undecided seeds could have shown."""
+    """Format a verdict for a table: with the change by Holm's adjustment, and what undecided seeds could have shown."""
     alone, judged, d = comparison.unadjusted_verdict, comparison.verdict, comparison.difference
     if alone != judged:
         return f"{alone}, but {judged} after Holm"
@@ -184,7 +184,7 @@ def compare_all(
     """Compare each member of a family with one reference, p-values adjusted over those that are comparable.
 
     Args:
-        family: what a row is called -> its runs.
+        family: name of a row -> its runs.
         reference: the runs that all are compared with.
         key: record key of the score, which has the direction.
         report: the margin of equivalence and the declared differences.
@@ -213,7 +213,7 @@ def compare_all(
 def differing_settings(
     row: Runs, reference: Runs, declared: Collection[str] = (), varied: Collection[str] = ()
 ) -> tuple[str, tuple[str, ...]]:
-    """What two rows differ in besides their networks, seed by seed.
+    """List what two rows differ in besides their networks, seed by seed.
 
     Compared are data digest, code hash and every parameter outside `model` that can change a score: data and split,
     budget, recipe, tuning effort, precision, augmentation and the settings of the test-time variant. What tuning chose
@@ -248,7 +248,7 @@ def differing_settings(
 
 
 def _tuned(records: Iterable[Record]) -> set[str]:
-    """Keys that a row's tuning was free to choose, those that its network cannot have included."""
+    """Keys that a row's tuning could choose, including those that its network does not have."""
     keys: set[str] = set()
     for r in (r for r in records if r["kind"] == "tune"):
         keys |= r["chosen"].keys() | {key for key, why in r["left_out"].items() if not why.startswith("fixed by")}
@@ -256,9 +256,9 @@ def _tuned(records: Iterable[Record]) -> set[str]:
 
 
 def _settings(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Key -> values, as text, that the records of one row and seed have of all that a fair comparison holds fixed.
+    """Collect what a fair comparison holds fixed, from the records of one row and seed: key -> values as text.
 
-    Where records of several kinds make up a row, trainings and evaluations tell of the same parameters: both count.
+    Training and evaluation state the same parameters; a key on which they disagree has two values.
     """
     settings: dict[str, set[str]] = {}
     for r in records:
@@ -287,7 +287,7 @@ def _within(key: str, names: Iterable[str]) -> bool:
 
 
 def _rank(key: str) -> tuple[int, str]:
-    """Order of the keys in a verdict: the code, which differs with everything else, goes last."""
+    """Order the keys in a verdict; the code comes last."""
     first = next((i for i, name in enumerate(_FIRST) if _within(key, [name])), len(_FIRST))
     return (first + key.startswith("code_hash"), key)
 
@@ -315,12 +315,12 @@ def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
 
 
 def declared_notes(compared: Mapping[str, Comparison], labels: Mapping[str, str], reference: str) -> list[str]:
-    """Sentences on declared differences, for beneath a table.
+    """State the declared differences below a table.
 
     Args:
-        compared: what a row is called -> its comparison.
-        labels: what a row is called -> its name in the table.
-        reference: name of the reference in the table.
+        compared: name of a row -> its comparison.
+        labels: name of a row -> its label in the table.
+        reference: label of the reference.
     """
     texts = [f"{labels[name]} {text}" for name, c in compared.items() for text in c.declared]
     return [f"Declared differences to {reference} (report.declared_differences): {'; '.join(texts)}."] if texts else []
@@ -339,7 +339,7 @@ def joint_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
 
 
 def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:
-    """CSV columns of a paired difference to what `reference` names; empty where there is none."""
+    """CSV columns of a paired difference to the row `reference`; empty where there is none."""
     d = comparison.difference
     return {
         f"{key}.difference.reference": reference if d else None,

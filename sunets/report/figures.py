@@ -23,7 +23,7 @@ from sunets.report.style import STYLE, WIDTH, Style, model_styles
 
 
 def accuracy(records: Records) -> Figure | None:
-    """Every seed's headline score, and the mean with its interval, one row a model."""
+    """Every seed's headline score, and the mean with its interval; one row per model."""
     scores = {m: s for m in records.labels if (s := records.scores(m))}
     if not scores:
         return None
@@ -74,7 +74,7 @@ def accuracy_cost(records: Records) -> Figure | None:
 
 
 def _labels(records: Records, models: Iterable[str]) -> list[str]:
-    """Names of models, which say where a row cannot be compared with the reference."""
+    """Labels of models; those of rows that cannot be compared with the reference say so."""
     reference = records.report.reference
     others = {m: records.runs(m) for m in models if m != reference}
     compared = compare_all(others, records.runs(reference), records.headline, records.report)
@@ -83,7 +83,7 @@ def _labels(records: Records, models: Iterable[str]) -> list[str]:
 
 
 def _shown_estimate(records: Records, model: str, q: Quantity) -> Estimate:
-    """The headline's mean and interval over seeds and images in the unit of the figure, of a model that has scores."""
+    """Headline of a model that has scores: mean and interval over seeds and images, in the unit of the figure."""
     e = joint_estimate(records, model, records.headline)
     assert e is not None
     low, high = (None if end is None else q.scale * end for end in (e.low, e.high))
@@ -189,7 +189,7 @@ def _band(values: pd.Series) -> tuple[float, float]:
 
 def tuning(records: Records) -> Figure | None:
     """Best validation score so far by trial, one line per model, and every trial as a dot."""
-    key, q = records.headline.replace("score.", "val."), quantity(records.headline)
+    key, q = records.validation, quantity(records.headline)
     trials = {model: frame for model in records.labels if len(frame := records.trials(model))}
     if not trials:
         return None

@@ -1,7 +1,6 @@
-"""What the runs left under `results/<benchmark>/records/`, as tidy tables, and what each quantity in them is called.
+"""The records of a benchmark as tidy tables, checked on loading, and how each quantity in them is shown.
 
-A record that failed, and a run that never happened, stay visible: they are rows whose `status` is not "finished" and
-whose `reason` says why.
+Failed and missing runs stay visible: they are rows whose `status` is not "finished" and whose `reason` says why.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run
 
 
 class ReportError(ValueError):
-    """A question that the results cannot answer: says what there is instead."""
+    """A question that the results cannot answer; names what they do have."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """How a number of the records is shown; `results/` files keep the record's own unit."""
+    """How a number of the records is shown; CSV files keep the unit of the records."""
 
     name: str
     """In words, without the unit."""
@@ -60,7 +59,7 @@ class Quantity:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def text(self, value: float | None, *, sign: bool = False) -> str:
-        """The shown form of a recorded value; empty where there is none."""
+        """Format a recorded value; empty where there is none."""
         if value is None or pd.isna(value):
             return ""
         shown = round(self.scale * value, self.digits) + 0.0  # + 0.0 turns -0.0 into 0.0
@@ -87,7 +86,7 @@ QUANTITIES: dict[str, Quantity] = {
     "speed.images_per_second": Quantity("Throughput", "images/s", digits=1),
     "speed.step_ms": Quantity("Training step", "ms"),
 }
-"""Record key -> how it is shown. Any other number of a record reaches the CSV files under its own key."""
+"""Record key -> how it is shown. Other numbers of a record are in the CSV files only, under their key."""
 
 SCORES: dict[Task, tuple[str, ...]] = {
     "segmentation": ("score.miou", "score.pixel_accuracy", "score.mean_accuracy", "score.boundary_f"),
@@ -97,7 +96,7 @@ SCORES: dict[Task, tuple[str, ...]] = {
 
 
 def quantity(key: str) -> Quantity:
-    """How a record key is shown; class scores and unknown keys included."""
+    """Look up how a record key is shown; class scores and unknown keys included."""
     if key.startswith("score.iou."):
         return Quantity(key.removeprefix("score.iou."), "%", 100)
     return QUANTITIES.get(key, Quantity(key))
@@ -143,6 +142,11 @@ class Records:
         return PRIMARY_METRIC[self.task]
 
     @property
+    def validation(self) -> str:
+        """Column of the histories with the headline score on the validation split."""
+        return self.headline.replace("score.", "val.")
+
+    @property
     def data_name(self) -> str | None:
         """Name of the data set, as the records have it."""
         return next((str(r["params"].get("data.name")) for r in [*self.all("evaluate"), *self.all("train")]), None)
@@ -174,12 +178,12 @@ class Records:
     def cost(self) -> pd.DataFrame:
         """One row per model: model, label, status, reason and every cost.*, memory.* and receptive_field.*."""
         missing = {"status": NOT_RUN, "scores": {}, "cost": {}, "params": {}}
-        found = []
+        rows = []
         for model, label in self.labels.items():
             reason = f"no record in records/cost/{model}.json"
             record = next(iter(self.raw.get(f"cost/{model}.json", [])), missing | {"reason": reason})
-            found.append(record | {"model": model, "label": label})
-        return cost_rows(found)
+            rows.append(record | {"model": model, "label": label})
+        return cost_rows(rows)
 
     @cached_property
     def speed(self) -> pd.DataFrame:
@@ -232,7 +236,7 @@ class Records:
         return {int(s): float(v) for s, v in zip(rows.seed, rows[key], strict=True) if pd.notna(v)}
 
     def runs(self, model: str, key: str | None = None, variant: str | None = None) -> Runs:
-        """What stands behind a model's row; arguments as of `scores`."""
+        """The runs behind a model's row; arguments as of `scores`."""
         variant = variant or self.variants[0]
         evaluated = [r for r in self.raw.get(f"evaluate/{model}.json", []) if r["variant"] == variant]
         made = [*self.raw.get(f"tune/{model}.json", []), *self.raw.get(f"train/{model}.json", [])]
@@ -253,7 +257,7 @@ class Records:
 
     @property
     def unchecked(self) -> list[str]:
-        """Models with scores whose confusion matrices are not there."""
+        """Models with scores but without confusion matrices."""
         files = {model: self.directory / "confusion" / f"{model}.npz" for model in self.labels}
         return [model for model, path in files.items() if self.scores(model) and not path.exists()]
 
@@ -277,7 +281,7 @@ def cost_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Cost records as a tidy table: model, label, status, reason, every cost.*, memory.* and receptive_field.*."""
     rows = [
         {k: r[k] for k in ("model", "label", "status", "reason")}
-        # As configured, where the record does not tell the network's own.
+        # As configured, where the record does not state that of the network.
         | {"cost.output_stride": r["params"].get("model.output_stride"), "cost.params_m": None, "cost.gmacs": None}
         | r["cost"]
         for r in records

@@ -218,9 +218,10 @@ def bootstrap_scores(
 def joint_interval(scores: Sequence[float], samples: NDArray | None = None, *, seed: int = 0) -> Estimate:
     """Mean over the seeds with an interval over seeds and images together, which stays within 0 to 1.
 
-    Hierarchical bootstrap: of n seeds n - 1 are drawn, which makes the variance unbiased, each scored on a resampled
-    test set. So few seeds bound its percentiles by their own range; the interval takes its standard error instead, on
-    the logit scale, and Student's quantile of n - 1 degrees of freedom. One seed: over the images alone.
+    Hierarchical bootstrap: n - 1 of n seeds are drawn, which makes the variance unbiased, and scored on a resampled
+    test set. Percentiles of a few seeds never leave their range and cover too rarely; the interval is built from the
+    bootstrap's standard error on the logit scale and Student's quantile with n - 1 degrees of freedom. With one seed it
+    is over the images alone.
 
     Args:
         scores: of the seeds on the whole test set, as fractions.

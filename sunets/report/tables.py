@@ -43,7 +43,7 @@ def cost_frames(records: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[pd
     """The cost table of any cost records: the numbers, and what a reader sees.
 
     Args:
-        records: of kind "cost", one a row; or their tidy table, as `Records.cost` is.
+        records: of kind "cost", one per row; or their tidy table, as `Records.cost` is.
 
     Returns:
         Tidy table (model, label, status, reason, cost.*, memory.*, receptive_field.*), and its formatted view without
@@ -52,7 +52,7 @@ def cost_frames(records: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[pd
     data = records if isinstance(records, pd.DataFrame) else cost_rows(records)
     shown = [key for key in COST_COLUMNS if key in data and data[key].notna().any()]
     columns = {quantity(k).heading: data[k].map(quantity(k).text) for k in shown}
-    return data, _state_in_place(pd.DataFrame({"Model": data.label} | columns), data)
+    return data, _with_states(pd.DataFrame({"Model": data.label} | columns), data)
 
 
 COST_COLUMNS = {
@@ -68,7 +68,7 @@ COST_COLUMNS = {
     "receptive_field.effective_share": "Effective field: smallest share of the input that holds 95 % of the "
     "gradient of a centre logit, of the untrained network; mean over initialisations and images.",
 }
-"""Columns of the architecture table in order, and what a reader must know of them."""
+"""Columns of the architecture table in order -> the note that explains each."""
 
 
 def accuracy(records: Records, reference: str) -> Table:
@@ -94,7 +94,7 @@ def accuracy(records: Records, reference: str) -> Table:
             line[quantity(key).heading] = _estimate_cell(key, joint, headline)
         comparison = compared.get(model, NO_COMPARISON)
         row |= difference_columns(headline, reference, comparison)
-        change = row[f"{headline.replace('score.', 'val.')}.last_fifth"] = last_fifth(records, model)
+        change = row[f"{records.validation}.last_fifth"] = last_fifth(records, model)
         line["Budget"] = ""
         if change is not None and abs(change) * q.scale >= SETTLED:
             direction = "improving" if (change > 0) == higher_is_better(headline) else "getting worse"
@@ -209,8 +209,7 @@ def tuning(records: Records) -> Table | None:
     made = {r["model"]: r for r in records.all("tune")}
     if not made:
         return None
-    key = records.headline.replace("score.", "val.")
-    q = quantity(records.headline)
+    key, q = records.validation, quantity(records.headline)
     paths = list(dict.fromkeys(axis["path"] for r in made.values() for axis in r["space"]))
     rows, shown = [], []
     for model, label in records.labels.items():
@@ -247,7 +246,7 @@ def tuning(records: Records) -> Table | None:
 
 
 def _value(value: Any) -> str:
-    """A hyper-parameter as a reader should see it."""
+    """Format a hyper-parameter."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -261,7 +260,7 @@ def speed(records: Records) -> Table | None:
     view = pd.DataFrame({"Model": data.label} | speed_columns(data))
     notes = (_protocol(records), *_failures(data))
     caption = "Speed, all models taken in turn within one run."
-    return Table("speed", caption, data, _state_in_place(view, data), notes, noisy=True)
+    return Table("speed", caption, data, _with_states(view, data), notes, noisy=True)
 
 
 def speed_columns(data: pd.DataFrame) -> dict[str, pd.Series]:
@@ -312,14 +311,14 @@ def class_keys(records: Records) -> list[str]:
 
 
 def _estimate_cell(key: str, estimate: Estimate | None, headline: str) -> str:
-    """The headline with its interval, any other score without: the table stays readable, the CSV has all."""
+    """Format the headline with its interval, any other score without; the CSV has all intervals."""
     if key == headline or estimate is None:
         return estimate_text(quantity(key), estimate)
     return quantity(key).text(estimate.mean)
 
 
 def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequence[int]) -> dict[str, Any]:
-    """The first columns of a table with a row a model."""
+    """The first columns of a table with one row per model."""
     return {"model": model, "label": label, "status": status, "reason": reason, "n_seeds": len(seeds)}
 
 
@@ -339,12 +338,12 @@ def model_status(records: Records, model: str, variant: str | None = None) -> tu
 
 
 def state_text(status: str, reason: str | None) -> str:
-    """Say what stands in the place of a number; the reasons of trainings that diverged stand below the table."""
+    """Format the state of a row without numbers; reasons of diverged trainings are given below the table."""
     return status if status == NOT_RUN or status.startswith(DIVERGED) or not reason else f"{status}: {reason}"
 
 
-def _state_in_place(view: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
-    """Rows without numbers say why in their first number's place."""
+def _with_states(view: pd.DataFrame, data: pd.DataFrame) -> pd.DataFrame:
+    """Give the state of rows without numbers in their first column of numbers."""
     if view.shape[1] < 2:
         view.insert(1, "Status", "")
     states = [state_text(s, r) for s, r in zip(data.status, data.reason, strict=True)]
@@ -358,7 +357,7 @@ def _failures(data: pd.DataFrame) -> list[str]:
 
 
 def _without_spread(records: Records) -> list[str]:
-    """A sentence on models without an interval although they have several seeds."""
+    """Name the models that have several seeds but no interval."""
     labels = [
         label
         for model, label in records.labels.items()
@@ -368,7 +367,7 @@ def _without_spread(records: Records) -> list[str]:
 
 
 SETTLED = 2.0
-"""Points of validation score by which a row changes less over the last fifth of its epochs, unless marked."""
+"""Points of validation score: rows that change by as much over the last fifth of their epochs are marked."""
 
 
 def last_fifth(records: Records, model: str) -> float | None:
@@ -376,7 +375,7 @@ def last_fifth(records: Records, model: str) -> float | None:
 
     Between validated epochs the score is taken as linear. None where fewer than two epochs were validated.
     """
-    history, key = records.history, records.headline.replace("score.", "val.")
+    history, key = records.history, records.validation
     if key not in history:
         return None
     rows = history[(history.model == model) & history.seed.isin(list(records.scores(model)))]
@@ -390,8 +389,8 @@ def last_fifth(records: Records, model: str) -> float | None:
 
 
 def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
-    """A sentence on whether the trainings were long enough for their validation score to settle."""
-    q, changes = quantity(records.headline), rows[f"{records.headline.replace('score.', 'val.')}.last_fifth"].dropna()
+    """Say whether the validation scores had settled by the end of training."""
+    q, changes = quantity(records.headline), rows[f"{records.validation}.last_fifth"].dropna()
     if changes.empty:
         return []
     moved = (changes.abs() * q.scale >= SETTLED).sum()
@@ -401,9 +400,9 @@ def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
 
 
 def _unchecked(records: Records) -> list[str]:
-    """A sentence on models whose scores cannot be computed again."""
+    """Name the models whose scores could not be recomputed."""
     labels = [records.labels[model] for model in records.unchecked]
-    return [f"Not checked against confusion matrices, which are not there: {', '.join(labels)}."] if labels else []
+    return [f"Scores not checked, for want of confusion matrices: {', '.join(labels)}."] if labels else []
 
 
 def _run_failures(records: Records) -> list[str]:
@@ -430,7 +429,7 @@ def _input(records: Records) -> str:
 
 
 def _protocol(records: Records) -> str:
-    """How and on what the timings were taken, as the records tell it."""
+    """Describe how and on what the timings were taken."""
     first = next(r for r in records.all("speed"))
     c, e, p = first["cost"], first["environment"], first["params"]
     size = " × ".join(str(v) for v in (c.get("speed.batch_size"), *(p.get("cost.size") or ())) if v is not None)
