@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from sunets.report import images as report_images
 from sunets.report.build import build_report
 from sunets.report.comparison import joint_estimate, video_blocks
 from sunets.report.explain import explain
+from sunets.report.page import Content, limits
 from sunets.report.records import ReportError, load_records
 from sunets.report.write import write_table
 
@@ -279,6 +281,18 @@ def test_page_tells_findings_in_the_words_of_the_statistics(site) -> None:
     index = (site[0] / "results/README.md").read_text()
     assert "[Toy benchmark](toy/README.md)" in index
     assert "not run: no records on imagenet" in index
+
+
+@pytest.mark.parametrize(
+    ("trials", "words"), [(8, "tuned for each model with 8 trials"), (0, "not tuned for each model")]
+)
+def test_page_says_whether_recipes_were_tuned(site, trials, words) -> None:
+    root, suite, _ = site
+    records = load_records(suite, root)
+    rows = [r | {"params": r["params"] | {"tune.trials": trials}} for r in records.all("train")]
+    raw = records.raw | {f"train/{m}.json": [r for r in rows if r["model"] == m] for m in records.labels}
+    sentences = limits(suite, dataclasses.replace(records, raw=raw), Content({}, {}))
+    assert any(f"Recipes were {words}." in sentence for sentence in sentences)
 
 
 def test_latex_is_booktabs_and_escaped(site) -> None:

@@ -1,4 +1,4 @@
-"""The stage `report` in one call: records -> tables, figures and pages of one benchmark, rewritten as a whole."""
+"""Stage `report`: write the tables, figures and pages of one benchmark from its records."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sunets.report.write import Table
 TABLES = ("cost", "accuracy", "per_class", "test_time", "tuning", "published", "speed", "training_time")
 _REMEDY = "run the stage prepare again for an image or mask, the stage evaluate for a prediction"
 FIGURES = (*figures.DRAWN, "qualitative")
-"""What this report writes, so that it can take away its own stale files and nobody else's."""
+"""Names of the files that a report writes: stale ones are removed, others are left alone."""
 
 
 def build_report(suite: Suite, root: Path) -> list[Path]:
     """Write `results/<benchmark>/` tables, figures, README.md and paper.tex, and `results/README.md`.
 
-    Pixels of a data set that somebody else owns do not go to `results/`, which is committed: the qualitative figure of
-    anything but the embedded sets is written to `outputs/<benchmark>/figures/`.
+    Pictures of a data set of others must not be committed with `results/`: the qualitative figure of all but the
+    embedded sets goes to `outputs/<benchmark>/figures/`.
 
     Args:
         suite: the benchmark.
@@ -40,7 +40,7 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
         Every path written.
 
     Raises:
-        FileNotFoundError: no record at all.
+        FileNotFoundError: there are no records.
         RecordError: a file of records, prepared data or predictions is damaged.
     """
     root = Path(root)
@@ -63,7 +63,7 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
             linked["qualitative"] = "figures/qualitative"
         else:
             notes.append(
-                f"The qualitative figure shows pixels of {suite.data.name}, which are not ours to publish: "
+                f"The qualitative figure shows images of {suite.data.name}, which are not ours to publish: "
                 f"`outputs/{suite.benchmark}/figures/qualitative.png`, not committed."
             )
     content = Content({t.name: t for t in made}, linked, notes)
@@ -105,7 +105,7 @@ def _remove_stale(out: Path, private: Path) -> None:
 
 
 def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.Example], NDArray, str | None]:
-    """The qualitative images with truth and predictions, the palette, and why there are none."""
+    """Images of the qualitative figure, the palette, and the reason if there are none."""
     nothing: tuple[list[images.Example], NDArray] = ([], np.zeros((0, 3), dtype=np.uint8))
     if records.task != "segmentation" or suite.evaluate.num_qualitative == 0:
         return *nothing, None
@@ -141,7 +141,7 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.E
 
 
 def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = False) -> NDArray[np.uint8]:
-    """Read labels (H, W), or an image (H, W, 3), at the given height and width.
+    """Read labels (H, W) or an image (H, W, 3), resized to the given height and width.
 
     Raises:
         RecordError: it is damaged.
@@ -157,6 +157,6 @@ def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = Fals
 
 
 def _below(bases: dict[str, Path], text: str) -> Path | None:
-    """A path of a split list: `root/...` is the data set's own directory, `out/...` what `prepare` wrote."""
+    """Resolve a path of a split list: `root/...` lies in the data set, `out/...` in what `prepare` wrote."""
     base, _, rest = text.partition("/")
     return bases[base] / rest if base in bases and rest else None

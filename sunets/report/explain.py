@@ -1,4 +1,4 @@
-"""From a number in a table back to the records it was made of."""
+"""Trace a number in a table back to its records."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "t
 
 
 def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:
-    """Tell which runs a number of a table comes from: seeds and values, commit, data digest, code, command.
+    """Trace a number in a table to its runs: seeds and values, commit, data digest, code, command.
 
     Args:
         results_dir: the directory that holds the benchmarks' results.
         benchmark: name of the benchmark.
         table: file stem of a table, such as accuracy.
-        row: a model's key or its label; where rows have several keys, all of them joined by a slash.
-        column: name of a CSV column, without its .mean or .ci95_low if one likes, or the heading that the page shows.
+        row: key or label of a model; several keys are joined by slashes.
+        column: name of a CSV column, with or without its .mean or .ci95_low, or its heading on the page.
 
     Returns:
         Lines of plain text.
 
     Raises:
-        ReportError: no such table, row or column; names those there are.
+        ReportError: no such table, row or column; names the existing ones.
     """
     folder = results_dir / benchmark / "tables"
     tables = sorted(p.stem for p in folder.glob("*.csv") if p.stem in _KEYS)
@@ -47,17 +47,17 @@ def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str
         raise RecordError(f"{folder / table}.csv: holds no row; run `dvc repro` again")
     frame = pd.DataFrame(rows)
     records = find_records(results_dir, benchmark)
-    found = _row(frame, _KEYS[table], table, row)
+    cells = _row(frame, _KEYS[table], table, row)
     base, columns = _column(frame, table, column)
-    shown = [f"{name} = {_plain(found[name])}" for name in columns]
+    shown = [f"{name} = {_plain(cells[name])}" for name in columns]
     lines = [f"{benchmark}, table {table}, row {row}", *(f"  {line}" for line in shown), ""]
-    model = str(found["our_model"] if table == "published" else found["model"])
+    model = str(cells["our_model"] if table == "published" else cells["model"])
     if table == "published":
-        base = str(found["metric"])
-        lines += [f"published value: {found['source']}", ""]
-    kind = _KIND.get(table, "evaluate")
-    variant = str(found["variant"]) if "variant" in frame else records.variants[0]
-    seed = int(found["seed"]) if table == "training_time" else None
+        base = str(cells["metric"])
+        lines += [f"published value: {cells['source']}", ""]
+    kind = "cost" if base.startswith("cost.") else _KIND.get(table, "evaluate")
+    variant = str(cells["variant"]) if "variant" in frame else records.variants[0]
+    seed = int(cells["seed"]) if table == "training_time" else None
     used = [
         r
         for r in records.all(kind)
@@ -69,7 +69,7 @@ def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str
         return "\n".join([*lines, f"no record of {model}: it has not been run"])
     lines += _runs(used, base, f"{results_dir / benchmark / 'records' / _file(kind, model)}")
     if ".difference." in " ".join(columns) and kind == "evaluate":
-        lines += _reference(records, table, found, base)
+        lines += _reference(records, table, cells, base)
     return "\n".join(lines)
 
 
@@ -81,12 +81,12 @@ def _row(frame: pd.DataFrame, keys: tuple[str, ...], table: str, row: str) -> di
             hit = frame[other] == row
     if hit.sum() == 1:
         return frame[hit].iloc[0].to_dict()
-    there = ", ".join(names)
-    raise ReportError(f"{row}: {'several rows' if hit.any() else 'no row'} of table {table}; there are {there}")
+    problem = "several rows" if hit.any() else "no row"
+    raise ReportError(f"{row}: {problem} of table {table}; there are {', '.join(names)}")
 
 
 def _column(frame: pd.DataFrame, table: str, column: str) -> tuple[str, list[str]]:
-    """The record key and the CSV columns that are meant."""
+    """The record key and the CSV columns that a name stands for."""
     bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in frame.columns))
     headings = {quantity(b).heading.lower(): b for b in bases} | {quantity(b).name.lower(): b for b in bases}
     if column in frame.columns:
@@ -123,12 +123,12 @@ def _runs(used: list[dict[str, Any]], key: str, path: str) -> list[str]:
     return [*lines, f"environment: {versions}"]
 
 
-def _reference(records: Records, table: str, found: dict[str, Any], key: str) -> list[str]:
-    """The other side of a paired difference."""
-    other = found.get(f"{key}.difference.reference")
+def _reference(records: Records, table: str, cells: dict[str, Any], key: str) -> list[str]:
+    """The scores that a paired difference subtracts."""
+    other = cells.get(f"{key}.difference.reference")
     if not isinstance(other, str):
         return []
-    model, variant = (found["model"], other) if table == "test_time" else (other, records.variants[0])
+    model, variant = (cells["model"], other) if table == "test_time" else (other, records.variants[0])
     return [
         "",
         f"difference to {model}, {variant.replace('_', ' ')}, paired by seed:",

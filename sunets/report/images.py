@@ -140,7 +140,7 @@ def confusion(records: Records) -> Figure | None:
 
 
 def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float]) -> Colorbar:
-    """One colour bar for all panels, as high as a row of them, beside the first."""
+    """Draw one colour bar for all panels, as high as a row of them, beside the first row."""
     rows = len(axes)
     bar = fig.colorbar(
         axes.flat[0].images[0], ax=axes, shrink=0.8 / rows, aspect=22, pad=0.015, ticks=ticks,
@@ -154,7 +154,7 @@ def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float]) -> Colorbar:
 
 
 def receptive_field(records: Records) -> Figure | None:
-    """Where the input gradient of a centre logit lies: panels of all models on one logarithmic scale."""
+    """Effective receptive field of each model: the input gradient of a centre logit, on one logarithmic scale."""
     fields = {label: f for m, label in records.labels.items() if (f := records.effective_field(m)) is not None}
     shares = records.cost.set_index("label").get("receptive_field.effective_share", pd.Series(dtype=float))
     return draw_fields(fields, shares.dropna().to_dict()) if fields else None
@@ -166,8 +166,8 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
     The contour is that of the field smoothed by a fortieth of the image, whose pixels scatter.
 
     Args:
-        fields: label of a model -> (H, W) sizes of the gradient.
-        shares: label of a model -> share of the image that holds 95 % of them.
+        fields: label of a model -> (H, W) absolute gradient.
+        shares: label of a model -> smallest share of the image that holds 95 % of it.
     """
     columns = min(len(fields), 4)
     rows = math.ceil(len(fields) / columns)
@@ -224,20 +224,20 @@ class Example:
 def qualitative(
     examples: Sequence[Example], labels: Sequence[str], classes: Sequence[str], palette: NDArray
 ) -> Figure | None:
-    """Test images, their truth and what each model says, one row an image.
+    """Draw test images, their ground truth and the predictions of each model, one row per image.
 
     Args:
-        examples: the rows.
-        labels: the models, in order; a model without a prediction leaves its cell empty.
-        classes: K names, for the legend.
+        examples: one per row.
+        labels: of the models, in order; a missing prediction leaves its cell empty.
+        classes: K names for the legend.
         palette: (K, 3) colours, 0..255.
     """
     if not examples:
         return None
-    # Pictures of more models than fit beside image and truth go on below them.
+    # Predictions of more models than fit beside image and truth continue on the next line.
     per_row = min(len(labels), 6)
     lines = math.ceil(len(labels) / per_row)
-    places = {"Image": (0, 0), "Truth": (0, 1)} | {k: (i // per_row, i % per_row + 2) for i, k in enumerate(labels)}
+    cells = {"Image": (0, 0), "Truth": (0, 1)} | {k: (i // per_row, i % per_row + 2) for i, k in enumerate(labels)}
     ratio = float(np.median([e.image.shape[0] / e.image.shape[1] for e in examples]))
     cell = min(WIDTH / (per_row + 2), 1.5)
     names = list(classes) if len(classes) <= MAX_CLASSES else []
@@ -252,7 +252,7 @@ def qualitative(
         for number, example in enumerate(examples):
             pictures = {"Image": example.image, "Truth": colorize(example.truth, palette)}
             pictures |= {k: colorize(v, palette) for k, v in example.predictions.items()}
-            for title, (line, column) in places.items():
+            for title, (line, column) in cells.items():
                 ax = axes[number * lines + line, column]
                 if title in pictures:
                     ax.imshow(pictures[title], interpolation="nearest", aspect="auto")
@@ -268,14 +268,14 @@ def qualitative(
 
 
 def colorize(labels: NDArray, palette: NDArray) -> NDArray[np.uint8]:
-    """(H, W) classes -> (H, W, 3) colours; ignored pixels are white."""
+    """Map (H, W) classes to (H, W, 3) colours; ignored pixels are white."""
     table = np.full((256, 3), 255, dtype=np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
 
 def _wrap(text: str, width: int) -> str:
-    """Lines of at most this many characters where spaces and underscores allow it."""
+    """Break a text at spaces and underscores into lines of at most `width` characters where possible."""
     lines = [""]
     for word in re.findall(r"[^\s_]*_|[^\s_]+\s*|\s+", text):
         if lines[-1].strip() and len(lines[-1]) + len(word.rstrip()) > width:

@@ -1,7 +1,7 @@
-"""The readable pages: `results/<benchmark>/README.md`, and `results/README.md` that leads to them.
+"""Pages in Markdown: `results/<benchmark>/README.md` of each benchmark, and their index `results/README.md`.
 
-A page is made from the records and from the tables of the same build. It holds exact figures only: of the noisy tables
-it gives the link, so that it does not change when nothing did.
+A page is made from records and from the tables of the same build. It links to noisy tables instead of showing them, so
+that it is the same as long as the exact figures are.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.write import Table, markdown
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
-"""Records of a benchmark."""
+"""Kinds of records of a benchmark."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a page joins."""
+    """Tables, figures and notes of a page."""
 
     tables: Mapping[str, Table]
     figures: Mapping[str, str]
     """Name of a figure -> its path as seen from the page."""
     notes: Sequence[str] = ()
-    """Why a figure is not there, or not here."""
+    """Reasons for missing figures."""
 
 
 def benchmark_page(suite: Suite, records: Records, content: Content) -> str:
-    """The page of one benchmark, as Markdown."""
+    """Write the page of one benchmark."""
     parts = [
         f"# {suite.report.title}",
         "Made by `dvc repro` (stage `report`) from [`records/`](records): do not edit. Every number leads back to its "
@@ -96,7 +96,7 @@ FIGURE_CAPTIONS = {
 
 
 def findings(suite: Suite, records: Records) -> list[str]:
-    """Headline results as sentences, made by the statistics alone."""
+    """State the headline results in sentences, from the statistics alone."""
     key, reference = records.headline, suite.report.reference
     q = quantity(key)
     scores = {m: s for m in records.labels if (s := records.scores(m))}
@@ -152,7 +152,7 @@ def _cost_findings(records: Records) -> list[str]:
 
 
 def limits(suite: Suite, records: Records, content: Content) -> list[str]:
-    """What the numbers do not say: runs that are missing, few seeds, one budget, mixed sources."""
+    """State what the numbers do not say: missing runs, few seeds, one budget, mixed data or code."""
     e = records.evaluated
     sentences = []
     for (label, status, reason), rows in e[(e.status != FINISHED) & (e.variant == records.variants[0])].groupby(
@@ -169,15 +169,17 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
         sentences.append(f"{len(records.seeds)} seeds: the intervals are wide, and small differences stay undecided.")
     epochs = _values(records, "train.epochs")
     if epochs:
+        trials = [n for n in _values(records, "tune.trials") if n != "0"]
+        tuned = f"tuned for each model with {_join(trials)} trials" if trials else "not tuned for each model"
         sentences.append(
             f"One data set and one budget ({_join(epochs)} epochs): another ranking with more of either is possible. "
-            "Recipes were not tuned for each model unless `params.yaml` says so."
+            f"Recipes were {tuned}."
         )
     for key, what in (("data_digest", "versions of the data"), ("code_hash", "versions of the code")):
         for kind in ("train", "evaluate"):
-            found = {r["provenance"].get(key) for r in records.all(kind)}
-            if len(found) > 1:
-                sentences.append(f"The {kind} records come from {len(found)} {what}: run `dvc repro` until they agree.")
+            count = len({r["provenance"].get(key) for r in records.all(kind)})
+            if count > 1:
+                sentences.append(f"The {kind} records come from {count} {what}: run `dvc repro` until they agree.")
     if any(r["provenance"].get("git_dirty") for kind in ("train", "evaluate") for r in records.all(kind)):
         sentences.append("Some records were made with uncommitted changes; their code hash tells which code it was.")
     unknown = [kind for kind in KINDS if any(r["provenance"]["git_commit"] is None for r in records.all(kind))]
@@ -188,7 +190,7 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
 
 
 def commit_unknown(kinds: Sequence[str]) -> str:
-    """Sentence on records without a commit."""
+    """State that records have no commit."""
     return (
         f"The commit of some records ({_join(kinds)}) is unknown: git was absent or refused when they were made. Their "
         "code hash tells which code it was."
@@ -196,7 +198,7 @@ def commit_unknown(kinds: Sequence[str]) -> str:
 
 
 def index_page(results: Path) -> str:
-    """`results/README.md`: the benchmarks that are there, and every published number with ours beside it."""
+    """Write `results/README.md`: the claims, the benchmarks, and every published number beside ours."""
     rows = []
     for page in sorted(results.glob("*/README.md")):
         title = page.read_text(encoding="utf-8", errors="replace").partition("\n")[0].removeprefix("# ")
@@ -221,8 +223,8 @@ def index_page(results: Path) -> str:
         [
             "# Results",
             claims_table(read).rstrip("\n"),
-            "Outputs only; each page is made from the records beside it by `dvc repro`. One directory a benchmark: "
-            "`records/` (what the runs left), `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF).",
+            "All files here are outputs; each page is made by `dvc repro` from the records beside it. A benchmark has "
+            "`records/`, `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF) and `paper.tex`, which compiles as it is.",
             markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
             *unreadable,
             "## Published numbers",
@@ -279,7 +281,7 @@ def _versions(e: Mapping[str, Any]) -> str:
 
 
 def _values(records: Records, key: str) -> list[str]:
-    """Every value of a parameter in the training records, or in the evaluations where there are none."""
+    """Collect the values of a parameter in the training records, or else in the evaluations."""
     runs = records.all("train") or records.all("evaluate")
     return _distinct(str(r["params"][key]) for r in runs if r["params"].get(key) is not None)
 
@@ -320,7 +322,7 @@ def _table(table: Table) -> str:
 
 
 def figure_caption(name: str, content: Content) -> str:
-    """Caption of a figure of the report."""
+    """Return the caption of a figure of the report."""
     headline = content.tables["accuracy"].view.columns[2] if "accuracy" in content.tables else ""
     return FIGURE_CAPTIONS[name].format(headline=re.sub(r"\s*\(.*\)", "", headline))
 
@@ -336,13 +338,14 @@ def _how(records: Records, content: Content) -> str:
         ("train", "weights and training curves"), ("evaluate", "scores and confusion matrices"),
         ("cost", "parameters, multiply-adds, memory, receptive field"), ("speed", "latency and throughput"),
     ):  # fmt: skip
-        found = records.all(kind)
-        commands = _distinct(r["provenance"].get("command") or "" for r in found)
+        rows_of_kind = records.all(kind)
+        commands = _distinct(r["provenance"].get("command") or "" for r in rows_of_kind)
         shared = _distinct(" ".join(c.split()[:4]) for c in commands)
         shown = commands if len(commands) <= 1 else [f"{c} MODEL" for c in shared]
         path = "records/speed.json" if kind == "speed" else f"records/{kind}/"
-        if found:
-            rows.append((what.capitalize(), ", ".join(f"`{c}`" for c in shown), f"[{path}]({path})", str(len(found))))
+        if rows_of_kind:
+            cells = (what.capitalize(), ", ".join(f"`{c}`" for c in shown), f"[{path}]({path})")
+            rows.append((*cells, str(len(rows_of_kind))))
     rows.append(
         ("Tables, figures, this page", "`python -m sunets report`", "[tables/](tables), [figures/](figures)", "")
     )

@@ -1,8 +1,8 @@
-"""How figures look, and the one writer of .png and .pdf; the benchmark's and the ablations' figures share it.
+"""Style of all figures, and their writer.
 
-A model has one colour, marker and line in every figure, given by its place in `params.yaml`. Colours are Okabe and
-Ito's (2008), which colour-blind readers can tell apart, and no figure relies on colour alone. Sizes are those of a
-printed page: 7 inches are a text width.
+A model has the same colour, marker and line in every figure, given by its position in `params.yaml`. Colours are those
+of Okabe and Ito (2008), which colour-blind readers can tell apart; no figure relies on colour alone. Figures are as
+wide as the text of a printed page, 7 inches.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: a report is made without a screen
+matplotlib.use("Agg")  # before pyplot is imported: no display is needed
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from sunets.core.record import replacing
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B5A2B")
-"""Okabe and Ito's colours without yellow, which white paper swallows, and with grey and brown for more models."""
+"""Colours of Okabe and Ito without yellow, which is too pale on white, and with grey and brown."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))
 
@@ -53,7 +53,7 @@ STYLE: Any = {
     "ytick.major.width": 0.7,
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
-    "figure.dpi": 200,  # as saved, so that measured text is as wide as drawn text
+    "figure.dpi": 200,  # as saved, so that text has the measured width
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # text stays text
     "figure.constrained_layout.use": True,
@@ -64,7 +64,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Style:
-    """How one model looks everywhere."""
+    """Look of one model in every figure."""
 
     color: str
     marker: str
@@ -72,7 +72,7 @@ class Style:
 
 
 def model_styles(keys: Iterable[str]) -> dict[str, Style]:
-    """A look for each key by its position; colour and marker together tell up to 64 apart."""
+    """Assign a style to each key by its position; colour and marker distinguish up to 64 models."""
     n = len(PALETTE)
     return {
         key: Style(PALETTE[i % n], MARKERS[(i + i // n) % len(MARKERS)], LINES[(i // n) % len(LINES)])
@@ -81,7 +81,7 @@ def model_styles(keys: Iterable[str]) -> dict[str, Style]:
 
 
 def save_figure(fig: Figure, path_stem: Path) -> list[Path]:
-    """Write a figure as `<stem>.png` and `<stem>.pdf`, the same bytes for the same input, and close it."""
+    """Write a figure as `<stem>.png` and `<stem>.pdf`, reproducible to the byte, and close it."""
     return save_files(fig, *(path_stem.with_name(path_stem.name + suffix) for suffix in _METADATA))
 
 
@@ -89,11 +89,11 @@ _METADATA: dict[str, Any] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }
-"""Suffix -> what is left out of such a file, so that it has the same bytes each time."""
+"""Suffix -> metadata that is left out, so that equal figures are equal files."""
 
 
 def save_files(fig: Figure, *paths: Path) -> list[Path]:
-    """Write a figure to files whose suffix, .png or .pdf, tells the format, and close it."""
+    """Write a figure to .png or .pdf files, and close it."""
     if fig.get_layout_engine() is not None:  # once, for all files
         fig.draw_without_rendering()
         fig.set_layout_engine("none")
