@@ -224,7 +224,7 @@ def index_page(results: Path) -> str:
             "# Results",
             claims_table(read).rstrip("\n"),
             "All files here are outputs; each page is made by `dvc repro` from the records beside it. A benchmark has "
-            "`records/`, `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF) and `paper.tex`, which compiles as it is.",
+            "`records/`, `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF), and `paper.tex` for pdflatex.",
             markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
             *unreadable,
             "## Published numbers",
