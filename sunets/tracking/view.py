@@ -23,6 +23,8 @@ COSTS = (
     "memory.peak_mib", "speed.latency_ms", "speed.step_ms", "speed.images_per_second",
 )  # fmt: skip
 """Costs shown in MLflow, so that a run has fewer than twenty metrics, apart from those of classes."""
+RECIPE = ("lr", "weight_decay", "zero_init_residual", "zero_init_head", "optimizer", "batch_size", "epochs")
+"""Keys of section `train` in the run table."""
 LONGEST_VALUE = 5000
 """Characters of a parameter or tag; above 6000 MLflow warns."""
 LONGEST_NAME = 220
@@ -275,7 +277,7 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         columns=(
             *(f"metrics.`{_headline(first)}.{k}`" for k in ("mean", "ci95_low", "ci95_high")),
             *(f"metrics.`{k}`" for k in ("cost.params_m", "cost.gmacs", _headline(first))),
-            *(f"params.`train.{k}`" for k in ("lr", "optimizer", "weight_decay", "batch_size", "epochs")),
+            *(f"params.`train.{k}`" for k in RECIPE),
         ),
         status=_outcome(records) if ended else "RUNNING",
         dataset=_dataset(first),
