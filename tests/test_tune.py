@@ -22,7 +22,7 @@ from ablations.tune import tune_stage
 from sunets.core.config import ConfigError, Suite, load, override
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import tuned
-from sunets.core.record import read_json, read_records, read_rows, write_json
+from sunets.core.record import read_json, read_records, read_rows, write_json, write_rows
 from sunets.core.stage import StageError
 from sunets.data import prepare
 from sunets.data.manifest import load_manifest
@@ -358,6 +358,12 @@ def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(ba
     assert "train.epochs" not in trials[0].data.params
     again = sync(Path("results"))
     assert (again.created, again.updated) == (0, 0)
+    rows[3]["train.lr"] = 0.05  # another machine may draw otherwise from its own scores
+    write_rows(PATHS.records / "tune/net.csv", rows)
+    assert sync(Path("results")).created == 1
+    current = client.search_runs([experiment.experiment_id], "tags.`sunets.current` = 'true'")
+    assert [run.data.params["train.lr"] for run in current if run.data.params.get("train.lr") == "0.05"] == ["0.05"]
+    assert len(current) == 2 * (1 + 4)
 
 
 # The parameter file --------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sunets.core.config import fingerprint
 from sunets.core.record import Record, read_history, read_records, read_rows
 from sunets.tracking.view import Run, child_run, finite_numbers, legal, make_slot, model_run, plain_text, shorten
 
@@ -58,7 +57,6 @@ def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str
         run,
         experiment=f"{record['benchmark']}/tuning",
         slot=make_slot("tuning", record["benchmark"], record["model"], f"{row['number']}"),
-        identity=fingerprint(run.identity, values),
         name=shorten(", ".join([f"{record['label']} #{row['number']}", *shown]), 250),
         params=legal(values),
         headline="",
