@@ -18,7 +18,7 @@ from sunets.core.config import Suite
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Kind, read_rows
 from sunets.report.claims import claims_table, read_results
-from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate
+from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate, power_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
@@ -119,7 +119,9 @@ def findings(suite: Suite, records: Records) -> list[str]:
     groups: dict[str, list[str]] = {}
     others = {m: records.runs(m) for m in scores if m != reference and reference in scores}
     for model, c in compare_all(others, records.runs(reference), key, suite.report).items():
-        shown = f" ({difference_text(q, c.difference)})" if c.difference else ""
+        power = power_text(q, c.difference) if c.verdict == UNDECIDED else ""
+        texts = [text for text in (difference_text(q, c.difference), power) if text]
+        shown = f" ({'; '.join(texts)})" if texts else ""
         groups.setdefault(c.verdict, []).append(f"{name[model]}{shown}")
     for verdict in (BETTER, WORSE, EQUIVALENT, UNDECIDED):
         if members := groups.pop(verdict, []):

@@ -116,6 +116,7 @@ def accuracy(records: Records, reference: str) -> Table:
         *declared_notes(compared, records.labels, records.labels[reference]),
         *_without_spread(records),
         *_unchecked(records),
+        *_budget_note(records, pd.DataFrame(rows)),
         *_run_failures(records),
     ]
     split = _split(records)
