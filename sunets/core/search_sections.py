@@ -18,9 +18,9 @@ class AxisConfig(Section):
     values: tuple[Any, ...] = ()
     """Settings to compare (a grid), or the choices of a sampled parameter."""
     low: float | None = None
-    """Least value of a sampled continuous parameter."""
+    """Lower bound of a sampled continuous parameter."""
     high: float | None = None
-    """Largest value of a sampled continuous parameter."""
+    """Upper bound of a sampled continuous parameter."""
     log: bool = False
     """Sample on a logarithmic scale."""
 
@@ -41,18 +41,18 @@ class AxisConfig(Section):
 
 
 class TuneConfig(Section):
-    """How every model's recipe is tuned before its trainings: with equal effort, and on the validation split."""
+    """Tuning of every model's recipe before its trainings, with equal effort, on the validation split."""
 
     trials: int = Field(0, ge=0, le=1_000_000)
-    """Recipes that are tried per model, that of the parameter file first; 0 trains with that one."""
+    """Recipes tried per model, that of the parameter file first; 0 disables tuning."""
     epochs: int | None = Field(None, ge=1, le=1_000_000)
     """Epochs of a trial; None takes those of the training."""
     batch: int = Field(4, ge=1, le=10_000)
-    """Recipes drawn at once, from the results of the batches before; see the same key of a study."""
+    """Recipes drawn at once, from the results of earlier batches; see `batch` of a study."""
     seed: Seed = 0
-    """Seed of the sampler. The trials share a training seed that is derived from it and is none of `seeds`."""
+    """Seed of the sampler; the trials share a training seed derived from it, which is none of `seeds`."""
     space: tuple[AxisConfig, ...] = ()
-    """What is sampled: paths below `train`. A key that a model's own `train` fixes is not tuned for that model."""
+    """Sampled axes, with paths below `train`; a key set in a model's `train` is not tuned for that model."""
 
     @model_validator(mode="after")
     def _space_is_a_recipe(self) -> Self:
@@ -71,22 +71,22 @@ class StudyConfig(Section):
     """One ablation study."""
 
     kind: Literal["one_at_a_time", "grid", "tuned", "search"]
-    """one_at_a_time, grid: every point once a seed. tuned: nuisances sampled per arm. search: two objectives."""
+    """one_at_a_time, grid: every point once per seed. tuned: nuisances sampled per arm. search: two objectives."""
     model: str
     """Key under `models` that every point starts from."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted paths fixed for the whole study, such as train.epochs."""
     axes: tuple[AxisConfig, ...]
-    """What is varied."""
+    """Axes that are varied."""
     nuisance: tuple[AxisConfig, ...] = ()
-    """tuned: what is sampled within each arm, such as train.lr."""
+    """tuned: axes sampled within each arm, such as train.lr."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Training seeds of every point (grids) or of the confirmation (tuned, search)."""
     trials: int = Field(0, ge=0, le=1_000_000)
     """tuned: trials per arm; search: trials in all."""
     batch: int = Field(4, ge=1, le=10_000)
-    """tuned, search: settings drawn at once, from the results of the batches before. It decides the trials, unlike the
-    number of workers; a larger batch keeps more workers busy, a smaller one lets the sampler learn more often."""
+    """tuned, search: settings drawn at once, from the results of earlier batches. Unlike the number of workers, it
+    affects the trials: a larger batch keeps more workers busy, a smaller one lets the sampler learn more often."""
     search_seed: Seed = 0
     """Seed of the sampler."""
     tuning_seed: Seed = 100
@@ -96,8 +96,8 @@ class StudyConfig(Section):
     pruning: bool = True
     """tuned: stop trials whose validation score at a rung is below the median of all that got there."""
     rungs: tuple[int, ...] | None = None
-    """tuned: epochs at which trials are stopped, each validated and a whole epoch after the warm-up; None takes the
-    first such epoch of the second half."""
+    """tuned: epochs at which trials are pruned; each is validated and at least one epoch after the warm-up. None takes
+    the first such epoch of the second half."""
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:

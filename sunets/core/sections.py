@@ -1,4 +1,4 @@
-"""Name, type, default and check of every hyper-parameter: one class per section of `params.yaml`."""
+"""Name, type, default and check of every hyper-parameter, with one class per section of `params.yaml`."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ DataName: TypeAlias = Literal[
 
 
 class DataConfig(Section):
-    """Which data set, where it lies, and how images are brought to one size."""
+    """Data set, its directory, and the size of its images."""
 
     name: DataName = "synthetic"
-    """Which data set; `synthetic` (segmentation) and `synthetic_shapes` (classification) are embedded."""
+    """Name of the data set; `synthetic` (segmentation) and `synthetic_shapes` (classification) are embedded."""
     root: str | None = None
-    """Directory that holds the data set; not used by the embedded ones."""
+    """Directory of the data set; unused by the embedded ones."""
     size: tuple[Pixels, Pixels] | None = None
-    """(height, width) every image and mask is resized to when it is read; None keeps their own sizes."""
+    """(height, width) to which images and masks are resized on reading; None keeps their sizes."""
     train_split: str = Field("train", pattern=NAME)
     """Split that is trained on (VOC: train, train_aug, trainval, trainval_aug)."""
     val_split: str = Field("val", pattern=NAME)
@@ -83,13 +83,13 @@ class DataConfig(Section):
     cache: bool = False
     """Keep decoded images in memory; for small sets."""
     workers: int = Field(0, ge=0, le=256)
-    """Loader processes a training uses. The result does not depend on it."""
+    """Loader processes of a training; the result does not depend on it."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """Settings of the embedded sets."""
 
     @property
     def task(self) -> Task:
-        """What is learnt on this data set."""
+        """Task of the data set."""
         return "classification" if self.name in ("imagefolder", "synthetic_shapes") else "segmentation"
 
     @model_validator(mode="after")
@@ -103,12 +103,12 @@ PerStage: TypeAlias = Annotated[int, Field(ge=0, le=4096)] | tuple[Annotated[int
 
 
 class ModelConfig(Section):
-    """One network: a name of the zoo and what is changed in it. None keeps the named network's own value."""
+    """One network: a name of the zoo and changes to it. None keeps the value of the named network."""
 
     name: str
     """A name that `sunets.list_models()` returns."""
     weights: str | None = None
-    """Published weights to start from, by their library's name (torchvision, segmentation-models-pytorch)."""
+    """Published weights to start from, as named by torchvision or segmentation-models-pytorch."""
     output_stride: Count | None = None
     """Input size over feature size before the head; None is the natural stride."""
     head: str | None = None
@@ -118,13 +118,13 @@ class ModelConfig(Section):
     stem_channels: Count | None = None
     """Channels after the first convolution."""
     stage_channels: tuple[Count, ...] | None = None
-    """Channels between U-Nets, one a stage."""
+    """Channels between U-Nets, one number per stage."""
     num_blocks: PerStage | None = None
     """U-Nets stacked in each stage; one integer holds for every stage."""
     unet_depth: PerStage | None = None
     """Levels (down/up pairs) inside each U-Net, per stage; one integer holds for every stage."""
     dilation: str | tuple[int | tuple[int, ...], ...] | None = None
-    """Schedule of stages that keep their resolution: multi_grid, uniform, none, strided, or explicit rates a stage."""
+    """Schedule of stages that keep their resolution: multi_grid, uniform, none, strided, or rates per stage."""
     skip: str | None = None
     """How a U-Net joins its skip connections: concat or sum."""
     in_channels: Count | None = None
@@ -133,12 +133,12 @@ class ModelConfig(Section):
     """Recompute each U-Net in the backward pass."""
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `sunets.create_model`, less task and num_classes, which the data decide."""
+        """Return the keyword arguments of `sunets.create_model`, except those of the data: task and num_classes."""
         return {k: v for k in ModelConfig.model_fields if (v := getattr(self, k)) is not None}
 
 
 class ModelEntry(ModelConfig):
-    """A row of the benchmark: a network and, where it needs one, a recipe of its own."""
+    """A row of the benchmark: a network and changes of the recipe for it."""
 
     train: dict[str, Any] = {}
     """Keys of `train` that differ for this model; they are not tuned."""
@@ -147,7 +147,7 @@ class ModelEntry(ModelConfig):
 
 
 class AugmentConfig(Section):
-    """Random changes of a training image; `torchvision.transforms.v2` does them."""
+    """Random augmentation of a training image, by `torchvision.transforms.v2`."""
 
     scale: tuple[float, float] | None = None
     """Range of a random resize factor."""
@@ -214,9 +214,8 @@ class TrainConfig(Section):
     class_weights: (
         Literal["median_frequency", "median_pixel_frequency"] | tuple[Annotated[float, Field(ge=0)], ...] | None
     ) = None
-    """Weights of the cross entropy, one per class: explicit, or the median frequency over the class's on the training
-    split. Frequency is the share of a class in the pixels of the images that show it (median_frequency: Eigen and
-    Fergus, 2015), or in all pixels (median_pixel_frequency; classification: in all images)."""
+    """Class weights: explicit, or the median over the frequency of the class, its share of the pixels in images that
+    show it (median_frequency: Eigen and Fergus, 2015) or of all pixels or labels (median_pixel_frequency)."""
     frozen_bn: bool = False
     """Freeze the running statistics and parameters of BatchNorm."""
     bn_momentum: float | None = Field(None, gt=0, le=1)
@@ -240,8 +239,7 @@ class TrainConfig(Section):
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Minimum time between checkpoints within an epoch; each epoch ends with one."""
     zero_init_residual: bool = False
-    """Start each residual block as its shortcut, by zeros in the last layer of its branch (torchvision's name).
-    False is the authors' initialisation; True is an error for a network without residual branches."""
+    """Start residual blocks as their shortcuts, by zeros in the last layer of each branch; an error without any."""
     zero_init_head: bool = False
     """Start with equal logits, by zeros in the head's last layer. What `init_from` loads replaces both starts."""
     init_from: str | None = None
@@ -252,10 +250,9 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size: a divisor of batch_size ({self.batch_size}), not {self.micro_batch_size}"
-            )
+        micro = self.micro_batch_size
+        if micro is not None and self.batch_size % micro:
+            raise ValueError(f"micro_batch_size: a divisor of batch_size ({self.batch_size}), not {micro}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: less than epochs ({self.epochs}), not {self.warmup_epochs}")
         if self.zero_init_residual and self.frozen_bn and self.init_from is None:
@@ -266,7 +263,7 @@ class TrainConfig(Section):
 
 
 class VariantConfig(Section):
-    """One way of testing: scales, mirroring, windows."""
+    """A test-time variant: scales, mirroring, windows."""
 
     scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field((1.0,), min_length=1)
     """Image scales whose probabilities are averaged."""
@@ -318,7 +315,7 @@ class CostConfig(Section):
 
 
 class TuningEffort(Section):
-    """What was spent on a recipe before the training; nothing where it is that of the parameter file."""
+    """Effort of tuning a recipe; zero for that of the parameter file."""
 
     trials: int = 0
     """Recipes that were tried."""
@@ -336,11 +333,9 @@ class ReportConfig(Section):
     title: str = "Synthetic benchmark"
     """Heading of the page."""
     equivalence_margin_percent: float = Field(2.0, ge=0, le=100)
-    """Points of score (of 100) below which a difference does not matter: a difference whose interval lies within it, on
-    either side of 0, is called equivalent."""
+    """Points of score (of 100): a difference whose interval lies within +- this margin is called equivalent."""
     declared_differences: tuple[str, ...] = ()
-    """Dotted keys, such as train.init_from, in which compared rows may differ; stated beside the table. Rows that
-    differ in any other key outside `model` are not compared."""
+    """Dotted keys outside `model`, such as train.init_from, in which compared rows may differ; stated by the table."""
 
     @field_validator("declared_differences")
     @classmethod
