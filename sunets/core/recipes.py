@@ -1,4 +1,4 @@
-"""The recipe that a model's tuning chose: read from its record, and refused where it was tuned for something else."""
+"""Tuned recipes: read from their records, and refused if tuned with other parameters or data."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import Record, parameters, read_records, write_json, write_rows
 
 COLUMNS = ("number", "status", "reason", "duplicate_of")
-"""First columns of the table of a tuning's trials."""
+"""First columns of a table of tuning trials."""
 
 
 def tuned(suite: Suite, paths: BenchmarkPaths, models: Iterable[str], data_digest: str | None = None) -> Suite:
-    """Give trainings the recipes that `tune` chose; every stage that resolves a training's configuration calls this.
+    """Apply the recipes that `tune` chose; every stage that resolves the configuration of a training calls this.
 
     Args:
-        suite: as the parameter file has it; with tune.trials 0 it is returned as it is, and nothing is read.
-        paths: of the benchmark.
-        models: keys of the models whose trainings are wanted.
-        data_digest: digest of the prepared data; None does not compare it.
+        suite: content of the parameter file; with tune.trials 0 it is returned unchanged, and nothing is read.
+        paths: paths of the benchmark.
+        models: keys of the models to train.
+        data_digest: digest of the prepared data; None skips its comparison.
 
     Returns:
-        The suite, whose `config` now gives the tuned trainings of these models.
+        The suite, whose `config` returns the tuned configuration of these models.
 
     Raises:
-        ConfigError: a model was not tuned yet, or with other parameters or data, or in vain; names what differs.
-        RecordError: the record is damaged.
+        ConfigError: a model is not tuned, was tuned with other parameters or data, or all its trials failed.
+        RecordError: a damaged record.
     """
     if not suite.tune.trials:
         return suite
@@ -41,7 +41,7 @@ def tuned(suite: Suite, paths: BenchmarkPaths, models: Iterable[str], data_diges
 
 
 def tune_record(suite: Suite, paths: BenchmarkPaths, model: str, data_digest: str | None = None) -> Record:
-    """Read and check the record of a model's tuning; see `tuned` for arguments and errors."""
+    """Read and check the tuning record of a model; see `tuned` for arguments and errors."""
     base = first_trial(suite, model)
     path, remedy = paths.records / "tune" / f"{model}.json", f"run `python -m ablations tune {model}` first"
     try:
@@ -62,7 +62,7 @@ def tune_record(suite: Suite, paths: BenchmarkPaths, model: str, data_digest: st
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which parameters differ; the record states those of the network as it is built, so that they are left out."""
+    """List the parameters that differ, except `model.*`, which the record states as built."""
     ignored = (*(name for name in NOT_IN_IDENTITY if name != "tune."), "model.")
     names = [k for k in sorted(now) if now[k] != then.get(k) and not k.startswith(ignored)]
     shown = [k if isinstance(now[k], list) else f"{k} {then.get(k)} / {now[k]}" for k in names]
@@ -70,9 +70,9 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def first_trial(suite: Suite, model: str) -> Config:
-    """The training of a tuning's first trial, the recipe of the parameter file; the others have other values of axes.
+    """Return the configuration of the first trial, with the recipe of the parameter file; others differ in the axes.
 
-    `{seed}` in `train.init_from` stands for the first of `seeds`: a file of the trials' seed does not exist.
+    `{seed}` in `train.init_from` is replaced by the first of `seeds`, since no file of the trials' seed exists.
     """
     start = suite.config(model, suite.seeds[0]).train.init_from
     values: dict[str, Any] = {"train.init_from": start} if start else {}
@@ -82,12 +82,12 @@ def first_trial(suite: Suite, model: str) -> Config:
 
 
 def tune_parameters(suite: Suite) -> dict[str, Any]:
-    """The section `tune` under dotted names, as the record of a tuning keeps it."""
+    """Return the section `tune` with dotted names, as in tuning records."""
     return {f"tune.{name}": value for name, value in suite.tune.model_dump(mode="json").items()}
 
 
 def fingerprint(suite: Suite, first: Config) -> str:
-    """A digest of all that decides the recipe that is chosen, but for data and code."""
+    """Hash everything that determines the chosen recipe, except data and code."""
     return digest_of({k: v for k, v in flatten(first).items() if not k.startswith(NOT_IN_IDENTITY)}, suite.tune)
 
 
@@ -98,12 +98,12 @@ def write_tuning(
     trials: Iterable[Mapping[str, Any]],
     history: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Write what a tuning leaves behind.
+    """Write the record and tables of a tuning.
 
     Args:
-        paths: of the benchmark.
+        paths: paths of the benchmark.
         model: key of the model.
-        record: of what was chosen; None where nothing was tried.
+        record: record of the chosen recipe; None if the model is not tuned.
         trials: rows of the table of trials, in order of drawing.
         history: rows per trial and epoch.
     """
@@ -114,10 +114,10 @@ def write_tuning(
 
 
 def skip_tuning(suite: Suite, model: str, root: Path = Path()) -> None:
-    """Write that a model was not tuned: DVC wants the files of the stage all the same.
+    """Write the empty files of a model that is not tuned, since DVC requires the outputs of the stage.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: no such model.
     """
     suite.config(model, suite.seeds[0])
     write_tuning(BenchmarkPaths(suite.benchmark, root), model, None, (), ())
