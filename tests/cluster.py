@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distributed import Client
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 NO_SERVER = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-"""Tracking steps aside: it takes seconds, and is not what a test is about."""
+"""Disables tracking, which takes seconds and is not under test."""
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """What a process needs to import this checkout and its tests, and no cluster or storage of the user's."""
-    own = ("DASK_SCHEDULER_ADDRESS", "OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")
-    clean = {key: value for key, value in os.environ.items() if key not in own}
+    """Environment of a process that imports this checkout and its tests, without the user's cluster and storage."""
+    users = ("DASK_SCHEDULER_ADDRESS", "OPTUNA_STORAGE", "MLFLOW_TRACKING_URI")
+    clean = {key: value for key, value in os.environ.items() if key not in users}
     made = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return clean | made | extra
 
@@ -42,7 +44,7 @@ def answers(port: int) -> bool:
 
 @dataclass
 class Cluster:
-    """A scheduler and workers of one thread each, all processes of their own."""
+    """A scheduler and workers of one thread each, all separate processes."""
 
     address: str
     scheduler: subprocess.Popen[bytes]
@@ -50,6 +52,7 @@ class Cluster:
 
     def add_worker(self, folder: Path, *options: str, **env: str) -> subprocess.Popen[bytes]:
         command = ["-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        command += ["--preload", "sunets.stages.train"]  # imports before it connects, not in its first job
         worker = subprocess.Popen(
             [sys.executable, *command, "--memory-limit", "0", "--local-directory", str(folder / ".dask"), *options],
             cwd=folder, env=environment(**env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -60,7 +63,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(folder: Path, workers: int, *options: str, **env: str) -> Iterator[Cluster]:
-    """Start a scheduler and workers in a directory; kill what is left of them in the end."""
+    """Start a scheduler and workers in a directory, wait until all are connected, and kill them in the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -73,6 +76,8 @@ def cluster(folder: Path, workers: int, *options: str, **env: str) -> Iterator[C
         for _ in range(workers):
             made.add_worker(folder, *options, **env)
         until(lambda: answers(port))
+        with Client(made.address, set_as_default=False) as client:  # a late worker would find no job left
+            client.wait_for_workers(workers, timeout=90)
         yield made
     finally:
         for process in (scheduler, *made.workers):
