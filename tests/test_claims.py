@@ -92,7 +92,7 @@ def test_accuracy_is_held_against_networks_with_more_parameters(tmp_path: Path, 
     benchmark(tmp_path, "camvid", models)
     finding = found(tmp_path, claims.ACCURACY, "camvid")
     assert finding.verdict == verdict
-    assert "mIoU of sunet64 (6.000 M) 70.03 ± 0.87 %; against it " in finding.measured
+    assert "mIoU of sunet64 (6.000 M) 70.03 [69.13, 70.92] %; against it " in finding.measured
     assert "] worse" in finding.measured or "better" in finding.measured
     assert finding.table == "camvid/tables/accuracy.md"
 

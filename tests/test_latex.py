@@ -158,3 +158,12 @@ def test_latex_compiles_without_a_box_that_is_too_wide(results: Path, tmp_path: 
 def test_text_is_escaped() -> None:
     assert latex_escape("a_b & 5 % <-1.5±2> {x}\\") == (r"a\_b \& 5 \% $<$$-$1.5$\pm$2$>$ \{x\}\textbackslash{}")
     assert latex_escape("U-Net 2-3") == "U-Net 2-3"
+
+
+def test_unfinished_trainings_are_named_below_a_narrow_table() -> None:
+    view = pd.DataFrame({"Model": ["A", "B"], "mIoU (%)": ["1.00", "2.00"], "Budget": ["still improving (+3.36)", ""]})
+    cost = pd.DataFrame({"Model": ["B", "A"], "Parameters (M)": ["0.2", "0.1"]})
+    accuracy, _ = narrowed([Table("accuracy", "A.", view, view, ("N.",)), Table("cost", "C.", cost, cost)])
+    assert accuracy.paper.notes == ("N.", "Validation score at the end: A still improving (+3.36).")
+    assert accuracy.paper.view["Parameters (M)"].tolist() == ["0.1", "0.2"]
+    assert "Budget" not in accuracy.paper.view

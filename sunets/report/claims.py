@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from sunets.core.record import Record, RecordError, read_records
-from sunets.report.comparison import Comparison, compare_all, difference_text, estimate_text
+from sunets.report.comparison import Comparison, compare_all, difference_text, estimate_text, joint_estimate
 from sunets.report.published import family, zoo_names
 from sunets.report.records import FINISHED, Records, check_parameters, find_records, quantity
-from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE, mean_interval
+from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.write import markdown
 
 SHOWN, NOT_SHOWN, REFUTED, NOT_RUN = "shown", "not shown", "refuted", "not run"
@@ -233,15 +233,15 @@ def _text(
     params: Mapping[str, float] | None = None,
     key: str | None = None,
 ) -> str:
-    """`mIoU of A (0.2 M) 80.0 ± 1.0 %; against it B (0.3 M) -5.0 [-6.0, -4.0] worse`."""
+    """`mIoU of A (0.2 M) 80.0 [79.0, 81.0] %; against it B (0.3 M) -5.0 [-6.0, -4.0] worse`."""
     q, params = quantity(key or records.headline), params or {}
 
     def name(model: str) -> str:
         count = f" ({quantity('cost.params_m').text(params[model])} M)" if model in params else ""
         return records.labels[model] + count
 
-    values = list(records.scores(sunet, key).values())
-    score = f"{estimate_text(q, mean_interval(values))} {q.unit}" if values else "not scored"
+    estimate = joint_estimate(records, sunet, key or records.headline)
+    score = f"{estimate_text(q, estimate)} {q.unit}" if estimate else "not scored"
     parts = [
         " ".join(filter(None, (name(m), difference_text(q, c.difference), c.verdict))) for m, c in compared.items()
     ]

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from sunets.report.comparison import joint_estimate
 from sunets.report.records import Records, quantity
-from sunets.report.statistics import Estimate, mean_interval
+from sunets.report.statistics import Estimate
 from sunets.report.style import STYLE, WIDTH
 from sunets.report.tables import class_keys
 
@@ -35,7 +36,7 @@ CONTOUR = "#D55E00"
 
 
 def per_class(records: Records) -> Figure | None:
-    """Mean IoU of each class and model with half its interval over the seeds, as a heat map with the numbers in it."""
+    """Mean IoU of each class and model with its interval, as a heat map with the numbers in it."""
     keys = class_keys(records)
     if not keys or len(keys) > MAX_CLASSES:
         return None
@@ -44,8 +45,7 @@ def per_class(records: Records) -> Figure | None:
     texts: dict[str, list[str]] = {}
     for model, label in records.labels.items():
         if records.scores(model):
-            by_class = [list(records.scores(model, key).values()) for key in keys]
-            estimates = [mean_interval(v) if v else None for v in by_class]
+            estimates = [joint_estimate(records, model, key) for key in keys]
             means[label] = [100 * e.mean if e else np.nan for e in estimates]
             texts[label] = [_cell_text(e, many=many) for e in estimates]
     if not means:
@@ -78,8 +78,10 @@ def per_class(records: Records) -> Figure | None:
 def _cell_text(estimate: Estimate | None, *, many: bool) -> str:
     if estimate is None:
         return ""
-    digits, half = (0 if many else 1), estimate.half_width
-    return f"{100 * estimate.mean:.{digits}f}" + (f"\n± {100 * half:.{digits}f}" if half is not None else "")
+    mean = f"{100 * estimate.mean:.{0 if many else 1}f}"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    return f"{mean}\n[{max(0.0, 100 * estimate.low):.0f}, {min(100.0, 100 * estimate.high):.0f}]"
 
 
 def luminance(color: Sequence[float]) -> float:

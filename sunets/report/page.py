@@ -86,7 +86,7 @@ FIGURE_CAPTIONS = {
     "training_curves": "Training loss and validation score; mean over the seeds, band: 95 % t-interval.",
     "tuning": "Validation {headline} of every trial (dots) and the best so far, by trial. Trial 0 is the recipe of the "
     "parameter file.",
-    "per_class": "IoU of each class, mean over the seeds ± half the 95 % t-interval.",
+    "per_class": "IoU of each class, mean over the seeds and 95 % interval over seeds and images.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
     "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "
     "untrained network, averaged over initialisations and images. Line: the area of 95 % of it, of the smoothed "

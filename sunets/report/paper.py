@@ -27,11 +27,14 @@ def narrowed(tables: Iterable[Table]) -> list[Table]:
 
 
 def _accuracy(table: Table, cost: pd.DataFrame) -> Paper:
-    """The view with the two costs that a claim about accuracy needs beside it."""
-    if cost.empty:
-        return Paper(table.view)
-    costs = cost[["Model", *(c for c in _COSTS if c in cost)]]
-    return Paper(table.view.merge(costs, on="Model", how="left"))
+    """The two costs that a claim about accuracy needs beside it; unfinished trainings are named in a note."""
+    view, notes = table.view, table.notes
+    if "Budget" in view:
+        moving = [f"{model} {text}" for model, text in zip(view.Model, view.Budget) if text]
+        view, notes = view.drop(columns="Budget"), (*notes, f"Validation score at the end: {', '.join(moving)}.")
+    if not cost.empty:
+        view = view.merge(cost[["Model", *(c for c in _COSTS if c in cost)]], on="Model", how="left")
+    return Paper(view, notes=notes)
 
 
 def _per_class(table: Table) -> Paper:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
+from sunets.report.comparison import joint_estimate
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.tables import model_status, state_text
@@ -129,7 +130,7 @@ def verdict(ours: Estimate, quote: Quote) -> str:
     """How a measured value stands to a published one, which is another network's, or one to be reproduced.
 
     Args:
-        ours: in the quote's unit; mean and interval over the seeds.
+        ours: mean and interval, in the quote's unit.
         quote: with a value.
     """
     assert quote.value is not None
@@ -180,7 +181,7 @@ def published_everywhere(benchmarks: Iterable[Records], zoo: Iterable[Record]) -
         if _key(row) in present:
             continue
         if quote.metric == PARAMETERS and quote.model in counted:
-            rows.append(_compared(row, quote, quote.model, quote.model, [counted[quote.model]]))
+            rows.append(_compared(row, quote, quote.model, quote.model, Estimate(counted[quote.model], None, None, 1)))
         else:
             rows.append(row | {"verdict": f"not run: no records on {quote.data}"})
     return _table(rows, "Published numbers beside ours, all benchmarks.")
@@ -209,43 +210,46 @@ def _model_row(
     """A quote beside one model of a benchmark, or why it cannot be compared."""
     label = records.labels[key]
     cost = records.cost.set_index("model")[PARAMETERS].dropna()
+    ours: Estimate | None
     if quote.metric == PARAMETERS:
-        values = [cost[key]] if key in cost else []
+        ours = Estimate(cost[key], None, None, 1) if key in cost else None
+    elif quote.minus:
+        ours = _difference(records, quote, names, key)
     else:
-        values = list(_scores(records, quote, names, key).values())
+        ours = joint_estimate(records, key, quote.metric)
     row = row | {"our_network": names[key], "ours.params_m": cost.get(key)}
-    if not values:
+    if ours is None:
         status, reason, _ = model_status(records, key)
         known = quote.metric != PARAMETERS and status != FINISHED
         why = state_text(status, reason) if known else "not run: no such score"
         return row | {"our_model": key, "our_label": label, "verdict": why}
-    scale = quantity(quote.metric).scale
-    compared = _compared(row, quote, key, label, [scale * v for v in values])
+    compared = _compared(row, quote, key, label, ours)
     started = {r["params"].get("train.init_from") is not None for r in records.all("train") if r["model"] == key}
     if not quote.other_network and quote.pretrained is not None and started != {quote.pretrained}:
         compared["verdict"] = f"not comparable: {'from scratch' if quote.pretrained else 'pre-trained'} here"
     return compared
 
 
-def _scores(records: Records, quote: Quote, names: Mapping[str, str], key: str) -> dict[int, float]:
-    """Seed -> score, less that of the network that the quote subtracts."""
-    scores = records.scores(key, quote.metric)
-    if not quote.minus:
-        return scores
+def _difference(records: Records, quote: Quote, names: Mapping[str, str], key: str) -> Estimate | None:
+    """Mean difference to the network that the quote subtracts, paired by seed."""
     other = next((k for k, name in names.items() if name == quote.minus), None)
     subtracted = records.scores(other, quote.metric) if other else {}
-    return {seed: value - subtracted[seed] for seed, value in scores.items() if seed in subtracted}
+    scores = records.scores(key, quote.metric)
+    values = [value - subtracted[seed] for seed, value in scores.items() if seed in subtracted]
+    return mean_interval(values) if values else None
 
 
-def _compared(row: dict[str, Any], quote: Quote, key: str, label: str, values: list[float]) -> dict[str, Any]:
-    ours = mean_interval(values)
+def _compared(row: dict[str, Any], quote: Quote, key: str, label: str, ours: Estimate) -> dict[str, Any]:
+    scale = quantity(quote.metric).scale
+    mean, low, high = (None if v is None else scale * v for v in (ours.mean, ours.low, ours.high))
+    shown = Estimate(scale * ours.mean, low, high, ours.n)
     row = row | {
-        "our_model": key, "our_label": label, "ours.mean": ours.mean, "ours.ci95_low": ours.low,
-        "ours.ci95_high": ours.high, "n_seeds": None if quote.metric == PARAMETERS else ours.n,
+        "our_model": key, "our_label": label, "ours.mean": mean, "ours.ci95_low": low, "ours.ci95_high": high,
+        "n_seeds": None if quote.metric == PARAMETERS else ours.n,
     }  # fmt: skip
     if quote.value is None:
         return row | {"verdict": "not quoted"}
-    return row | {"difference": ours.mean - quote.value, "verdict": verdict(ours, quote)}
+    return row | {"difference": shown.mean - quote.value, "verdict": verdict(shown, quote)}
 
 
 _COLUMNS = [
@@ -254,7 +258,7 @@ _COLUMNS = [
     "source", "second_hand",
 ]  # fmt: skip
 _NOTES = (
-    f"Reproduced: the published value lies in our 95 % interval over the seeds, or at most {TOLERANCE} points from our "
+    f"Reproduced: the published value lies in our 95 % interval, or at most {TOLERANCE} points from our "
     f"mean; a count of parameters, at most {100 * COUNT_TOLERANCE:g} % from it. Reached: another network's value, and "
     "ours is at least as good; of our networks the SUNets and the best are shown, the CSV file has all.",
     "Published values are quoted from the source in the last column and were not measured here; recipes and image "
@@ -293,7 +297,7 @@ def _view(data: pd.DataFrame) -> pd.DataFrame:
             if r["published_model"] in others and index != best and not sunet:
                 continue
             low, high = r["ours.ci95_low"], r["ours.ci95_high"]
-            half = f" ± {number((high - low) / 2)}" if number(low) else ""
+            interval = f" [{number(low)}, {number(high)}]" if number(low) else ""
             lines.append(
                 {
                     "Benchmark": r["benchmark"] if isinstance(r["benchmark"], str) else r["data"],
@@ -303,7 +307,7 @@ def _view(data: pd.DataFrame) -> pd.DataFrame:
                     "Published": number(r["published"]) or "not quoted",
                     "Our network": r["our_label"] if isinstance(r["our_label"], str) else "",
                     "Its parameters here (M)": number(r["ours.params_m"]),
-                    "Ours": number(r["ours.mean"]) + half,
+                    "Ours": number(r["ours.mean"]) + interval,
                     "Difference": number(r["difference"], sign=True),
                     "Verdict": r["verdict"] if isinstance(r["verdict"], str) else "",
                     "Source": r["source"],
