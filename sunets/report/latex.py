@@ -97,6 +97,10 @@ def best_cells(view: pd.DataFrame, directions: Mapping[str, bool] | None = None)
     return bold
 
 
+_FLOATS = (("topfraction", 0.95), ("bottomfraction", 0.95), ("textfraction", 0.02), ("floatpagefraction", 0.8))
+"""Shares of a page of tables and figures with little text between them."""
+
+
 def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str], optional: Iterable[str] = ()) -> str:
     """An article that shows tables and figures and compiles as it is.
 
@@ -110,6 +114,7 @@ def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str]
         "% Made by `dvc repro` (stage `report`): pdflatex paper.tex", r"\documentclass{article}",
         *(rf"\usepackage{{{name}}}" for name in PACKAGES), r"\begin{document}",
         rf"\section*{{{latex_escape(title)}}}", r"\suppressfloats[t]",
+        *(rf"\renewcommand{{\{name}}}{{{value}}}" for name, value in _FLOATS),
         *(rf"\input{{{path}}}" for path in tables), r"\clearpage",
     ]  # fmt: skip
     lines += [_figure(path, latex_text(caption)) for path, caption in figures.items()]
