@@ -62,7 +62,7 @@ def latex_table(
     keep = list(range(view.shape[1])) if whole else _fitting(view)
     columns = [_column(view.iloc[:, i], bold.iloc[:, i]) for i in keep]
     lines = [
-        r"\begin{table}[tbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}",
+        r"\begin{table}[htbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}",
         rf"\footnotesize\setlength{{\tabcolsep}}{{4pt}}\sisetup{{{_NUMBERS}}}",
         r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.8\textheight}",
         rf"\begin{{tabular}}{{{''.join(spec for spec, _, _ in columns)}}}", r"\toprule",
@@ -113,8 +113,7 @@ def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str]
     lines = [
         "% Made by `dvc repro` (stage `report`): pdflatex paper.tex", r"\documentclass{article}",
         *(rf"\usepackage{{{name}}}" for name in PACKAGES), r"\begin{document}",
-        rf"\section*{{{latex_escape(title)}}}", r"\suppressfloats[t]",
-        *(rf"\renewcommand{{\{name}}}{{{value}}}" for name, value in _FLOATS),
+        rf"\section*{{{latex_escape(title)}}}", *(rf"\renewcommand{{\{name}}}{{{value}}}" for name, value in _FLOATS),
         *(rf"\input{{{path}}}" for path in tables), r"\clearpage",
     ]  # fmt: skip
     lines += [_figure(path, latex_text(caption)) for path, caption in figures.items()]
