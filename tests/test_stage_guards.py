@@ -92,7 +92,7 @@ def test_edited_source_is_noticed(suite: Suite, tmp_path: Path, monkeypatch: pyt
     hashes = iter(["before", "after"])
     monkeypatch.setattr("sunets.core.stage.code_hash", lambda *_: next(hashes))
     with (
-        pytest.raises(StageError, match="source changed"),
+        pytest.raises(StageError, match="its code changed"),
         stage("train@x", BenchmarkPaths("smoke", tmp_path), "sunets.core.config", suite=suite, params=()),
     ):
         pass
