@@ -85,7 +85,9 @@ def plans(kind: str, storage: Any, folder: Path) -> list[Any]:
     if kind in ("tuned", "search"):
         return [search(s, storage, make_job(folder, s.objectives, s.name), identity) for s in specs(kind)]
     cells = [{"depth": d, "seed": s} for d in (1, [2, 2, 1], None) for s in range(4)]
-    return repeat("grid", {"score.miou": "maximize"}, cells, storage, make_job(folder, ["score.miou"], "grid"))
+    # All twelve jobs may start at once: they last long enough for a test to kill the workers of some.
+    job = make_job(folder, ["score.miou"], "grid", seconds=0.1)
+    return repeat("grid", {"score.miou": "maximize"}, cells, storage, job)
 
 
 def identity(setting: Setting) -> str:
@@ -175,6 +177,7 @@ def test_a_damaged_journal_is_named(line: str, journal: str, tmp_path: Path) -> 
 # The same trials -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("kind", ["grid", "tuned", "search"])
 def test_any_number_of_workers_gives_the_same_trials(
@@ -186,6 +189,7 @@ def test_any_number_of_workers_gives_the_same_trials(
     assert len({start[2] for start in starts(tmp_path)}) == workers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["grid", "tuned", "search"])
 def test_a_driver_killed_again_and_again_leaves_what_one_left_alone_leaves(
     kind: str, journal: str, tmp_path: Path, alone: Any
@@ -210,6 +214,7 @@ def test_a_driver_killed_again_and_again_leaves_what_one_left_alone_leaves(
     assert len(set(jobs)) < len(jobs) <= len(set(jobs)) + 3 * 1 + 2 * 4, "only what was running at a kill runs again"
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_not_run_again(journal: str, tmp_path: Path) -> None:
     first = run(journal, tmp_path, "tuned", 2)
     before = starts(tmp_path)
@@ -347,6 +352,7 @@ def test_the_machine_s_fault_is_no_result_and_is_repeated(journal: str, tmp_path
 # Storages ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_optuna_s_own_tools_read_the_studies(journal: str, tmp_path: Path) -> None:
     run(journal, tmp_path, "tuned", 2)
     run(journal, tmp_path, "search", 2)
@@ -368,6 +374,7 @@ def test_optuna_s_own_tools_read_the_studies(journal: str, tmp_path: Path) -> No
         draw(study)
 
 
+@pytest.mark.slow
 def test_a_storage_that_says_something_else_is_written_anew(journal: str, tmp_path: Path) -> None:
     expected = run(journal, tmp_path, "tuned", 2)
     right = told(journal)
@@ -391,10 +398,12 @@ def test_a_line_that_a_killed_driver_left_unfinished_is_cut(journal: str, tmp_pa
     assert told(journal) == right | {"another": []}
 
 
+@pytest.mark.slow
 def test_a_second_driver_is_refused_with_one_line(journal: str, tmp_path: Path) -> None:
     refused_by(journal, tmp_path)
 
 
+@pytest.mark.slow
 def test_postgresql_holds_the_same_and_refuses_a_second_driver(postgres: str, tmp_path: Path, alone: Any) -> None:
     refused_by(postgres, tmp_path)
     for kind in ("tuned", "search"):
@@ -416,6 +425,7 @@ def refused_by(address: str, tmp_path: Path) -> None:
     run(address, tmp_path, "tuned", 2)  # a killed driver keeps nobody out
 
 
+@pytest.mark.slow
 def test_a_proxy_holds_the_same(postgres: str, free_port: int, tmp_path: Path, alone: Any) -> None:
     pytest.importorskip("grpc")
     code = (

@@ -80,6 +80,7 @@ def test_a_grid_without_the_base_is_compared_to_what_is_nearest_to_it(manifest: 
     assert [list(p.arm.values()) for p in found if p.reference] == [[1, 16]]
 
 
+@pytest.mark.slow
 def test_any_path_of_model_or_recipe_is_an_axis(manifest: Manifest) -> None:
     axes = [
         {"path": "model.skip", "values": ["sum"]},

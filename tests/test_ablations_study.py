@@ -99,6 +99,7 @@ def files(root: Path, study: str) -> dict[str, bytes]:
     return {suffix: (folder / f"{study}{suffix}").read_bytes() for suffix in (".json", ".csv", ".history.csv")}
 
 
+@pytest.mark.slow
 def test_a_grid_leaves_one_record_a_training_and_nothing_new_when_run_again(suite: Suite) -> None:
     records = run_study(suite, "depth", workers=2)
     assert [(r["arm"]["model.unet_depth"], r["seed"], r["reference"]) for r in records] == [
@@ -130,6 +131,7 @@ def test_a_grid_leaves_one_record_a_training_and_nothing_new_when_run_again(suit
     assert [entry[:2] for entry in QuietTracker.seen if entry[0] == "finish"] == [("finish", n) for n in range(4)]
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_a_row_and_equal_trainings_are_shared(suite: Suite) -> None:
     run_study(suite, "depth")
     before = set(Path(".work").glob("*/weights.pt"))

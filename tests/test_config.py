@@ -18,6 +18,7 @@ SMOKE = (ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8")
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "words"),
     [

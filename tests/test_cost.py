@@ -41,6 +41,7 @@ AUTHORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUTHORS)
 def test_the_authors_figures(name: str) -> None:
     classifier, segmenter, gmacs = AUTHORS[name]
@@ -158,6 +159,7 @@ def test_saved_bytes_by_hand() -> None:
     assert saved_bytes(model.to("meta"), x.to("meta")) == expected
 
 
+@pytest.mark.slow
 def test_memory_efficient_saves_less_and_its_inputs_count() -> None:
     figures, _ = measure_cost({"name": "sunet_tiny", "num_classes": 5}, size=(64, 64))
     plain, efficient = figures["memory.saved_mib"], figures["memory.saved_mib_memory_efficient"]
@@ -170,6 +172,7 @@ def test_memory_efficient_saves_less_and_its_inputs_count() -> None:
     assert 4 * inputs / 2**20 < efficient < 0.7 * plain  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_attention_is_counted_apart() -> None:
     figures, _ = measure_cost({"name": "segformer_b0", "num_classes": 5}, size=(64, 64))
     assert 0 < figures["cost.gmacs_attention"] < figures["cost.gmacs"]  # type: ignore[operator]
@@ -293,6 +296,7 @@ def test_speed_takes_models_in_turn_and_leaves_them_alone(monkeypatch: pytest.Mo
         assert figures["memory.peak_mib"] is None
 
 
+@pytest.mark.slow
 def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     screen = Console(width=160, file=io.StringIO())
     records = run_profile(

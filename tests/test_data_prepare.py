@@ -434,6 +434,7 @@ def test_images_are_upright_and_masks_have_to_fit(tmp_path):
     assert (item.height, item.width) == (32, 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
 def test_text_is_utf8_in_every_locale(tmp_path, locale):
     root = make_folder(tmp_path / "own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import shutil
@@ -25,6 +26,8 @@ NAMES = st.one_of(
     st.sampled_from(["a", "photo 0", "._b", "Thumbs", "é", "写真", "x.y", "caf\udce9", "two\nlines", "-", "..."]),
     st.text(st.characters(exclude_characters="/\x00", codec="utf-8"), min_size=1, max_size=8),
 )
+EXAMPLES = int(os.environ.get("SUNETS_EXAMPLES", 40))
+"""Data sets that are drawn; SUNETS_EXAMPLES=1000 for a thorough run."""
 DAMAGE = st.sampled_from(["", "", "", "", "", "cut", "text", "empty", "fifo", "folder", "link", "absent"])
 
 
@@ -155,9 +158,19 @@ def check(drawn: list[dict[str, Any]], name: str) -> bool:
         shutil.rmtree(directory)
 
 
+PLAIN = {"mode": "RGB", "suffix": ".png", "frames": 1, "orientation": 1, "damage": ""}
+PLAIN_MASK = {"mask_mode": "L", "mask_suffix": ".png", "labels": [0, 1], "mask_damage": ""}
+GOOD = [{"stem": f"good {n}", "size": (16, 16 + n), "seed": n} | PLAIN | PLAIN_MASK for n in range(8)]
+
+
+@functools.cache
+def good_ones_are_taken(name: str) -> bool:
+    return check(GOOD, name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "imagefolder"])
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(drawn=st.lists(images(), min_size=1, max_size=8))
 def test_any_small_data_set_works_or_is_refused(name: str, drawn: list[dict[str, Any]]) -> None:
     check(drawn, name)
@@ -165,12 +178,9 @@ def test_any_small_data_set_works_or_is_refused(name: str, drawn: list[dict[str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "imagefolder"])
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(drawn=images(), where=st.integers(0, 7))
 def test_one_odd_image_among_good_ones(name: str, drawn: dict[str, Any], where: int) -> None:
     """Without the odd one the set is taken: what is refused is refused for its sake."""
-    plain = {"mode": "RGB", "suffix": ".png", "frames": 1, "orientation": 1, "damage": ""}
-    plain_mask = {"mask_mode": "L", "mask_suffix": ".png", "labels": [0, 1], "mask_damage": ""}
-    good = [{"stem": f"good {n}", "size": (16, 16 + n), "seed": n} | plain | plain_mask for n in range(8)]
-    assert check(good, name)
-    check([*good[:where], drawn, *good[where:]], name)
+    assert good_ones_are_taken(name)
+    check([*GOOD[:where], drawn, *GOOD[where:]], name)

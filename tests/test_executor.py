@@ -238,6 +238,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_no_worker_outlives_its_driver(sign: signal.Signals, code: int, workers: int, tmp_path: Path) -> None:
@@ -359,6 +360,7 @@ def test_a_worker_of_another_checkout_is_named_with_its_file(
             pool.drive([at_once([job("square", 3, tmp_path / "log")])])
 
 
+@pytest.mark.slow
 def test_no_scheduler_is_one_line(free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in (f"tcp://127.0.0.1:{free_port}", "nonsense://x"):
         monkeypatch.setenv(executor.SCHEDULER, address)

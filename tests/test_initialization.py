@@ -38,6 +38,7 @@ def changed(config, task=SEGMENTATION, **starts):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), MILLIONS)
 def test_which_networks_have_residual_branches(name, task):
     assert has_residual_branches(ModelConfig(name=name), task) == (name not in NO_BRANCH)

@@ -78,6 +78,7 @@ def test_loading_refuses_such_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load(ROOT / "presets" / "folder.yaml", ["data.root=outputs"])
 
 
+@pytest.mark.slow
 def test_commands_touch_nothing_of_such_a_root(tmp_path: Path) -> None:
     root = clone(tmp_path / "checkout")
     for place in ("data/prepared/folder", "outputs", "results/mine", ".work", "data/.."):

@@ -114,6 +114,7 @@ def unchanged_after(model: SUNet, source, message):
     assert differing(model.state_dict(), before) == []
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_and_nothing_is_loaded(classifier):
     model = create_model("sunet64", task="classification", num_classes=10, **NARROW)
     good = theirs(classifier, "module.")

@@ -197,6 +197,7 @@ def _scores(root: Path, model: str, key: str = "score.miou", variant: str = "sin
     return [r["scores"][key] for r in records if r["variant"] == variant and r["status"] == "finished"]
 
 
+@pytest.mark.slow
 def test_report_writes_each_table_and_figure_and_removes_only_its_own_stale_files(site) -> None:
     root, _, paths = site
     tables_dir, figures_dir = root / "results/toy/tables", root / "results/toy/figures"
@@ -239,6 +240,7 @@ def test_accuracy_table_holds_the_means_intervals_and_paired_differences_of_the_
     assert f"{100 * test.statistic * (ours - reference).std(ddof=1) / np.sqrt(3):+.2f} [" in shown
 
 
+@pytest.mark.slow
 def test_every_file_is_the_same_to_the_byte_on_a_rerun(site, tmp_path) -> None:
     root, suite, paths = site
     for folder in ("results/toy/records", "data", "outputs"):
@@ -317,6 +319,7 @@ def test_write_table_escapes_markdown_and_keeps_full_precision(tmp_path) -> None
     assert pd.read_csv(paths[2])["cost.gmacs"][0] == 1 / 3
 
 
+@pytest.mark.slow
 def test_tables_do_not_depend_on_the_hash_seed(site, tmp_path) -> None:
     root, suite, _ = site
     (tmp_path / "params.yaml").write_text(json.dumps(suite.model_dump(mode="json")))
@@ -416,6 +419,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite]:
     return root, suite
 
 
+@pytest.mark.slow
 def test_failed_and_missing_runs_stay_rows_with_their_reason(broken) -> None:
     root, _ = broken
     frame = pd.read_csv(root / "results/toy/tables/accuracy.csv").set_index("model")
@@ -487,6 +491,7 @@ def _row_of(text: str, model: str) -> str:
     return re.sub(" +", " ", row)
 
 
+@pytest.mark.slow
 def test_a_network_that_diverged_on_every_seed_says_so_in_place_of_numbers(odd: Path) -> None:
     frame = pd.read_csv(odd / "results/toy/tables/accuracy.csv").set_index("model")
     assert frame.loc["plain_conv_small", "status"] == "diverged (3 of 3)"

@@ -129,6 +129,7 @@ def test_a_damaged_file_is_read_or_named(made: tuple[Path, Suite], file: str, da
         assert len(line) < 1000
 
 
+@pytest.mark.slow
 def test_the_whole_is_read(made: tuple[Path, Suite]) -> None:
     read_all(*made)
 

@@ -68,6 +68,7 @@ def golden_id(case: dict) -> str:
     return f"{case['variant']}-{case['task']}-{case['output_stride']}-{case.get('mode', 'eval')}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GOLDEN, ids=golden_id)
 def test_golden(case):
     batch, channels, height, width = case["input"]
@@ -387,6 +388,7 @@ def test_compile():
         torch.testing.assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_training_recomputes_without_touching_the_statistics_twice():
     model = tiny(memory_efficient=True, **MINIMAL)
     same = copy.deepcopy(model)
@@ -407,6 +409,7 @@ def dynamic_sizes():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

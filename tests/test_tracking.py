@@ -35,6 +35,7 @@ from sunets.tracking.store import PARENT
 from sunets.tracking.sync import sync
 
 
+@pytest.mark.slow
 def test_live_runs_and_rebuilt_runs_are_the_same(db: Path, fresh: Callable[[], Path], tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny", fail=1)
@@ -82,6 +83,7 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
     assert failed.data.tags["mlflow.note.content"] == "failed: out of memory"
 
 
+@pytest.mark.slow
 def test_a_second_sync_adds_nothing(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny")
@@ -129,6 +131,7 @@ def test_parent_has_mean_interval_and_cost(db: Path, tmp_path: Path) -> None:
     assert by_name()["SUNet-tiny, seed 2"].data.metrics["score.miou"] == pytest.approx(0.38)
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_in_its_run(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     killed = Tracker("train", pipeline.suite, "sunet_tiny", pipeline.plan("sunet_tiny"))
@@ -161,6 +164,7 @@ def test_exception_marks_runs_as_interrupted(db: Path, tmp_path: Path) -> None:
     assert len(runs()) == 4
 
 
+@pytest.mark.slow
 def test_another_configuration_is_another_run(db: Path, tmp_path: Path) -> None:
     Pipeline(tmp_path).train("sunet_tiny")
     first = {run.info.run_id for run in runs()}
@@ -176,12 +180,14 @@ def test_another_configuration_is_another_run(db: Path, tmp_path: Path) -> None:
     assert len(runs(current=False)) == 4
 
 
+@pytest.mark.slow
 def test_other_code_is_another_run(db: Path, tmp_path: Path) -> None:
     Pipeline(tmp_path).train("sunet_tiny")
     Pipeline(tmp_path, code="e" * 16).train("sunet_tiny")
     assert len(runs()) == len(runs(current=False)) == 4
 
 
+@pytest.mark.slow
 def test_other_numbers_are_another_run(db: Path, tmp_path: Path) -> None:
     """The same configuration on another machine: an epoch must not get two values in one curve."""
     pipeline = Pipeline(tmp_path)
@@ -267,6 +273,7 @@ def test_system_metrics_while_live(db: Path, tmp_path: Path, monkeypatch: pytest
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
 
 
+@pytest.mark.slow
 def test_comparisons_open_on_the_headline_score(
     db: Path, fresh: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

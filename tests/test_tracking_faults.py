@@ -30,6 +30,7 @@ from sunets.tracking.sync import sync, sync_or_warn
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_unreachable_server_costs_no_training(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +203,7 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:{}", "postgresql+psycopg://user:secret@127.0.0.1:{}/x"])
 def test_server_that_never_answers_costs_one_limit(
     uri: str,
@@ -314,6 +316,7 @@ def test_address_that_mlflow_cannot_use(
     fails_once(Pipeline(tmp_path), capsys, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["?timeout=60", "?timeout=60&check_same_thread=false"])
 def test_database_address_with_options(
     options: str, template: Path, db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

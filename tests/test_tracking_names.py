@@ -43,6 +43,7 @@ def test_classes_of_every_alphabet_have_a_metric_each() -> None:
     assert view.finite_numbers({"score.iou.a(b": 1}) == {"score.iou.a_b": 1.0}
 
 
+@pytest.mark.slow
 def test_curves_of_classes_stay_apart(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     tracker = Tracker("train", pipeline.suite, "sunet_tiny", pipeline.plan("sunet_tiny"))

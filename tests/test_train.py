@@ -265,6 +265,7 @@ def test_progress_bar_on_a_terminal(
     assert re.search(r"net seed 0 .*val\.miou \d\.\d+.*0:00:00", capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_compiled_training_gives_the_same(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_with = nn.Module.compile
     # The graph is captured as always, and run without the minutes that the C++ compiler takes.

@@ -142,6 +142,7 @@ def count_trainings(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None)
 # The trials ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_recipe_is_chosen_and_the_first_is_that_of_the_parameter_file(checkout: Path) -> None:
     (record,) = read_records(PATHS.records / "tune/net.json", "tune")
     rows = read_rows(PATHS.records / "tune/net.csv")

@@ -134,6 +134,7 @@ def coarsest(model, height, width):
     return min(sizes - {(1, 1)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), MILLIONS)
 def test_parameter_count_and_output_stride(name, task):
     model = meta_model(name, task, 21 if task == "segmentation" else 1000).eval()
@@ -384,6 +385,7 @@ def test_published_weights_of_smp_without_a_network(monkeypatch):
         create_model("unet_resnet34", num_classes=3, weights="imagenet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), list(MILLIONS))
 def test_every_parameter_of_a_network_is_told(name, task):
     """What was built says the same: a network of the values that were told has the same parameters."""
