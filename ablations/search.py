@@ -68,8 +68,8 @@ class Search:
     """Epochs at which trials below the median of those that reached them are stopped."""
     startup: int = 5
     """Trials drawn at random before the sampler learns."""
-    first: Setting | None = None
-    """Setting of the first trial, instead of a drawn one."""
+    first: tuple[Setting, ...] = ()
+    """Settings of the first trials, instead of drawn ones."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _draw(
     for number in range(len(told), len(told) + size):
         copy: tuple[Setting, int] | None = None
         fault: ConfigError | None = None
-        given = [spec.fixed | spec.first] if spec.first is not None and number == 0 else []
+        given = [spec.fixed | setting for setting in spec.first[number : number + 1]]
         for setting in itertools.chain(given, settings()):
             try:
                 key = identity(setting)

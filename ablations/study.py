@@ -289,7 +289,7 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
             rungs=rungs(plan.suite, plan.name, fixed),
             startup=min(10, max(3, study.trials // 3)),
             fixed=fixed | {"seed": study.tuning_seed},
-            first=plan.first if kind == "tuning" else None,
+            first=(plan.first,) if kind == "tuning" and plan.first is not None else (),
         )
         return search(spec, storage, listener.expect(kind, spec.name, spec.trials), plan.identity, listener.end)
 

@@ -1,12 +1,14 @@
 """Stage `tune`: the recipe of one model, chosen on the validation split with the same effort as every other's.
 
 The first trial is the recipe of the parameter file, so that the chosen one is never worse on the validation split; the
-others are drawn by Optuna within `tune.space`. All trials of a benchmark train with one seed, which no row of its
+next ones have the other combinations of the axes with `values`, such as the starts; Optuna draws the rest within
+`tune.space`. All trials of a benchmark train with one seed, which no row of its
 tables has. What a model cannot have, or has fixed in its own `train`, is left out of its space; the record says so.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -195,8 +197,19 @@ def _search(tuning: _Tuning, name: str) -> Search:
         batch=tune.batch,
         seed=tune.seed,
         startup=min(10, max(3, tune.trials // 3)),
-        first={path: base[path] for path in tuning.space},
+        first=_first_recipes(tuning.space, base),
     )
+
+
+def _first_recipes(space: Mapping[str, AxisConfig], base: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """The recipe `base` and its variants with every other combination of the axes that have values.
+
+    A few random draws would leave some combinations out, and give luck a say in which network gets its best start.
+    """
+    choices = {path: axis.values for path, axis in space.items() if axis.values}
+    recipe = {path: base[path] for path in space}
+    variants = [recipe | dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return (recipe, *(variant for variant in variants if variant != recipe))
 
 
 def _record_head(tuning: _Tuning, code: str) -> Record:

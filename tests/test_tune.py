@@ -150,6 +150,8 @@ def test_the_best_recipe_is_chosen_and_the_first_is_that_of_the_parameter_file(c
     axes = ["train.lr", "train.weight_decay", "train.zero_init_residual", "train.zero_init_head"]
     assert [rows[0][axis] for axis in axes] == [0.003, 0.01, "False", "False"]
     assert len({tuple(row[axis] for axis in axes) for row in rows}) == 4
+    starts = [(row["train.zero_init_residual"], row["train.zero_init_head"]) for row in rows]
+    assert sorted(starts) == [("False", "False"), ("False", "True"), ("True", "False"), ("True", "True")]
     scores = [row["val.miou"] for row in rows]
     assert [row["best"] for row in rows] == [max(scores[: n + 1]) for n in range(4)]
     assert record["trial"] == scores.index(max(scores))
@@ -266,7 +268,7 @@ def test_every_stage_trains_scores_and_checks_the_chosen_recipe(checkout: Path, 
     shutil.copy(baseline / PATHS.records / "tune/net.json", PATHS.records / "tune")
     (fault,) = faults(suite)
     assert "train.lr is 0.0123 in the record and " in fault
-    assert "in the recipe that was tuned; run its stage again" in fault
+    assert "in the tuned recipe; run its stage again" in fault
 
 
 def faults(suite: Suite) -> list[str]:
