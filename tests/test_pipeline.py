@@ -18,7 +18,7 @@ from checkout import ENV, clone, ran, run, start
 from sunets.core.record import read_json
 
 pytestmark = pytest.mark.slow
-KILLS, KILL_SEED = int(os.environ.get("SUNETS_KILLS", 2)), int(os.environ.get("SUNETS_KILL_SEED", 0))
+KILLS, KILL_SEED = int(os.environ.get("SUNETS_KILLS", 1)), int(os.environ.get("SUNETS_KILL_SEED", 0))
 """How often `dvc repro` is killed at drawn moments before it may end; SUNETS_KILLS=20 for a thorough run."""
 REPORTS = ("report", "ablation_report")
 """Stages that follow an edit of a model: both show the labels of all models."""
@@ -53,12 +53,11 @@ def _kill_after(process: subprocess.Popen[str], seconds: float, whom: str) -> No
 def clones(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two finished clones: one left alone, one whose `dvc repro` was killed again and again.
 
-    In training, in evaluation, and at moments drawn from KILL_SEED: in turns `dvc` alone, whose stage must not go on
+    In training, and at moments drawn from KILL_SEED: in turns `dvc` alone, whose stage must not go on
     without it, and a process below it.
     """
     killed = clone(tmp_path_factory.mktemp("killed"))
     _kill_at(start(killed, "dvc", "repro"), r"seed \d epoch 1/")
-    _kill_at(start(killed, "dvc", "repro"), r"single_scale scored")
     moments = random.Random(KILL_SEED)
     for number in range(KILLS):
         seconds, whom = moments.uniform(2, 25), ("dvc", "descendant")[number % 2]
