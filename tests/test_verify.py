@@ -57,7 +57,7 @@ def _edit(path: Path, old: str, new: str) -> None:
 def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
     assert (
         run(root, "sunets", "verify")
-        == "smoke: records of trial, evaluate, cost, speed, train, tune were made by this code\n"
+        == "smoke: records of trial, cost, evaluate, speed, train, tune were made by this code\n"
     )
 
 
@@ -69,7 +69,7 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
         ("dvc.yaml", "stages:", "stages: [", 1, ["`dvc status` fails", "dvc.yaml"]),
         ("sunets/report/figures.py", '"""Figures', '"""The figures', 1, ["would run report"]),
         ("sunets/training/fit.py", '"""Training', '"""The training', 1, ["would run tune@", "train@", "other code"]),
-        ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run tune@", "params.yaml", "train.lr 0.003 / 0.004"]),
+        ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run tune@", "train.lr 0.003 / 0.004"]),
         (RECORD, '"train.epochs": 2', '"train.epochs": 3', 1, [RECORD, "config_hash"]),
         (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
         (RECORD, "[", "", 2, [RECORD, "not valid JSON"]),

@@ -22,7 +22,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -225,7 +225,12 @@ class Pool:
             while waiting and len(running) < self.workers:
                 plan, slot, job = waiting.popleft()
                 plain = json.loads(json.dumps(dict(job.arguments, **job.paths)))  # no code travels
-                running[self.executor.submit(_call, job.name, job.function, plain, self.needs)] = plan, slot, job
+                try:
+                    future = self.executor.submit(_call, job.name, job.function, plain, self.needs)
+                except BrokenExecutor as error:  # a worker died after the last wait
+                    future = Future()
+                    future.set_exception(error)
+                running[future] = plan, slot, job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 plan, slot, job = running.pop(future)
                 result, path = _result(future, job), self.path(job)
