@@ -55,6 +55,18 @@ def finished_clone(base: Path, target: Path) -> Path:
     return target
 
 
+def _keep_to_one_core() -> None:
+    """Give each worker of pytest-xdist one core for the commands that it starts.
+
+    A pipeline with one core trains in its stages' own processes: with all cores taken by workers, a pool of processes
+    would only import torch once more per stage.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
+
+
 def edit(path: Path, changes: dict[str, str]) -> None:
     """Replace the first match of each pattern in a file; every other byte stays as it is committed.
 
@@ -79,6 +91,7 @@ def start(root: Path, *command: str, env: dict[str, str] | None = None) -> subpr
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=_keep_to_one_core,
     )
 
 
@@ -102,6 +115,7 @@ def start_shell(root: Path, command: str, env: dict[str, str] | None = None) -> 
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=_keep_to_one_core,
     )
 
 
