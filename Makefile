@@ -13,7 +13,7 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env lock repro repro-from-nothing transfer paper test test-fast verify check zoo ui clean
+.PHONY: help env lock repro repro-from-nothing transfer paper test test-fast verify lint check zoo ui clean
 help:  ## list these
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
@@ -61,11 +61,12 @@ test-fast: env  ## run the tests that are not marked slow
 verify: env  ## check that dvc.lock and results/ belong to this code and these parameters
 	$(PY) -m sunets verify
 
-check: env  ## lint, format, types, tests
+lint: env  ## lint, format, types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(MAKE) test
+
+check: lint test  ## lint, format, types, tests
 
 zoo: env  ## count every network of the zoo: the tables of docs/cost.md; draw the architecture
 	$(PY) -m sunets zoo

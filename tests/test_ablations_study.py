@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -322,7 +323,9 @@ def test_the_records_are_the_same_to_the_byte_with_1_2_and_4_workers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [True, False], ids=["shared_directory", "none_shared"])
+@pytest.mark.parametrize(  # without a shared directory: test_stages.py, and here where all is asked for
+    "shared", [True, False] if os.environ.get("SUNETS_THOROUGH") else [True], ids=lambda s: f"shared_directory_{s}"
+)
 def test_a_cluster_that_loses_a_worker_in_mid_trial_leaves_the_same_bytes(
     shared: bool, suite: Suite, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ NAMES = st.one_of(
     st.sampled_from(["a", "photo 0", "._b", "Thumbs", "é", "写真", "x.y", "caf\udce9", "two\nlines", "-", "..."]),
     st.text(st.characters(exclude_characters="/\x00", codec="utf-8"), min_size=1, max_size=8),
 )
-EXAMPLES = int(os.environ.get("SUNETS_EXAMPLES", 40))
+EXAMPLES = int(os.environ.get("SUNETS_EXAMPLES", 16))
 """Data sets that are drawn; SUNETS_EXAMPLES=1000 for a thorough run."""
 DAMAGE = st.sampled_from(["", "", "", "", "", "cut", "text", "empty", "fifo", "folder", "link", "absent"])
 
