@@ -24,7 +24,7 @@ from sunets.core.config import fingerprint as digest_of
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.progress import progress_bar
+from sunets.core.progress import progress_bar, scores_text
 from sunets.core.provenance import provenance, stage_command
 from sunets.core.record import Record, make_record, parameters
 from sunets.core.stage import StageError, stage
@@ -280,12 +280,12 @@ class _Progress:
     def hear(self, name: str, row: Record) -> None:
         """Take the row of an epoch of a trial."""
         epoch = f"epoch {row['epoch']}/{self.tuning.base.train.epochs}"
-        self._say(f"{name} {epoch}: {_shown(row)}", last=f"{name} {epoch}")
+        self._say(f"{name} {epoch}: {scores_text(row)}", last=f"{name} {epoch}")
 
     def end(self, trial: Trial) -> None:
         """Take a trial that has ended."""
         values = ", ".join(f"{path}={value}" for path, value in trial.setting.items())
-        outcome = trial.reason or _shown(trial.result["values"])
+        outcome = trial.reason or scores_text(trial.result["values"])
         self._say(f"{self.tuning.key} trial {trial.number} of {self._total}: {values}: {outcome}", last=outcome)
         self._bars.update(self._task, advance=1)
 
@@ -294,7 +294,3 @@ class _Progress:
             print(line, flush=True)
         else:
             self._bars.update(self._task, last=last)
-
-
-def _shown(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v:.4f}" for k, v in values.items() if "." in k and v is not None)

@@ -15,9 +15,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import yaml
 from cluster import NO_SERVER, cluster, environment, until
-from tiny import SUNET
+from tiny import SUNET, SYNTHETIC, write_checkout
 
 import sunets.tracking.live
 from ablations import __main__ as commands
@@ -26,7 +25,6 @@ from ablations.study import confirmed, run_study, spread
 from sunets.core.config import Suite, load
 from sunets.core.metrics import pareto_front
 from sunets.core.record import read_json, read_rows
-from sunets.data import prepare
 from sunets.stages.train import train_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +33,7 @@ RATE = {"path": "train.lr", "low": 1e-4, "high": 0.1, "log": True}
 PARAMS: dict[str, Any] = {
     "benchmark": "tiny",
     "seeds": [0, 1],
-    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "data": SYNTHETIC,
     "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
     "train": {"epochs": 3, "batch_size": 8},
     "evaluate": {"batch_size": 4, "variants": {"plain": {}}},
@@ -81,10 +79,7 @@ class QuietTracker:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with parameters and prepared data, and the trainings that earlier tests left."""
-    root = tmp_path_factory.mktemp("checkout")
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(load(root / "params.yaml").data, root / "data/prepared/tiny")
-    return root
+    return write_checkout(tmp_path_factory.mktemp("checkout"), PARAMS)
 
 
 @pytest.fixture
@@ -153,7 +148,7 @@ def test_a_failed_training_is_a_row_and_equal_trainings_are_shared(suite: Suite)
 def test_the_reference_arm_is_the_training_of_the_benchmark_whichever_runs_first(
     first: str, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(copy_of(suite, tmp_path / "checkout"))
+    monkeypatch.chdir(write_checkout(tmp_path / "checkout", PARAMS))
     monkeypatch.setattr(sunets.tracking.live, "Tracker", lambda *_: MagicMock())
     axes = "[{path: model.unet_depth, values: [[1, 1, 1], [2, 2, 2]]}]"  # written out; the model says 1
     grid = f"{{kind: grid, model: net, seeds: [0, 5], axes: {axes}}}"
@@ -268,8 +263,7 @@ def command(root: Path, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
 def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(suite: Suite, tmp_path: Path) -> None:
     run_study(suite, "tuned", workers=1)
     expected = files(Path(), "tuned")
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(suite.data, tmp_path / "data/prepared/tiny")
+    write_checkout(tmp_path, PARAMS)
 
     end = time.monotonic() + 120
     with command(tmp_path, "run", "tuned", "--workers", "1") as process:
@@ -289,7 +283,7 @@ def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(sui
 
 @pytest.mark.slow
 def test_a_second_driver_of_a_study_is_refused_with_one_line(suite: Suite, tmp_path: Path) -> None:
-    folder = copy_of(suite, tmp_path / "checkout")
+    folder = write_checkout(tmp_path / "checkout", PARAMS)
     with command(folder, "run", "tuned", "--workers", "1", "--set", "train.epochs=300", **NO_SERVER) as first:
         until(lambda: list(folder.glob(".work/*/checkpoint.pt")), 300)
         with command(folder, "run", "tuned", "--workers", "1", **NO_SERVER) as second:
@@ -300,14 +294,6 @@ def test_a_second_driver_of_a_study_is_refused_with_one_line(suite: Suite, tmp_p
     assert errors.decode() == "error: ablate@tuned: already running in this checkout; wait for it, or stop it\n"
 
 
-def copy_of(suite: Suite, folder: Path) -> Path:
-    """A directory with the same parameters and data, and no work."""
-    folder.mkdir(exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(suite.data, folder / "data/prepared/tiny")
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("study", ["depth", "tuned", "search"])
 def test_the_records_are_the_same_to_the_byte_with_1_2_and_4_workers(
@@ -316,7 +302,7 @@ def test_the_records_are_the_same_to_the_byte_with_1_2_and_4_workers(
     run_study(suite, study, workers=1)
     expected = files(Path(), study)
     for workers in (2, 4):
-        monkeypatch.chdir(copy_of(suite, tmp_path / str(workers)))
+        monkeypatch.chdir(write_checkout(tmp_path / str(workers), PARAMS))
         run_study(suite, study, workers=workers)
         assert files(Path(), study) == expected
         assert len(list(Path(".work").glob("*/checkpoint.pt"))) > 2, "nothing was trained here"
@@ -331,8 +317,8 @@ def test_a_cluster_that_loses_a_worker_in_mid_trial_leaves_the_same_bytes(
 ) -> None:
     run_study(suite, "tuned", workers=1)
     expected = files(Path(), "tuned")
-    driver = copy_of(suite, tmp_path / "driver")
-    folders = [driver if shared else copy_of(suite, tmp_path / f"worker{number}") for number in range(4)]
+    driver = write_checkout(tmp_path / "driver", PARAMS)
+    folders = [driver if shared else write_checkout(tmp_path / f"worker{number}", PARAMS) for number in range(4)]
     with cluster(folders[0], 1) as made:
         for folder in folders[1:]:
             made.add_worker(folder)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import SUNET
+from tiny import DEPTH_STUDY, SUNET, SYNTHETIC, NoTracker, write_checkout
 
 import ablations.study
 import sunets.stages.cost
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARAMS: dict[str, Any] = {
     "benchmark": "tiny",
     "seeds": [0, 1],
-    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "data": SYNTHETIC,
     "models": {
         "net": {k.removeprefix("model."): v for k, v in SUNET.items()},
         "plain": {"name": "plain_conv_small", "width": 4},
@@ -40,30 +40,13 @@ PARAMS: dict[str, Any] = {
     "evaluate": {"batch_size": 4, "variants": {"whole": {}}, "num_qualitative": 1},
     "cost": {"size": [32, 32], "repeats": 3, "receptive_field_seeds": 1, "receptive_field_images": 1},
     "report": {"reference": "net"},
-    "ablations": {
-        "depth": {
-            "kind": "one_at_a_time", "model": "net", "seeds": [0],
-            "axes": [{"path": "model.unet_depth", "values": [1]}],
-        },
-    },
+    "ablations": {"depth": DEPTH_STUDY},
 }  # fmt: skip
-
-
-class NoTracker:
-    """Takes what a live tracker takes."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("checkout")
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(load(root / "params.yaml").data, root / "data/prepared/tiny")
-    return root
+    return write_checkout(tmp_path_factory.mktemp("checkout"), PARAMS)
 
 
 @pytest.fixture

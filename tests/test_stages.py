@@ -11,30 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cluster import NO_SERVER, cluster, environment, until
-from tiny import SUNET
+from tiny import SUNET, SYNTHETIC, write_checkout
 
-from sunets.core.config import load
 from sunets.core.record import read_json
-from sunets.data import prepare
 
 PARAMS: dict[str, Any] = {
     "benchmark": "tiny",
     "seeds": [0, 1],
-    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "data": SYNTHETIC,
     "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
     "train": {"epochs": 20, "batch_size": 4},
     "evaluate": {"batch_size": 4, "variants": {"plain": {}, "flip": {"flip": True}}},
     "report": {"reference": "net"},
 }
-
-
-def copy_of(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(load(folder / "params.yaml").data, folder / "data/prepared/tiny")
-    return folder
 
 
 def command(folder: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
@@ -53,7 +43,7 @@ def written(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the stages write on one worker of this machine."""
-    folder = copy_of(tmp_path_factory.mktemp("alone"))
+    folder = write_checkout(tmp_path_factory.mktemp("alone"), PARAMS)
     for stage_name in ("train", "evaluate"):
         with command(folder, stage_name, "net", "--workers", "1", **NO_SERVER) as process:
             _, errors = process.communicate(timeout=300)
@@ -67,8 +57,8 @@ def test_a_cluster_that_loses_a_worker_trains_and_scores_the_same(
     shared: bool, tmp_path: Path, alone: dict[str, bytes]
 ) -> None:
     """With a shared directory the lost training goes on, with none it starts anew on another worker."""
-    driver = copy_of(tmp_path / "driver")
-    folders = [driver if shared else copy_of(tmp_path / f"worker{number}") for number in range(2)]
+    driver = write_checkout(tmp_path / "driver", PARAMS)
+    folders = [driver if shared else write_checkout(tmp_path / f"worker{number}", PARAMS) for number in range(2)]
     with cluster(folders[0], 1) as made:
         for folder in folders[1:]:
             made.add_worker(folder)
@@ -97,7 +87,7 @@ def busy(pid: int) -> bool:
 @pytest.mark.slow
 def test_other_weights_to_start_from_are_another_training(tmp_path: Path) -> None:
     """Under the same path: results are found by what decides them, not by the configuration alone."""
-    folder = copy_of(tmp_path / "chain")
+    folder = write_checkout(tmp_path / "chain", PARAMS)
     start, made = folder / "start.pt", folder / "outputs/tiny/weights/net/seed0.pt"
 
     def train(*settings: str) -> bytes:

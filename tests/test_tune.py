@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
-from tiny import SUNET
+from tiny import DEPTH_STUDY, SUNET, SYNTHETIC, NoTracker, write_checkout
 
 import ablations.tune
 import sunets.tracking.live
@@ -24,7 +24,6 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import tuned
 from sunets.core.record import read_json, read_records, read_rows, write_json, write_rows
 from sunets.core.stage import StageError
-from sunets.data import prepare
 from sunets.data.manifest import load_manifest
 from sunets.stages.evaluate import evaluate_stage
 from sunets.stages.train import train_stage
@@ -39,7 +38,7 @@ HEAD = {"path": "train.zero_init_head", "values": [False, True]}
 PARAMS: dict[str, Any] = {
     "benchmark": "tiny",
     "seeds": [0, 1],
-    "data": {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}},
+    "data": SYNTHETIC,
     "models": {
         "net": {k.removeprefix("model."): v for k, v in SUNET.items()},
         "plain": {"name": "plain_conv_small", "width": 4, "train": {"weight_decay": 0.0}},
@@ -52,22 +51,9 @@ PARAMS: dict[str, Any] = {
     "evaluate": {"batch_size": 4, "variants": {"plain": {}}},
     "cost": {"size": [32, 32], "receptive_field_seeds": 1, "receptive_field_images": 1},
     "report": {"reference": "net"},
-    "ablations": {
-        "depth": {
-            "kind": "one_at_a_time", "model": "net", "seeds": [0],
-            "axes": [{"path": "model.unet_depth", "values": [1]}],
-        },
-    },
+    "ablations": {"depth": DEPTH_STUDY},
 }  # fmt: skip
 PATHS = BenchmarkPaths("tiny")
-
-
-class QuietTracker:
-    """Takes what a live tracker takes."""
-
-    def __init__(self, *arguments: Any) -> None: ...
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **options: None
 
 
 def write(tree: dict[str, Any], **tune: Any) -> Suite:
@@ -80,10 +66,7 @@ def write(tree: dict[str, Any], **tune: Any) -> Suite:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    prepare(load(root / "params.yaml").data, root / "data/prepared/tiny")
-    return root
+    return write_checkout(tmp_path_factory.mktemp("prepared"), PARAMS)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +83,7 @@ def baseline(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sunets.tracking.live, "Tracker", QuietTracker)
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", NoTracker)
     monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
-from sunets.core.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, override
-from sunets.data import Item, Manifest
+from sunets.core.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, load, override
+from sunets.data import Item, Manifest, prepare
 
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine take ten times as long
 
@@ -24,6 +26,32 @@ SUNET = {
     "model.unet_depth": 1,
 }
 """The smallest network with every kind of layer of a SUNet."""
+SYNTHETIC = {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}}
+"""Section `data` of a parameter file."""
+DEPTH_STUDY = {
+    "kind": "one_at_a_time",
+    "model": "net",
+    "seeds": [0],
+    "axes": [{"path": "model.unet_depth", "values": [1]}],
+}
+"""The shortest study of a model `net`."""
+
+
+class NoTracker:
+    """Takes what a live tracker takes."""
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
+
+
+def write_checkout(root: Path, params: dict[str, Any]) -> Path:
+    """Write params.yaml and prepare its data, in a directory that is made where it is absent."""
+    root.mkdir(exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    prepare(load(root / "params.yaml").data, root / "data/prepared" / params["benchmark"])
+    return root
 
 
 def tiny_config(**values: Any) -> Config:

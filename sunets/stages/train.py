@@ -14,7 +14,7 @@ from rich.progress import TaskID
 from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.progress import progress_bar
+from sunets.core.progress import progress_bar, scores_text
 from sunets.core.provenance import environment, provenance, stage_command, utc_now
 from sunets.core.recipes import tuned
 from sunets.core.record import make_record, replacing, write_json, write_rows
@@ -198,7 +198,7 @@ class _EpochProgress:
 
     def update(self, index: int, row: dict[str, Any]) -> None:
         """Show the row of an epoch of the training at this index."""
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in row.items() if "." in k and v is not None)
+        shown = scores_text(row)
         if self._tasks:
             self._bars.update(self._tasks[index], completed=row["epoch"], last=shown)
         else:
