@@ -254,8 +254,6 @@ def _result(future: Future[Result], job: Job) -> Result:
     try:
         return future.result()
     except Exception as error:
-        if isinstance(error, JobError):
-            raise JobError(str(error)) from error
         if reason := _LOST.get(type(error).__name__):
             raise JobError(f"{job.name}: {reason}") from error
         raise

@@ -21,6 +21,10 @@ PRIMARY_METRIC: dict[Task, str] = {"segmentation": "score.miou", "classification
 (`val.miou`) and for a sampler (`search.miou`)."""
 
 
+OBJECT_SIZES = {"small": 0.0, "medium": 0.02, "large": 0.1}
+"""Size of an object -> its least area, as a share of the image; an object is a connected region of one class."""
+
+
 def higher_is_better(key: str) -> bool:
     """Whether higher is better: false for errors, true for other scores."""
     return not key.endswith("_error_percent")
@@ -42,6 +46,37 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Te
     index = (image * rows + target) * num_classes + prediction
     counts = index.flatten().bincount(minlength=batch * rows * num_classes)
     return counts.view(batch, rows, num_classes)[:, :num_classes]
+
+
+def confusion_by_object_size(
+    prediction: NDArray[np.integer], target: NDArray[np.integer], num_classes: int
+) -> NDArray[np.int64]:
+    """Count (true class, predicted class) pairs of one image, apart for the pixels of small, medium and large objects.
+
+    Args:
+        prediction: (H, W) classes 0..K-1.
+        target: (H, W) classes; `IGNORE_INDEX` is not counted.
+        num_classes: K.
+
+    Returns:
+        (S, K, K), one matrix for each of `OBJECT_SIZES`; rows are the truth.
+    """
+    sizes = np.zeros(target.shape, dtype=np.int64)
+    for label in np.unique(target[target != IGNORE_INDEX]):
+        objects, _ = ndimage.label(target == label)
+        area = np.bincount(objects.flat) / target.size
+        size = np.searchsorted(list(OBJECT_SIZES.values()), area, side="right") - 1
+        sizes += np.where(objects > 0, size[objects], 0)
+    counted = target != IGNORE_INDEX
+    index = (sizes[counted] * num_classes + target[counted]) * num_classes + prediction[counted]
+    shape = (len(OBJECT_SIZES), num_classes, num_classes)
+    return np.bincount(index, minlength=math.prod(shape)).reshape(shape)
+
+
+def scores_by_object_size(confusions: NDArray[np.integer]) -> dict[str, float | None]:
+    """Compute `score.mean_accuracy.<size>` from (S, K, K) counts; None for a size that no object has."""
+    scores = (scores_from_confusion(confusion)["score.mean_accuracy"] for confusion in confusions)
+    return {f"score.mean_accuracy.{size}": score for size, score in zip(OBJECT_SIZES, scores, strict=True)}
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:

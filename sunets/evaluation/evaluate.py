@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sunets.core.config import Config, ConfigError, VariantConfig
-from sunets.core.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
+from sunets.core.metrics import (
+    OBJECT_SIZES,
+    boundary_f_score,
+    confusion_by_object_size,
+    confusion_matrix,
+    scores_by_object_size,
+    scores_from_confusion,
+    top_k_errors,
+)
 from sunets.data.loading import eval_batches
 from sunets.data.manifest import Manifest
 from sunets.evaluation.multi_scale import multi_scale_probabilities
@@ -25,11 +33,13 @@ class Evaluation:
 
     confusions: NDArray[np.uint32]
     """(images, K, K), rows are the truth; for classification (1, K, K), over all images."""
+    by_object_size: NDArray[np.int64] | None
+    """(S, K, K), over all images, one matrix for each of `OBJECT_SIZES`; None for classification."""
     image_ids: tuple[str, ...]
     """One per matrix; for classification `all`."""
     scores: dict[str, float | None]
-    """score.miou, score.mean_accuracy, score.pixel_accuracy, score.boundary_f and score.iou.<class> as fractions, None
-    if a class is absent; for classification score.top1_error_percent and score.top5_error_percent."""
+    """score.miou, score.mean_accuracy (also .small, .medium and .large), score.pixel_accuracy, score.boundary_f and
+    score.iou.<class> as fractions, None if a class is absent; for classification score.top1_error_percent and score.top5_error_percent."""
     predictions: dict[str, NDArray[np.uint8]]
     """Image id -> (H, W) labels, for the first images of the split; empty for classification."""
 
@@ -73,6 +83,7 @@ def evaluate(
     model.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
     classes, batch_size = manifest.num_classes, config.evaluate.batch_size
     confusions = np.zeros((len(items) if segmentation else 1, classes, classes), dtype=np.uint32)
+    by_size = np.zeros((len(OBJECT_SIZES), classes, classes), dtype=np.int64)
     boundaries: list[float | None] = [None] * len(items)
     predictions: dict[str, NDArray[np.uint8]] = {}
     errors = {1: 0, 5: 0}
@@ -90,6 +101,7 @@ def evaluate(
             confusions[numbers] = confusion_matrix(labels, targets, classes).cpu().numpy()
             for number, predicted, true in zip(numbers, labels.cpu().numpy(), targets.cpu().numpy(), strict=True):
                 boundaries[number] = boundary_f_score(predicted, true, config.evaluate.boundary_tolerance)
+                by_size += confusion_by_object_size(predicted, true, classes)
                 if number < config.evaluate.num_qualitative:
                     predictions[items[number].id] = predicted.astype(np.uint8)
         else:
@@ -99,9 +111,10 @@ def evaluate(
 
     if not segmentation:
         percent = {f"score.top{k}_error_percent": 100 * count / len(items) for k, count in errors.items()}
-        return Evaluation(confusions, ("all",), dict(percent), {})
+        return Evaluation(confusions, None, ("all",), dict(percent), {})
     scores = scores_from_confusion(confusions.sum(axis=0, dtype=np.int64), manifest.classes)
+    scores |= scores_by_object_size(by_size)
     counted = [value for value in boundaries if value is not None]
     scores["score.boundary_f"] = float(np.mean(counted)) if counted else None
     in_order = {item.id: predictions[item.id] for item in items[: config.evaluate.num_qualitative]}
-    return Evaluation(confusions, tuple(item.id for item in items), scores, in_order)
+    return Evaluation(confusions, by_size, tuple(item.id for item in items), scores, in_order)

@@ -36,7 +36,7 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         send: receives the name of each variant after it was scored.
 
     Returns:
-        environment; scores and image_ids by variant; confusions.VARIANT; label.IMAGE of the first variant.
+        environment; scores and image_ids by variant; confusions.VARIANT and by_object_size.VARIANT; label.IMAGE of the first variant.
     """
     config = Config.model_validate(arguments["config"])
     manifest = load_manifest(Path(arguments["data"]), config.data)
@@ -62,6 +62,8 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         result["scores"][name] = scored.scores
         result["image_ids"][name] = list(scored.image_ids)
         result[f"confusions.{name}"] = scored.confusions
+        if scored.by_object_size is not None:
+            result[f"by_object_size.{name}"] = scored.by_object_size
         if number == 0:
             result |= {f"label.{image}": labels for image, labels in scored.predictions.items()}
         send(name)
@@ -127,6 +129,8 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                 )
                 if result:
                     arrays[f"seed{seed}.{variant}"] = result[f"confusions.{variant}"]
+                    if (by_size := result.get(f"by_object_size.{variant}")) is not None:
+                        arrays[f"by_object_size.seed{seed}.{variant}"] = by_size
                     arrays["images"] = np.array(result["image_ids"][variant])
         folder = paths.predictions(key)
         shutil.rmtree(folder, ignore_errors=True)
