@@ -276,7 +276,10 @@ def change(root: Path, kind: str, edit: Callable[[dict[str, Any]], Any], seed: i
     path.write_text(json.dumps(rows))
 
 
-@pytest.mark.parametrize("key", ["score.miou", "score.pixel_accuracy", "score.mean_accuracy", "score.iou.disc_dark"])
+@pytest.mark.parametrize(
+    "key",
+    ["score.miou", "score.pixel_accuracy", "score.mean_accuracy", "score.mean_accuracy.small", "score.iou.disc_dark"],
+)
 @pytest.mark.parametrize("forged", [0.99, None])
 def test_a_forged_score_is_an_error_that_names_it(key, forged, suite, tmp_path) -> None:
     fabricate(tmp_path, suite)
@@ -314,6 +317,21 @@ def test_a_score_without_its_matrices_is_an_error_and_without_the_file_a_note(su
     path.unlink()
     notes = tables.accuracy(load_records(suite, tmp_path), SUNET).notes
     assert f"Scores not checked, for want of confusion matrices: {OTHER}." in notes
+
+
+def test_matrices_by_object_size_are_those_of_the_images(suite, tmp_path) -> None:
+    fabricate(tmp_path, suite)
+    path = tmp_path / f"results/toy/records/confusion/{OTHER}.npz"
+    with np.load(path) as arrays:
+        kept = dict(arrays)
+    kept["by_object_size.seed1.single_scale"] = kept["by_object_size.seed0.single_scale"]
+    np.savez(path, **kept)
+    with pytest.raises(RecordError, match="seed 1, single_scale: the matrices by object size do not add up"):
+        load_records(suite, tmp_path)
+    kept["by_object_size.seed1.single_scale"] = kept["by_object_size.seed1.single_scale"][:2]
+    np.savez(path, **kept)
+    with pytest.raises(RecordError, match=rf"{OTHER}\.npz: its matrices by object size are not 3"):
+        load_records(suite, tmp_path)
 
 
 def test_top1_errors_are_checked_too(tmp_path) -> None:

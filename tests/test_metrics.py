@@ -11,7 +11,14 @@ import torchmetrics.functional.classification as torchmetrics
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score, recall_score, top_k_accuracy_score
 
-from sunets.core.metrics import boundary_f_score, confusion_matrix, scores_from_confusion, top_k_errors
+from sunets.core.metrics import (
+    boundary_f_score,
+    confusion_by_object_size,
+    confusion_matrix,
+    scores_by_object_size,
+    scores_from_confusion,
+    top_k_errors,
+)
 
 CLASSES = 5
 
@@ -68,6 +75,29 @@ def test_absent_classes_are_left_out() -> None:
     assert scores["score.mean_accuracy"] == pytest.approx((2 / 3 + 0) / 2)  # c has no true pixel
     empty = scores_from_confusion(np.zeros((2, 2), dtype=np.int64), "ab")
     assert set(empty.values()) == {None}
+
+
+def test_accuracy_by_object_size() -> None:
+    target = np.zeros((100, 100), np.uint8)  # one large object of class 0
+    target[:10, :19] = 1  # 190 pixels are small, 200 are medium, 1,000 are large
+    target[20:30, :20] = 1  # another object of class 1
+    target[50:90, 10:35] = 2
+    target[20, 0] = 255
+    prediction = np.where(target == 255, 0, target)
+    prediction[:10, :10] = 0  # 100 of the 190
+    prediction[50:90, 10:20] = 1  # 400 of the 1,000
+    counts = confusion_by_object_size(prediction, target, 3)
+    small, medium, large = counts
+    assert small.sum() == small[1].sum() + medium.sum() == 190 + 199  # the ignored pixel makes the second one small
+    assert (
+        counts.sum(0) == confusion_matrix(torch.tensor(prediction)[None], torch.tensor(target)[None], 3)[0].numpy()
+    ).all()
+    assert large[2].tolist() == [0, 400, 600]
+    assert scores_by_object_size(counts) == {
+        "score.mean_accuracy.small": pytest.approx((90 + 199) / 389),
+        "score.mean_accuracy.medium": None,
+        "score.mean_accuracy.large": pytest.approx((1 + 0.6) / 2),
+    }
 
 
 def test_counts_beyond_32_bits() -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import stats
 
 from sunets.core.config import Suite
-from sunets.core.metrics import scores_from_confusion
+from sunets.core.metrics import scores_by_object_size, scores_from_confusion
 from sunets.core.names import PREPARED
 from sunets.core.record import RecordError, parameters_hash
 from sunets.report import figures, style, tables
@@ -123,7 +123,10 @@ def fabricate(root: Path, suite: Suite, skills: dict[str, float] = SKILL) -> Non
             for variant, gain in (("single_scale", 0.0), ("multi_scale_flip", 0.02)):
                 counts = confusion(rng, skill + gain + rng.normal(0, 0.012))
                 arrays[f"seed{seed}.{variant}"] = counts
-                scores = scores_from_confusion(counts.sum(0), CLASSES) | {"score.boundary_f": 0.5 * skill}
+                by_size = counts[:18].reshape(3, 6, 5, 5).sum(1) + counts[18:].reshape(3, 2, 5, 5).sum(1)
+                arrays[f"by_object_size.seed{seed}.{variant}"] = by_size
+                scores = scores_from_confusion(counts.sum(0), CLASSES) | scores_by_object_size(by_size)
+                scores["score.boundary_f"] = 0.5 * skill
                 evaluate.append(record("evaluate", key, label, seed=seed, variant=variant, scores=scores))
             for epoch in range(1, 10):
                 loss = (1.6 - skill) * np.exp(-epoch / 4) + 0.4 + rng.normal(0, 0.02)
@@ -201,11 +204,14 @@ def _scores(root: Path, model: str, key: str = "score.miou", variant: str = "sin
 def test_report_writes_each_table_and_figure_and_removes_only_its_own_stale_files(site) -> None:
     root, _, paths = site
     tables_dir, figures_dir = root / "results/toy/tables", root / "results/toy/figures"
-    names = {"cost", "accuracy", "per_class", "test_time", "speed", "training_time"}
+    names = {"cost", "accuracy", "per_class", "object_size", "test_time", "speed", "training_time"}
     assert {p.name for p in tables_dir.iterdir()} == {f"{n}{s}" for n in names for s in (".md", ".tex", ".csv")} | {
         "ablation_unet_depth.md"
     }
-    drawn = {"accuracy", "accuracy_cost", "training_curves", "per_class", "confusion", "receptive_field", "qualitative"}
+    drawn = {
+        "accuracy", "accuracy_cost", "training_curves", "per_class", "object_size", "confusion", "receptive_field",
+        "qualitative",
+    }  # fmt: skip
     assert {p.name for p in figures_dir.iterdir()} == {f"{n}{s}" for n in drawn for s in (".png", ".pdf")}
     assert all(p.stat().st_size > 100 for p in paths)
     for path in figures_dir.glob("*.png"):
@@ -469,7 +475,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
         change(kind, "sunet_tiny", lambda row: row["provenance"].update(git_commit=None, git_dirty=None))
     for path in (records / "confusion").glob("*.npz"):
         with np.load(path) as arrays:
-            first = {name: values[:1] for name, values in arrays.items()}
+            first = {name: values[:1] for name, values in arrays.items() if not name.startswith("by_object_size")}
         if path.stem == "dilated_resnet_small":
             first |= {name: first["seed0.single_scale"] for name in first if name.startswith("seed")}
         np.savez(path, **first)
@@ -688,6 +694,7 @@ def test_explain_leads_from_a_number_to_its_runs(site) -> None:
     [
         ("cost", "sunet_tiny", "cost.gmacs", "cost: cost.gmacs = 0.35"),
         ("per_class", "sunet_tiny", "disc_dark", "score.iou.disc_dark = "),
+        ("object_size", "sunet_tiny", "Small objects (%)", "score.mean_accuracy.small = "),
         ("test_time", "sunet_tiny/multi_scale_flip", "score.miou.mean", "variant multi_scale_flip"),
         ("speed", "sunet_tiny", "Latency (ms)", "speed: speed.latency_ms = 12.5"),
         ("training_time", "sunet_tiny/1", "seconds", "train, seed 1: finished"),

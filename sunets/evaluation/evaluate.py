@@ -39,7 +39,8 @@ class Evaluation:
     """One per matrix; for classification `all`."""
     scores: dict[str, float | None]
     """score.miou, score.mean_accuracy (also .small, .medium and .large), score.pixel_accuracy, score.boundary_f and
-    score.iou.<class> as fractions, None if a class is absent; for classification score.top1_error_percent and score.top5_error_percent."""
+    score.iou.<class> as fractions, None if a class is absent; for classification score.top1_error_percent and
+    score.top5_error_percent."""
     predictions: dict[str, NDArray[np.uint8]]
     """Image id -> (H, W) labels, for the first images of the split; empty for classification."""
 

@@ -20,7 +20,7 @@ from sunets.report.records import Records, load_records
 from sunets.report.style import save_figure
 from sunets.report.write import Table
 
-TABLES = ("cost", "accuracy", "per_class", "test_time", "tuning", "published", "speed", "training_time")
+TABLES = ("cost", "accuracy", "per_class", "object_size", "test_time", "tuning", "published", "speed", "training_time")
 _REMEDY = "run the stage prepare again for an image or mask, the stage evaluate for a prediction"
 FIGURES = (*figures.DRAWN, "qualitative")
 """Names of the files that a report writes: stale ones are removed, others are left alone."""
@@ -84,6 +84,7 @@ def _tables(suite: Suite, records: Records) -> list[Table]:
         tables.cost(records),
         tables.accuracy(records, suite.report.reference),
         tables.per_class(records),
+        tables.object_size(records),
         tables.test_time(records),
         tables.tuning(records),
         published(records, names),

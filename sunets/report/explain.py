@@ -13,7 +13,8 @@ from sunets.report.records import FINISHED, Records, ReportError, find_records, 
 
 _SUFFIX = re.compile(r"\.(mean|ci95_low|ci95_high|joint_ci95_low|joint_ci95_high|difference\.[a-z0-9_]+)$")
 _KEYS = {
-    "cost": ("model",), "accuracy": ("model",), "per_class": ("model",), "test_time": ("model", "variant"),
+    "cost": ("model",), "accuracy": ("model",), "per_class": ("model",), "object_size": ("model",),
+    "test_time": ("model", "variant"),
     "tuning": ("model",), "speed": ("model",),
     "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
 }  # fmt: skip

@@ -20,6 +20,7 @@ from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.style import STYLE, WIDTH, Style, model_styles
+from sunets.report.tables import SIZE_KEYS
 
 
 def accuracy(records: Records) -> Figure | None:
@@ -33,7 +34,7 @@ def accuracy(records: Records) -> Figure | None:
         for y, (model, by_seed) in enumerate(scores.items()):
             style, values = styles[model], [q.scale * v for v in by_seed.values()]
             ax.scatter(values, [y + 0.2] * len(values), s=11, color=style.color, alpha=0.5, linewidths=0, zorder=2)
-            estimate = _shown_estimate(records, model, q)
+            estimate = _shown_estimate(records, model, records.headline)
             _interval_bar(ax, estimate.mean, y - 0.1, estimate, style, horizontal=True)
         ax.set_yticks(range(len(scores)), _labels(records, scores))
         ax.set_ylim(len(scores) - 0.5, -0.5)
@@ -60,7 +61,7 @@ def accuracy_cost(records: Records) -> Figure | None:
         for ax, key in zip(axes[0], panels, strict=True):
             costs = {m: x for m, x in cost[key].dropna().items() if m in scores and x > 0}
             for model, x in costs.items():
-                estimate = _shown_estimate(records, model, q)
+                estimate = _shown_estimate(records, model, records.headline)
                 _interval_bar(ax, x, estimate.mean, estimate, styles[model], horizontal=False)
             ax.margins(y=0.1)
             logarithmic = _cost_axis(ax, list(costs.values()))
@@ -73,6 +74,28 @@ def accuracy_cost(records: Records) -> Figure | None:
     return fig
 
 
+def object_size(records: Records) -> Figure | None:
+    """Mean class accuracy on small, medium and large objects, with intervals over the seeds; one colour per model."""
+    models = [m for m in records.labels if all(records.scores(m, key) for key in SIZE_KEYS)]
+    if not models:
+        return None
+    styles = model_styles(records.labels)
+    with plt.rc_context(STYLE):
+        labels = _labels(records, models)
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.8 + 0.16 * math.ceil(len(labels) / _legend_columns(labels))))
+        for number, model in enumerate(models):
+            shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
+            for x, key in enumerate(SIZE_KEYS):
+                estimate = _shown_estimate(records, model, key)
+                _interval_bar(ax, x + shift, estimate.mean, estimate, styles[model], horizontal=False)
+        ax.set_xticks(range(len(SIZE_KEYS)), [quantity(key).name for key in SIZE_KEYS])
+        ax.set_xlim(-0.5, len(SIZE_KEYS) - 0.5)
+        ax.grid(axis="x", visible=False)
+        ax.set_ylabel("Mean class accuracy (%)")
+        _legend(fig, [styles[m] for m in models], labels, lines=False)
+    return fig
+
+
 def _labels(records: Records, models: Iterable[str]) -> list[str]:
     """Labels of models; those of rows that cannot be compared with the reference say so."""
     reference = records.report.reference
@@ -82,9 +105,9 @@ def _labels(records: Records, models: Iterable[str]) -> list[str]:
     return [records.labels[m] + (f" ({NOT_COMPARABLE})" if m in unlike else "") for m in models]
 
 
-def _shown_estimate(records: Records, model: str, q: Quantity) -> Estimate:
-    """Headline of a model that has scores: mean and interval over seeds and images, in the unit of the figure."""
-    e = joint_estimate(records, model, records.headline)
+def _shown_estimate(records: Records, model: str, key: str) -> Estimate:
+    """A score that a model has: mean and interval over seeds and images, in the unit of the figure."""
+    e, q = joint_estimate(records, model, key), quantity(key)
     assert e is not None
     low, high = (None if end is None else q.scale * end for end in (e.low, e.high))
     return Estimate(q.scale * e.mean, low, high, e.n)
@@ -214,6 +237,7 @@ DRAWN: dict[str, Callable[[Records], Figure | None]] = {
     "training_curves": training_curves,
     "tuning": tuning,
     "per_class": per_class,
+    "object_size": object_size,
     "confusion": confusion,
     "receptive_field": receptive_field,
 }

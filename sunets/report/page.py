@@ -72,6 +72,7 @@ def benchmark_page(suite: Suite, records: Records, content: Content) -> str:
 SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Accuracy", (("table", "accuracy"), ("figure", "accuracy"), ("figure", "accuracy_cost"), ("table", "published"))),
     ("Classes", (("table", "per_class"), ("figure", "per_class"), ("figure", "confusion"))),
+    ("Object size", (("table", "object_size"), ("figure", "object_size"))),
     ("Testing variants", (("table", "test_time"),)),
     ("Cost", (("table", "cost"), ("figure", "receptive_field"))),
     ("Training", (("table", "tuning"), ("figure", "tuning"), ("figure", "training_curves"))),
@@ -87,6 +88,8 @@ FIGURE_CAPTIONS = {
     "tuning": "Validation {headline} of every trial (dots) and the best so far, by trial. Trial 0 is the recipe of the "
     "parameter file.",
     "per_class": "IoU of each class, mean over the seeds and 95 % interval over seeds and images.",
+    "object_size": "Mean class accuracy on the pixels of small, medium and large objects (connected regions of one "
+    "class: less than 2 %, up to 10 %, and more of the image); bars: 95 % intervals over the seeds.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
     "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "
     "untrained network, averaged over initialisations and images. Line: the area of 95 % of it, of the smoothed "

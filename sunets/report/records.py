@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from sunets.core.config import ReportConfig, Suite, Task
-from sunets.core.metrics import PRIMARY_METRIC, scores_from_confusion
+from sunets.core.metrics import OBJECT_SIZES, PRIMARY_METRIC, scores_by_object_size, scores_from_confusion
 from sunets.core.names import PREPARED
 from sunets.core.record import (
     REMEDY,
@@ -71,6 +71,7 @@ QUANTITIES: dict[str, Quantity] = {
     "score.pixel_accuracy": Quantity("Pixel accuracy", "%", 100),
     "score.mean_accuracy": Quantity("Mean class accuracy", "%", 100),
     "score.boundary_f": Quantity("Boundary F", "%", 100),
+    **{f"score.mean_accuracy.{size}": Quantity(f"{size.capitalize()} objects", "%", 100) for size in OBJECT_SIZES},
     "score.top1_error_percent": Quantity("Top-1 error", "%"),
     "score.top5_error_percent": Quantity("Top-5 error", "%"),
     "cost.params_m": Quantity("Parameters", "M", digits=3),
@@ -250,7 +251,7 @@ class Records:
 
     def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
         """Each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""
-        arrays, images = _read_confusions(self.directory, model)
+        arrays, _, images = _read_confusions(self.directory, model)
         names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.scores(model, variant=variant)]
         counts = [arrays[name] for name in names if name in arrays]
         return counts, images if counts else []
@@ -367,7 +368,7 @@ def _check_scores(directory: Path, model: str, records: Sequence[Record], classe
         RecordError: names the file, the record, the score and both values.
     """
     path = directory / "evaluate" / f"{model}.json"
-    arrays, _ = _read_confusions(directory, model)
+    arrays, by_size, _ = _read_confusions(directory, model)
     for r in records if arrays else ():
         if r["status"] != FINISHED:
             continue
@@ -381,30 +382,41 @@ def _check_scores(directory: Path, model: str, records: Sequence[Record], classe
             computed = {"score.top1_error_percent": 100 * (1 - float(total.trace() / total.sum()))}
         else:
             computed = scores_from_confusion(total, classes if len(classes) == len(total) else None)
+            if (sizes := by_size.get(f"seed{r['seed']}.{r['variant']}")) is not None:
+                if (sizes.sum(0) != total).any():
+                    raise RecordError(f"{who}: the matrices by object size do not add up to those by image; {REMEDY}")
+                computed |= scores_by_object_size(sizes)
         for key, value in computed.items():
             stated = r["scores"].get(key)
             if (stated is None) != (value is None) or not math.isclose(stated or 0.0, value or 0.0, rel_tol=1e-9):
                 raise RecordError(f"{who}: {key} is {stated}, but its confusion matrices give {value}; {REMEDY}")
 
 
-def _read_confusions(directory: Path, model: str) -> tuple[dict[str, NDArray], list[str]]:
-    """`seedN.VARIANT` -> (n_images, K, K) counts, rows are the truth; and the ids of the images. Empty without a file.
+def _read_confusions(directory: Path, model: str) -> tuple[dict[str, NDArray], dict[str, NDArray], list[str]]:
+    """Read the counts of a model, rows are the truth; empty without a file.
+
+    Returns:
+        `seedN.VARIANT` -> (n_images, K, K); `seedN.VARIANT` -> (S, K, K) by object size; the ids of the images.
 
     Raises:
         RecordError: the file is damaged.
     """
     path = directory / "confusion" / f"{model}.npz"
     if not path.exists():
-        return {}, []
+        return {}, {}, []
     arrays = read_arrays(path)
     images = arrays.pop("images", np.empty(0, str))
-    if len({a.shape for a in arrays.values()}) > 1 or any(
-        a.ndim != 3 or a.dtype.kind not in "ui" for a in arrays.values()
-    ):
+    prefix = "by_object_size."
+    by_size = {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+    shapes = {a.shape for a in arrays.values()} | {(len(images), *a.shape[1:]) for a in by_size.values()}
+    counts = [*arrays.values(), *by_size.values()]
+    if len(shapes) > 1 or any(a.ndim != 3 or a.dtype.kind not in "ui" for a in counts):
         raise RecordError(f"{path}: holds no confusion matrices of equal shape; run the stage evaluate again")
     if any(a.shape != (len(images), a.shape[1], a.shape[1]) for a in arrays.values()):
         raise RecordError(f"{path}: its matrices are not one per image; run the stage evaluate again")
-    return arrays, [str(i) for i in images]
+    if any(len(a) != len(OBJECT_SIZES) for a in by_size.values()):
+        raise RecordError(f"{path}: its matrices by object size are not {len(OBJECT_SIZES)}; {REMEDY}")
+    return arrays, by_size, [str(i) for i in images]
 
 
 def _read_all(

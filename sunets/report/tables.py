@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sunets.core.metrics import higher_is_better
+from sunets.core.metrics import OBJECT_SIZES, higher_is_better
 from sunets.report.comparison import (
     NO_COMPARISON,
     compare_all,
@@ -128,20 +128,7 @@ def per_class(records: Records) -> Table | None:
     keys = class_keys(records)
     if not keys:
         return None
-    rows, shown = [], []
-    for model, label in records.labels.items():
-        status, reason, seeds = model_status(records, model)
-        row = _row(model, label, status, reason, seeds)
-        line: dict[str, Any] = {"Model": label}
-        for key in [*keys, "score.miou"]:
-            values = list(records.scores(model, key).values())
-            joint = joint_estimate(records, model, key)
-            row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
-            line[quantity(key).name] = estimate_text(quantity(key), joint)
-        if not seeds:
-            line[quantity(keys[0]).name] = state_text(status, reason)
-        rows.append(row)
-        shown.append(line)
+    data, view = _scores(records, [*keys, "score.miou"])
     notes = [f"IoU in %, mean over the seeds. {joint_note(records)}"]
     absent = [
         quantity(k).name
@@ -150,9 +137,43 @@ def per_class(records: Records) -> Table | None:
     ]
     if absent:
         notes.append(f"Left out of the mean, since no test image has them: {', '.join(absent)}.")
-    return Table(
-        "per_class", f"IoU of each class{_split(records)}.", pd.DataFrame(rows), pd.DataFrame(shown), tuple(notes)
+    return Table("per_class", f"IoU of each class{_split(records)}.", data, view, tuple(notes))
+
+
+SIZE_KEYS = tuple(f"score.mean_accuracy.{size}" for size in OBJECT_SIZES)
+
+
+def object_size(records: Records) -> Table | None:
+    """Mean class accuracy on the pixels of small, medium and large objects; None where no record has it."""
+    if not any(records.scores(model, key) for model in records.labels for key in SIZE_KEYS):
+        return None
+    data, view = _scores(records, SIZE_KEYS)
+    _, medium, large = (100 * area for area in OBJECT_SIZES.values())
+    note = (
+        "Correctly classified pixels in %, averaged over the classes. An object is a connected region of one class; "
+        f"small: less than {medium:g} % of the image, large: at least {large:g} %. "
+        "In brackets: 95 % interval over the seeds (logit scale, Student's t)."
     )
+    return Table("object_size", f"Accuracy by object size{_split(records)}.", data, view, (note,))
+
+
+def _scores(records: Records, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Some scores of every model: the numbers, and what a reader sees."""
+    rows, shown = [], []
+    for model, label in records.labels.items():
+        status, reason, seeds = model_status(records, model)
+        row = _row(model, label, status, reason, seeds)
+        line: dict[str, Any] = {"Model": label}
+        for key in keys:
+            values = list(records.scores(model, key).values())
+            joint = joint_estimate(records, model, key)
+            row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
+            line[quantity(key).name] = estimate_text(quantity(key), joint)
+        if not seeds:
+            line[quantity(keys[0]).name] = state_text(status, reason)
+        rows.append(row)
+        shown.append(line)
+    return pd.DataFrame(rows), pd.DataFrame(shown)
 
 
 def test_time(records: Records) -> Table | None:

@@ -36,7 +36,8 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         send: receives the name of each variant after it was scored.
 
     Returns:
-        environment; scores and image_ids by variant; confusions.VARIANT and by_object_size.VARIANT; label.IMAGE of the first variant.
+        environment; scores and image_ids by variant; confusions.VARIANT and by_object_size.VARIANT; label.IMAGE of the
+        first variant.
     """
     config = Config.model_validate(arguments["config"])
     manifest = load_manifest(Path(arguments["data"]), config.data)
