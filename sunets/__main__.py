@@ -6,6 +6,7 @@ from sunets.core.process import die_with_pipeline
 
 die_with_pipeline()  # before slow imports, during which the pipeline may be killed
 
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -259,7 +260,9 @@ def config(params: Params = PARAMS, settings: Settings = None) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point; commands that other packages register under `sunets.commands`, such as `ablate`, come with it."""
+    for command in entry_points(group="sunets.commands"):
+        app.add_typer(command.load(), name=command.name, rich_help_panel=TOOLS)
     run(app)
 
 

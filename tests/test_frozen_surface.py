@@ -8,6 +8,8 @@ Where a change is meant, write both files anew and let the commit say why:
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from sunets.core.config import Config
 from sunets.data import Manifest, prepare
 from sunets.training.fit import fit
 
+ROOT = Path(__file__).resolve().parents[1]
 ASSETS = Path(__file__).parent / "assets"
 RENEW = "if that is meant, run `PYTHONPATH=. python tests/test_frozen_surface.py`"
 TOLERANCES = {"strided, sgd": 1e-4, "dilated, adamw": 1e-3}
@@ -95,6 +98,12 @@ def test_commands_and_options_are_the_listed_ones():
     found = commands()
     new, gone = sorted(set(found) - set(listed)), sorted(set(listed) - set(found))
     assert found == listed, f"new: {new}; gone: {gone}. A hyper-parameter belongs into params.yaml; {RENEW}"
+
+
+def test_the_ablations_are_a_command_of_sunets():
+    ran = subprocess.run([sys.executable, "-m", "sunets", "ablate", "list"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "unet_depth" in ran.stdout
 
 
 def renew() -> None:
