@@ -38,8 +38,14 @@ def clone(target: Path) -> Path:
     return target
 
 
+MADE = (".dvc/cache", ".watch", ".work", "data", "dvc.lock", "mlflow.db", "outputs", "results/smoke", "results/README.md")
+"""What `dvc repro` of the smoke benchmark makes."""
+
+
 def finished_clone(base: Path, target: Path) -> Path:
     """Copy a clone in which `dvc repro` has run the smoke benchmark; the first caller of a test run makes it.
+
+    With SUNETS_SMOKE_CLONE, the path of a clone in which it has run already, what it made is taken from there.
 
     Args:
         base: directory that the workers of this test run share.
@@ -48,7 +54,12 @@ def finished_clone(base: Path, target: Path) -> Path:
     made = base / "finished clone"
     with FileLock(base / "finished.lock"):
         if not (made / "repro.log").exists():
-            output = run(clone(made), "dvc", "repro")
+            clone(made)
+            if other := os.environ.get("SUNETS_SMOKE_CLONE"):
+                for name in MADE:  # where its code is of the same bytes, DVC finds nothing to run
+                    copy = shutil.copytree if Path(other, name).is_dir() else shutil.copy
+                    copy(Path(other, name), made / name)
+            output = run(made, "dvc", "repro")
             (made / "repro.log").write_text(output)
     shutil.copytree(made, target, symlinks=True, dirs_exist_ok=True)
     (target / "repro.log").unlink()

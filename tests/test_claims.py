@@ -28,10 +28,11 @@ def made(kind: str, model: str, **fields: Any) -> dict[str, Any]:
 def benchmark(results: Path, name: str, models: dict[str, tuple[float, float]], **other: Any) -> None:
     """Write a benchmark: model -> (mIoU, million parameters).
 
-    `boundary` and `field` give boundary F and theoretical field by model; `epochs` those of a model that differ.
+    `boundary` and `field` give boundary F and theoretical field by model; `epochs` those of a model that differ;
+    `spread` is what the seeds' differences grow by from model to model.
     """
     for index, (model, (score, params_m)) in enumerate(models.items()):
-        boundary, spread = other.get("boundary", {}).get(model, 0.5), index / 9
+        boundary, spread = other.get("boundary", {}).get(model, 0.5), other.get("spread", 1 / 9) * index
         params = {"train.epochs": other.get("epochs", {}).get(model, 9)}
         rows = [
             made("evaluate", model, benchmark=name, seed=seed, variant="single_scale", params=params,
@@ -95,6 +96,14 @@ def test_accuracy_is_held_against_networks_with_more_parameters(tmp_path: Path, 
     assert "mIoU of sunet64 (6.000 M) 70.03 [69.13, 70.92] %; against it " in finding.measured
     assert "] worse" in finding.measured or "better" in finding.measured
     assert finding.table == "camvid/tables/accuracy.md"
+
+
+def test_what_is_undecided_against_fewer_parameters_does_not_show_accuracy(tmp_path: Path) -> None:
+    models = {"sunet64": (0.70, 6.0), "unet": (0.715, 1.0), "dilated_resnet18": (0.30, 13.0)}
+    benchmark(tmp_path, "camvid", models, spread=2)
+    finding = found(tmp_path, claims.ACCURACY, "camvid")
+    assert "undecided" in finding.measured
+    assert finding.verdict == "not shown"
 
 
 def test_accuracy_of_another_budget_decides_nothing(tmp_path: Path) -> None:

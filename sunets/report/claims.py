@@ -17,6 +17,7 @@ from sunets.report.comparison import Comparison, compare_all, difference_text, e
 from sunets.report.published import family, zoo_names
 from sunets.report.records import FINISHED, Records, check_parameters, find_records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
+from sunets.report.tables import SIZE_KEYS
 from sunets.report.write import markdown
 
 SHOWN, NOT_SHOWN, REFUTED, NOT_RUN = "shown", "not shown", "refuted", "not run"
@@ -143,7 +144,7 @@ def findings(results: Results) -> list[Finding]:
 
 
 def _accuracy(records: Records) -> Iterator[Finding]:
-    """Against every other network; one with fewer parameters can only contradict."""
+    """Against every other network; one with fewer parameters cannot support."""
     params = _cost(records, "cost.params_m")
     sunets, others = _split(records)
     outcomes, texts = [], []
@@ -153,7 +154,7 @@ def _accuracy(records: Records) -> Iterator[Finding]:
         compared = _compare(records, sunet, [m for m in others if m in params])
         for model, c in compared.items():
             outcome = _outcome(c)
-            if _decidable(c) and (params[model] > params[sunet] or outcome is False):
+            if _decidable(c) and (params[model] > params[sunet] or not outcome):
                 outcomes.append(outcome)
         texts.append(_text(records, sunet, compared, params))
     if texts:
@@ -172,9 +173,22 @@ def _global(records: Records) -> Iterator[Finding]:
         text = _text(records, sunet, compared)
         q = quantity("receptive_field.effective_share")
         fields = [f"{records.labels[m]} {q.text(shares[m])} %" for m in (sunet, *local) if m in shares]
-        texts.append(text + (f"; 95 % of the input gradient lie in {', '.join(fields)} of the image" if fields else ""))
+        text += f"; 95 % of the input gradient lie in {', '.join(fields)} of the image" if fields else ""
+        texts.append(text + _by_object_size(records, (sunet, *local)))
     if texts:
         yield _finding(GLOBAL, records, outcomes, texts, "accuracy")
+
+
+def _by_object_size(records: Records, models: Sequence[str]) -> str:
+    """`; mean class accuracy on small, medium, large objects: A 50.0, 60.0, 90.0 %; B ...`; empty without records."""
+    texts = []
+    for model in models:
+        means = [joint_estimate(records, model, key) for key in SIZE_KEYS]
+        values = [quantity(key).text(e.mean) for key, e in zip(SIZE_KEYS, means, strict=True) if e]
+        if len(values) == len(SIZE_KEYS):
+            texts.append(f"{records.labels[model]} {', '.join(values)} %")
+    sizes = [quantity(key).name.split()[0].lower() for key in SIZE_KEYS]
+    return f"; mean class accuracy on {', '.join(sizes)} objects: {'; '.join(texts)}" if texts else ""
 
 
 def _resolution(records: Records) -> Iterator[Finding]:

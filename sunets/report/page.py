@@ -288,7 +288,8 @@ def _versions(e: Mapping[str, Any]) -> str:
 def _values(records: Records, key: str) -> list[str]:
     """Collect the values of a parameter in the training records, or else in the evaluations."""
     runs = records.all("train") or records.all("evaluate")
-    return _distinct(str(r["params"][key]) for r in runs if r["params"].get(key) is not None)
+    values = [r["params"].get(key) for r in runs]
+    return _distinct(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values if v is not None)
 
 
 def _distinct(values: Iterable[str]) -> list[str]:
