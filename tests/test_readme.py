@@ -119,6 +119,23 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
 
 
+def _rows(page: str) -> dict[str, list[str]]:
+    """First cell -> the other cells of each row of the tables of a page."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (ROOT / page).read_text().splitlines()
+            if line.startswith("|")]  # fmt: skip
+    return {name: cells for name, *cells in rows}
+
+
+def test_numbers_of_the_readme_are_those_of_the_results() -> None:
+    accuracy, cost = (_rows(f"results/synthetic/tables/{name}.md") for name in ("accuracy", "cost"))
+    score, verdict = accuracy["Model"].index("mIoU (%)"), accuracy["Model"].index("Verdict")
+    params, macs = cost["Model"].index("Parameters (M)"), cost["Model"].index("Multiply-adds (G)")
+    rows = _rows("README.md")
+    for model in accuracy.keys() - {"Model", next(name for name in accuracy if name.startswith(":"))}:
+        expected = [accuracy[model][score], cost[model][params], cost[model][macs]]
+        assert rows[model] == [*expected, accuracy[model][verdict].partition(" (")[0]]
+
+
 def test_every_command_is_run_or_listed() -> None:
     assert set(re.findall(r"(?m)^```(\w*)$", README)) <= {"sh", "python", "yaml", ""}, "a block of another shell"
     run_here = {name.removeprefix("test_section_") for name in globals() if name.startswith("test_section_")}
