@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import DEPTH_STUDY, SUNET, SYNTHETIC, NoTracker, write_checkout
+from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
 
 import ablations.study
 import sunets.stages.cost
@@ -29,17 +29,11 @@ from sunets.stages.train import train_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS: dict[str, Any] = {
-    "benchmark": "tiny",
-    "seeds": [0, 1],
-    "data": SYNTHETIC,
-    "models": {
-        "net": {k.removeprefix("model."): v for k, v in SUNET.items()},
-        "plain": {"name": "plain_conv_small", "width": 4},
-    },
+    **TINY,
+    "models": {"net": NET, "plain": PLAIN},
     "train": {"epochs": 1, "batch_size": 8},
     "evaluate": {"batch_size": 4, "variants": {"whole": {}}, "num_qualitative": 1},
     "cost": {"size": [32, 32], "repeats": 3, "receptive_field_seeds": 1, "receptive_field_images": 1},
-    "report": {"reference": "net"},
     "ablations": {"depth": DEPTH_STUDY},
 }  # fmt: skip
 

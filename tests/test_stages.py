@@ -12,18 +12,14 @@ from typing import Any
 
 import pytest
 from cluster import NO_SERVER, cluster, environment, until
-from tiny import SUNET, SYNTHETIC, write_checkout
+from tiny import TINY, write_checkout
 
 from sunets.core.record import read_json
 
 PARAMS: dict[str, Any] = {
-    "benchmark": "tiny",
-    "seeds": [0, 1],
-    "data": SYNTHETIC,
-    "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
+    **TINY,
     "train": {"epochs": 20, "batch_size": 4},
     "evaluate": {"batch_size": 4, "variants": {"plain": {}, "flip": {"flip": True}}},
-    "report": {"reference": "net"},
 }
 
 

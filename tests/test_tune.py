@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
-from tiny import DEPTH_STUDY, SUNET, SYNTHETIC, NoTracker, write_checkout
+from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
 
 import ablations.tune
 import sunets.tracking.live
@@ -36,13 +36,8 @@ RATE = {"path": "train.lr", "low": 0.001, "high": 0.1, "log": True}
 RESIDUAL = {"path": "train.zero_init_residual", "values": [False, True]}
 HEAD = {"path": "train.zero_init_head", "values": [False, True]}
 PARAMS: dict[str, Any] = {
-    "benchmark": "tiny",
-    "seeds": [0, 1],
-    "data": SYNTHETIC,
-    "models": {
-        "net": {k.removeprefix("model."): v for k, v in SUNET.items()},
-        "plain": {"name": "plain_conv_small", "width": 4, "train": {"weight_decay": 0.0}},
-    },
+    **TINY,
+    "models": {"net": NET, "plain": PLAIN | {"train": {"weight_decay": 0.0}}},
     "train": {"epochs": 2, "batch_size": 8},
     "tune": {
         "trials": 4, "batch": 2, "epochs": 1,
@@ -50,7 +45,6 @@ PARAMS: dict[str, Any] = {
     },
     "evaluate": {"batch_size": 4, "variants": {"plain": {}}},
     "cost": {"size": [32, 32], "receptive_field_seeds": 1, "receptive_field_images": 1},
-    "report": {"reference": "net"},
     "ablations": {"depth": DEPTH_STUDY},
 }  # fmt: skip
 PATHS = BenchmarkPaths("tiny")

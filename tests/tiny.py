@@ -28,6 +28,17 @@ SUNET = {
 """The smallest network with every kind of layer of a SUNet."""
 SYNTHETIC = {"name": "synthetic", "synthetic": {"image_size": 32, "train": 16, "val": 4, "test": 4}}
 """Section `data` of a parameter file."""
+NET = {key.removeprefix("model."): value for key, value in SUNET.items()}
+"""The same as a model of a parameter file."""
+PLAIN = {"name": "plain_conv_small", "width": 4}
+TINY: dict[str, Any] = {
+    "benchmark": "tiny",
+    "seeds": [0, 1],
+    "data": SYNTHETIC,
+    "models": {"net": NET},
+    "report": {"reference": "net"},
+}
+"""A parameter file of the defaults; tests add sections."""
 DEPTH_STUDY = {
     "kind": "one_at_a_time",
     "model": "net",
