@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn import functional
 
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, input_size, study_config
 from sunets.core.config import Config, StudyConfig, Suite
@@ -25,16 +24,18 @@ from sunets.data.loading import make_dataset
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.data.preparation import prepare
 from sunets.models.zoo import create_model
-from sunets.plan import LAUNCH_SECONDS, DataFacts, TrainingWork, dataset_facts, training_work
+from sunets.plan import LAUNCH_SECONDS, DataFacts, TrainingWork, dataset_facts, print_estimate, training_work
+from sunets.profiling.speed import measure_speed
 from sunets.training.device import prepare_torch
 
 STEP_GMACS = 20.0
-"""Multiply-adds (10^9, forward and backward) of a timed step at most: a second or so on two cores."""
+"""Multiply-adds (10^9, forward and backward) of a timed step, if two images have no more."""
 
 ASSUMPTIONS = """\
-Time here: training steps on random images, timed just now for the base, the cheapest and the most expensive network and
-interpolated by multiply-adds for the others; plus reading of images; scoring by its multiply-adds. Assumes that workers
-do not slow each other, and counts every training: none is pruned, or shared with another study or the benchmark.
+Time here: forward and backward passes of training on random images, timed just now for the base, the cheapest and the
+most expensive network and interpolated by multiply-adds for the others; plus reading of images; scoring by its
+multiply-adds. Assumes that the optimizer takes no time and that workers do not slow each other, and counts every
+training: none is pruned, or shared with another study or the benchmark.
 One GPU: the larger of the operations (2 per multiply-add) at a sustained {tflops:g} TFLOP/s (--gpu-tflops) and
 {launch:g} microseconds for every operator of a step, which limits small networks; one training at a time, with images
 read fast enough."""
@@ -119,11 +120,7 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     table.add_row(
         "all", "", "", str(sum(e.trainings for e in estimates.values())), "", _duration(here), "", _duration(gpu)
     )
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
-    console.print(ASSUMPTIONS.format(tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
+    print_estimate(table, ASSUMPTIONS.format(tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
     return estimates
 
 
@@ -152,9 +149,9 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, roo
     base = work[0]
     gmacs = [w.passes.train.macs / 1e9 for w in work]
     timed = {g: work[gmacs.index(g)] for g in (gmacs[0], min(gmacs), max(gmacs))}
-    per_image = _line({g: _step_seconds(w, manifest) for g, w in timed.items()})
-    read = _read_seconds(base.config, manifest)
     device = prepare_torch(base.config.train)
+    per_image = _line({g: _step_seconds(w, manifest, device) for g, w in timed.items()})
+    read = _read_seconds(base.config, manifest)
     workers = default_workers(base.config.train.threads, device.type)
     seconds = sum(w.trainings * w.images * (per_image(g) + read) for w, g in zip(work, gmacs, strict=True))
     return Estimate(
@@ -190,29 +187,17 @@ def _network(config: Config, manifest: Manifest) -> nn.Module:
     return create_model(**arguments, task=manifest.task, num_classes=manifest.num_classes)
 
 
-def _step_seconds(work: _Work, manifest: Manifest) -> float:
-    """Time a training step, in seconds per image: the better of two after a warm-up."""
+def _step_seconds(work: _Work, manifest: Manifest, device: torch.device) -> float:
+    """Time a training step, in seconds per image: the mean of two after a warm-up."""
     config, train = work.config, work.config.train
-    device = prepare_torch(train)
     batch = int(np.clip(1e9 * STEP_GMACS / work.passes.train.macs, 2, max(2, train.batch_size)))
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-    model = _network(config, manifest).to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
-    shape = (batch, config.model.in_channels or 3, *input_size(config, manifest))
-    images = torch.randn(shape, device=device).to(memory_format=memory_format)
-    targets = torch.zeros(
-        (batch, *shape[2:]) if manifest.task == "segmentation" else batch, dtype=torch.long, device=device
-    )
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        optimizer.zero_grad()
-        functional.cross_entropy(model(images), targets).backward()
-        optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times[1:]) / batch
+    model = _network(config, manifest).to(memory_format=memory_format)
+    figures = measure_speed(
+        {config.model.name: model}, size=input_size(config, manifest), batch_size=batch, repeats=2, warmup=1,
+        threads=train.threads, device=device.type,
+    )  # fmt: skip
+    return cast(float, figures[config.model.name]["speed.step_ms"]) / 1e3 / batch
 
 
 def _read_seconds(config: Config, manifest: Manifest) -> float:

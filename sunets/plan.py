@@ -170,17 +170,24 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
             rows.append(row)
         except (ValueError, RuntimeError) as error:  # invalid arguments or input of a network
             raise ConfigError(f"models.{key}: {' '.join(str(error).split())}") from None
+    facts = {"tflops": gpu_tflops, "launch": 1e6 * LAUNCH_SECONDS, "origin": data.origin}
+    notes = [ASSUMPTIONS.format(**facts, height=data.size[0], width=data.size[1])]
+    if any(config.train.amp != "none" for config in configs.values()):
+        notes.append(AMP)
+    if suite.ablations:
+        notes.append("Not included: ablation studies (python -m ablations plan).")
+    print_estimate(_table(suite.benchmark, rows), *notes)
+    return rows
+
+
+def print_estimate(table: Table, *notes: str) -> None:
+    """Print a table and what it assumes, at a width of 120 columns where no terminal has another."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
-    console.print(_table(suite.benchmark, rows))
-    facts = {"tflops": gpu_tflops, "launch": 1e6 * LAUNCH_SECONDS, "origin": data.origin}
-    console.print(ASSUMPTIONS.format(**facts, height=data.size[0], width=data.size[1]))
-    if any(config.train.amp != "none" for config in configs.values()):
-        console.print(AMP)
-    if suite.ablations:
-        console.print("Not included: ablation studies (python -m ablations plan).")
-    return rows
+    console.print(table)
+    for note in notes:
+        console.print(note)
 
 
 def _table(benchmark: str, rows: list[PlanRow]) -> Table:

@@ -16,29 +16,27 @@ from unittest.mock import MagicMock
 
 import pytest
 from cluster import NO_SERVER, cluster, environment, until
-from tiny import SUNET, SYNTHETIC, write_checkout
+from tiny import TINY, write_checkout
 
 import sunets.tracking.live
 from ablations import __main__ as commands
+from ablations.plan import estimate
 from ablations.search import Trial
 from ablations.study import confirmed, run_study, spread
 from sunets.core.config import Suite, load
 from sunets.core.metrics import pareto_front
 from sunets.core.record import read_json, read_rows
+from sunets.data.manifest import load_manifest
 from sunets.stages.train import train_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPTHS = {"path": "model.unet_depth", "values": [1, 2]}
 RATE = {"path": "train.lr", "low": 1e-4, "high": 0.1, "log": True}
 PARAMS: dict[str, Any] = {
-    "benchmark": "tiny",
-    "seeds": [0, 1],
-    "data": SYNTHETIC,
-    "models": {"net": {k.removeprefix("model."): v for k, v in SUNET.items()}},
+    **TINY,
     "train": {"epochs": 3, "batch_size": 8},
     "evaluate": {"batch_size": 4, "variants": {"plain": {}}},
     "cost": {"size": [32, 32], "receptive_field_seeds": 1, "receptive_field_images": 1},
-    "report": {"reference": "net"},
     "ablations": {
         "depth": {"kind": "one_at_a_time", "model": "net", "seeds": [0, 1], "axes": [DEPTHS]},
         "rates": {
@@ -380,6 +378,22 @@ def test_plan_and_list_say_what_there_is(
     assert planned["search"] == ["search", "3", "6"]
     assert planned["all"][2] == "22"
     assert any(line[0] == "search" and "model.unet_depth: 1, 2" in line[3] for line in cells if len(line) == 6)
+
+
+def test_hours_here_are_those_of_the_steps_that_profiling_times(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[dict[str, Any]] = []
+
+    def measure(models: Any, **protocol: Any) -> dict[str, dict[str, float]]:
+        timed.append(protocol)
+        return {name: {"speed.step_ms": 2000.0 * protocol["batch_size"]} for name in models}
+
+    monkeypatch.setattr("ablations.plan.measure_speed", measure)
+    monkeypatch.setattr("ablations.plan._read_seconds", lambda *_: 0.0)
+    manifest = load_manifest(Path("data/prepared/tiny"), suite.data)
+    made = estimate(suite, "depth", manifest, gpu_tflops=1.0)
+    # Two seconds for each of 16 images, three times, on two seeds and with two depths; scoring comes on top.
+    assert 1.0 < made.hours_here * made.workers * 3600 / (2 * 16 * 3 * 2 * 2) < 1.3
+    assert {(p["size"], p["batch_size"]) for p in timed} == {((32, 32), 8)}
 
 
 def test_plan_needs_no_prepared_data_of_an_embedded_set(
