@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ablations.report.importance import NOISE, SEED, importance, term_name, variance_shares
-from ablations.report.results import Study, arm_text, axis_name, value_text
+from ablations.report.results import Study, arm_text, axis_name
 from sunets.core.metrics import higher_is_better, pareto_front
 from sunets.core.record import Record
 from sunets.report.comparison import NO_COMPARISON
 from sunets.report.records import FINISHED, quantity
 from sunets.report.statistics import BETTER, WORSE, mean_interval
 from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH
+from sunets.report.write import value_text
 
 
 def axes_figure(study: Study) -> Figure | None:

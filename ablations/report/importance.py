@@ -12,10 +12,10 @@ import optuna
 import pandas as pd
 from numpy.typing import NDArray
 
-from ablations.report.results import Study, axis_name, value_text
+from ablations.report.results import Study, axis_name
 from sunets.core.record import Record
 from sunets.report.records import FINISHED
-from sunets.report.write import Table
+from sunets.report.write import Table, value_text
 
 FOREST_TRIALS = 12
 """Trials below which no forest is fitted."""

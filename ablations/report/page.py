@@ -9,7 +9,7 @@ from typing import Any
 
 from ablations.report.figures import FIGURES
 from ablations.report.importance import RESAMPLES, variance_table
-from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text
+from ablations.report.results import KINDS, Study, arm_text, axis_name
 from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import Suite
 from sunets.core.record import read_records, write_text
@@ -18,7 +18,7 @@ from sunets.report.page import commit_unknown
 from sunets.report.records import FAILED, check_parameters
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
-from sunets.report.write import Table, markdown, write
+from sunets.report.write import Table, markdown, value_text, write
 
 IMPORTANCE = "fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees)"
 BUDGET = {
@@ -62,7 +62,8 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
     parts = [
         f"# Ablations: {suite.report.title}",
         "Made by `dvc repro` (stage `ablation_report`) from [`records/ablations/`](records/ablations): do not edit. "
-        "A record is one trial, with all its parameters, environment, commit and command.",
+        "A record is one trial, with all its parameters, environment, commit and command. Every number of a table "
+        "leads back to its trials by `python -m sunets explain ablations/TABLE ROW COLUMN`.",
     ]
     if not suite.ablations:
         parts.append("The parameter file has no study.")

@@ -17,6 +17,7 @@ from sunets.core.record import Record, RecordError
 from sunets.report.comparison import Comparison, compare_all
 from sunets.report.records import FINISHED, Quantity, Runs, quantity
 from sunets.report.statistics import Estimate, mean_interval
+from sunets.report.write import value_text
 
 NAMES = {
     "model.unet_depth": "U-Net depth",
@@ -189,40 +190,32 @@ class Study:
         listed = [value_text(value) for axis in self.config.axes if axis.path == path for value in axis.values]
         return sorted(dict.fromkeys(values), key=lambda value: _natural(value, listed))
 
-    def marginal(self, path: str) -> dict[str, dict[int, float]]:
-        """Value of an axis -> seed -> score: of the base with that value alone, or the mean over the other axes.
+    def averaged(self, path: str) -> dict[str, list[Setting]]:
+        """Value of an axis -> its settings that are compared: the base with that value alone, or several others.
 
-        The mean is over the settings of the other axes that have a score for every value and seed, so that the values
-        are compared on equal terms.
+        Several are those settings of the other axes that have a score for every value, so that the values are compared
+        on equal terms.
         """
         index = self.axes.index(path)
-        scores: dict[str, dict[int, float]] = {}
+        arms = {arm: setting for arm, setting in self.by_arm().items() if setting.scores}
         if self.config.kind in ("one_at_a_time", "search"):
             if self.reference is None:
                 return {}
             base = tuple(value_text(self.reference.arm[p]) for p in self.axes)
-            for arm, setting in self.by_arm().items():
-                if setting.scores and (*arm[:index], base[index], *arm[index + 1 :]) == base:
-                    scores[arm[index]] = setting.scores
-        else:
-            arms = {arm: s.scores for arm, s in self.by_arm().items() if s.scores}
-            values = dict.fromkeys(arm[index] for arm in arms)
-            rest = dict.fromkeys((arm[:index], arm[index + 1 :]) for arm in arms)  # in order: a sum depends on it
-            balanced = [(a, b) for a, b in rest if all((*a, value, *b) in arms for value in values)]
-            for value in values if balanced else ():
-                parts = [arms[*a, value, *b] for a, b in balanced]
-                seeds = sorted(set.intersection(*map(set, parts)))
-                scores[value] = {seed: float(np.mean([part[seed] for part in parts])) for seed in seeds}
+            alike = {arm: s for arm, s in arms.items() if (*arm[:index], base[index], *arm[index + 1 :]) == base}
+            return {arm[index]: [setting] for arm, setting in alike.items()}
+        values = dict.fromkeys(arm[index] for arm in arms)
+        rest = dict.fromkeys((arm[:index], arm[index + 1 :]) for arm in arms)  # in order: a sum depends on it
+        balanced = [(a, b) for a, b in rest if all((*a, value, *b) in arms for value in values)]
+        return {value: [arms[*a, value, *b] for a, b in balanced] for value in values if balanced}
+
+    def marginal(self, path: str) -> dict[str, dict[int, float]]:
+        """Value of an axis -> seed -> score: the mean over the settings of `averaged`, on the seeds that all have."""
+        scores = {}
+        for value, settings in self.averaged(path).items():
+            seeds = sorted(set.intersection(*(set(setting.scores) for setting in settings)))
+            scores[value] = {seed: float(np.mean([s.scores[seed] for s in settings])) for seed in seeds}
         return {value: scores[value] for value in self.in_order(path, scores) if scores[value]}
-
-
-def value_text(value: Any) -> str:
-    """Format a value of an axis."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(value_text, value))
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "default"}[value]
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def axis_name(path: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from ablations.report.results import KINDS, Study, arm_text, axis_name, value_text
+from ablations.report.results import KINDS, Setting, Study, arm_text, axis_name
 from sunets.report.comparison import (
     NO_COMPARISON,
     difference_columns,
@@ -17,7 +18,7 @@ from sunets.report.comparison import (
 )
 from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import mean_interval
-from sunets.report.write import Table
+from sunets.report.write import TRIAL_NUMBERS, Table, value_text
 
 COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.effective_share")
 
@@ -36,6 +37,7 @@ def settings_table(study: Study) -> Table:
             "n_seeds": len(setting.scores),
             "status": FINISHED if not failed else f"{len(setting.scores)} of {len(setting.records)} seeds",
             "reason": failed[0]["reason"] if failed else None,
+            TRIAL_NUMBERS: _numbers([setting]),
             **estimate_columns(study.headline, estimate),
             **difference_columns(study.headline, _reference_text(study), comparison),
             **{key: setting.cost(key) for key in COSTS},
@@ -74,11 +76,12 @@ def axes_table(study: Study) -> Table | None:
         return None
     q, rows, lines = study.shown, [], []
     for path in study.axes:
-        base, effects = value_text(study.reference.arm[path]), study.effects(path)
+        base, effects, averaged = value_text(study.reference.arm[path]), study.effects(path), study.averaged(path)
         for value, scores in study.marginal(path).items():
             estimate, comparison = mean_interval(list(scores.values())), effects.get(value, NO_COMPARISON)
             rows.append(
                 {"study": study.name, "axis": path, "value": value, "reference": value == base, "n_seeds": estimate.n}
+                | {TRIAL_NUMBERS: _numbers(averaged[value])}
                 | estimate_columns(study.headline, estimate)
                 | difference_columns(study.headline, base, comparison)
             )
@@ -103,6 +106,11 @@ def axes_table(study: Study) -> Table | None:
         pd.DataFrame(lines),
         (note,),
     )
+
+
+def _numbers(settings: Iterable[Setting]) -> str:
+    """The trials of settings, by which `sunets explain` finds their records."""
+    return " ".join(str(number) for number in sorted({r["number"] for s in settings for r in s.records}))
 
 
 def _reference_text(study: Study) -> str:

@@ -25,7 +25,7 @@ from sunets.report.comparison import (
 )
 from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
 from sunets.report.statistics import Estimate, mean_interval
-from sunets.report.write import Table
+from sunets.report.write import Table, value_text
 
 
 def cost(records: Records) -> Table:
@@ -88,9 +88,8 @@ def accuracy(records: Records, reference: str) -> Table:
         row = _row(model, label, status, reason, seeds)
         line: dict[str, Any] = {"Model": label, "Seeds": str(len(seeds)) if seeds else ""}
         for key in metrics:
-            values = list(records.scores(model, key).values())
-            joint = joint_estimate(records, model, key)
-            row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
+            columns, joint = _estimated(records, model, key)
+            row |= columns
             line[quantity(key).heading] = _estimate_cell(key, joint, headline)
         comparison = compared.get(model, NO_COMPARISON)
         row |= difference_columns(headline, reference, comparison)
@@ -165,15 +164,23 @@ def _scores(records: Records, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.Dat
         row = _row(model, label, status, reason, seeds)
         line: dict[str, Any] = {"Model": label}
         for key in keys:
-            values = list(records.scores(model, key).values())
-            joint = joint_estimate(records, model, key)
-            row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
+            columns, joint = _estimated(records, model, key)
+            row |= columns
             line[quantity(key).name] = estimate_text(quantity(key), joint)
         if not seeds:
             line[quantity(keys[0]).name] = state_text(status, reason)
         rows.append(row)
         shown.append(line)
     return pd.DataFrame(rows), pd.DataFrame(shown)
+
+
+def _estimated(
+    records: Records, model: str, key: str, variant: str | None = None
+) -> tuple[dict[str, Any], Estimate | None]:
+    """A score of one model as columns of the CSV file, and its estimate over seeds and images."""
+    values = list(records.scores(model, key, variant).values())
+    joint = joint_estimate(records, model, key, variant)
+    return estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint), joint
 
 
 def test_time(records: Records) -> Table | None:
@@ -201,9 +208,8 @@ def test_time(records: Records) -> Table | None:
             row["n_seeds"] = len(seeds)
             line: dict[str, Any] = {"Model": label, "Variant": variant.replace("_", " ")}
             for key in names:
-                values = list(records.scores(model, key, variant).values())
-                joint = joint_estimate(records, model, key, variant)
-                row |= estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint)
+                columns, joint = _estimated(records, model, key, variant)
+                row |= columns
                 line[quantity(key).heading] = _estimate_cell(key, joint, headline)
             comparison = compared.get(variant, NO_COMPARISON)
             row |= difference_columns(headline, records.variants[0], comparison)
@@ -253,7 +259,7 @@ def tuning(records: Records) -> Table | None:
                 key: chosen,
             }
             line |= {"Trials": str(len(trials)), "Diverged": str(row["diverged"]), "Epochs": str(row["train.epochs"])}
-            line |= {path.removeprefix("train."): _value(row[path]) for path in paths}
+            line |= {k.removeprefix("train."): "" if row[k] is None else value_text(row[k]) for k in paths}
             line |= {f"Default recipe ({q.unit})": q.text(default), f"Chosen ({q.unit})": q.text(chosen)}
         rows.append(row)
         shown.append(line)
@@ -265,13 +271,6 @@ def tuning(records: Records) -> Table | None:
     ]
     caption = "Tuned recipes, chosen on the validation split."
     return Table("tuning", caption, pd.DataFrame(rows), pd.DataFrame(shown).fillna(""), tuple(notes))
-
-
-def _value(value: Any) -> str:
-    """Format a hyper-parameter."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def speed(records: Records) -> Table | None:

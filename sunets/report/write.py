@@ -19,6 +19,9 @@ import pandas as pd
 from sunets.core.record import write_text
 from sunets.report.latex import is_number_column, latex_table
 
+TRIAL_NUMBERS = "trial_numbers"
+"""Column of a CSV file of an ablation: the trials behind a row, by which `explain` finds their records."""
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -38,7 +41,7 @@ class Table:
     """One table, before it is written."""
 
     name: str
-    """File stem, and the name that `explain` takes."""
+    """File stem; `explain` takes it, in a folder other than `tables/` after the folder's name and a slash."""
     caption: str
     data: pd.DataFrame
     view: pd.DataFrame
@@ -114,6 +117,15 @@ def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str
 
 def _markdown_cell(text: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def value_text(value: Any) -> str:
+    """Format a hyper-parameter, or the value of an axis."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "default"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _plain_view(frame: pd.DataFrame) -> pd.DataFrame:
