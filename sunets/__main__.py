@@ -189,13 +189,22 @@ def predict(
 
 @app.command(rich_help_panel=TOOLS)
 def explain(
-    table: Annotated[str, typer.Argument(help="Name of a table, such as accuracy.")],
-    row: Annotated[str, typer.Argument(help="Row: a model's key.")],
-    column: Annotated[str, typer.Argument(help="Column, such as score.miou.")],
+    table: Annotated[str, typer.Argument(help="Name of a table, such as accuracy or ablations/STUDY.")],
+    row: Annotated[
+        str, typer.Argument(help="A model's key, a trial's number, values of a study's axes (1/2), a claim.")
+    ],
+    column: Annotated[str, typer.Argument(help="Column of the CSV file or its heading, such as score.miou.")],
     params: Params = PARAMS,
     settings: Settings = None,
 ) -> None:
-    """Trace a number in a table to its runs: seeds, commit, data digest, command."""
+    """Trace a number in a table to its runs: seeds, commit, data digest, code, command.
+
+    Tables of the benchmark: accuracy, per_class, object_size, test_time, tuning, cost, speed, training_time, published.
+
+    Of a study: ablations/STUDY (its settings), and with _axes, _variance or _trials at the end of the name.
+
+    Of all benchmarks: claims, zoo/cost_segmentation, zoo/cost_classification. An unknown name lists those that exist.
+    """
     from sunets.report.explain import explain as trace
 
     typer.echo(trace(Path("results"), _suite(params, settings).benchmark, table, row, column))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +19,15 @@ import pytest
 
 from ablations.report import importance as importances
 from ablations.report import page as report_page
-from ablations.report import results
-from ablations.report.importance import decompose, importance, variance_shares
+from ablations.report.importance import decompose, importance, variance_shares, variance_table
 from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study
-from ablations.report.tables import sampled_table, settings_table
+from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
+from sunets.report.explain import explain
+from sunets.report.records import ReportError
+from sunets.report.write import value_text, write
 
 HERE = Path(__file__).resolve().parent
 BASE = {"model.unet_depth": [2, 2, 1], "model.num_blocks": 2, "model.output_stride": 16}
@@ -123,6 +126,15 @@ def grid() -> tuple[StudyConfig, list[Record]]:
                 trial(len(records), arm, seed, score, same_as=same, reference=(depth, blocks, stride) == (2, 2, 16))
             )
     return config("grid", axes, seeds=[0, 1, 2]), records
+
+
+def grid_without_a_partner() -> tuple[StudyConfig, list[Record]]:
+    """The grid whose deepest network with the most blocks has failed."""
+    settings, records = grid()
+    for record in records:
+        if record["arm"]["model.unet_depth"] == 3 and record["arm"]["model.num_blocks"] == 4:
+            record |= {"scores": {}, "status": "failed", "reason": "lost"}
+    return settings, records
 
 
 def tuned() -> tuple[StudyConfig, list[Record]]:
@@ -271,10 +283,7 @@ def test_marginals_compare_on_equal_terms_and_use_every_name_of_a_training() -> 
 
 
 def test_a_missing_score_takes_its_partners_out_of_a_marginal() -> None:
-    settings, records = grid()
-    gone = [r for r in records if r["arm"]["model.unet_depth"] == 3 and r["arm"]["model.num_blocks"] == 4]
-    for record in gone:
-        record |= {"scores": {}, "status": "failed", "reason": "lost"}
+    settings, records = grid_without_a_partner()
     blocks = Study("joint", settings, records, "SUNet-tiny").marginal("model.num_blocks")
     # Depth 3 is left out for all, or four blocks would look worse for want of the best depth.
     assert np.mean(list(blocks["4"].values())) - np.mean(list(blocks["1"].values())) == pytest.approx(0.03, abs=0.003)
@@ -497,5 +506,107 @@ def test_without_records_there_is_no_report(tmp_path: Path) -> None:
 
 
 def test_values_are_shown_as_people_write_them() -> None:
-    shown = [results.value_text(v) for v in ([2, 2, 1], 0.00123456, True, None, "none", [[0, 1], 2])]
+    shown = [value_text(v) for v in ([2, 2, 1], 0.00123456, True, None, "none", [[0, 1], 2])]
     assert shown == ["2, 2, 1", "0.00123", "yes", "default", "none", "0, 1, 2"]
+
+
+# --- back to the trials ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of results with records and tables of every kind of study; tests only read it."""
+    root = tmp_path_factory.mktemp("traced")
+    for name, make in MADE.items():
+        write_json(root / f"synthetic/records/ablations/{name}.json", make()[1])
+        for table in (settings_table, axes_table, variance_table, sampled_table):
+            if (made := table(study(name))) is not None:
+                write(made, root / "synthetic/ablations")
+    return root
+
+
+def trials_of(text: str) -> list[int]:
+    """Numbers of the trials behind a number, without those that it is compared with or was chosen by."""
+    return [int(n) for n in re.findall(r"(?m)^  trial (\d+), ", text.partition("git commit")[0])]
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "which"),
+    [
+        ("depth", "1/16", "score.miou", lambda r: r["arm"] == {"model.unet_depth": 1, "model.output_stride": 16}),
+        ("joint", "3/4/8/none", "Multiply-adds (G)", lambda r: list(r["arm"].values()) == [3, 4, 8, "none"]),
+        ("joint_axes", "model.unet_depth/3", "mIoU (%)", lambda r: r["arm"]["model.unet_depth"] == 3),
+        ("joint_axes", "model.dilation/multi_grid", "score.miou.mean",
+         lambda r: any(arm["model.dilation"] == "multi_grid" for arm in (r["arm"], *r["same_as"]))),
+        ("joint_variance", "seed", "share", lambda r: True),
+        ("tuned", "1", "score.miou.difference.mean",
+         lambda r: r["phase"] == "confirmation" and r["arm"]["model.unet_depth"] == 1),
+        ("tuned_trials", "3", "search.miou", lambda r: r["number"] == 3),
+        ("pareto", "4/7", "n_seeds",
+         lambda r: r["phase"] == "confirmation" and list(r["arm"].values()) == [4, 7]),
+        ("pareto_trials", "5", "status", lambda r: r["number"] == 5),
+    ],
+)  # fmt: skip
+def test_explain_leads_from_every_table_of_a_study_to_its_trials(
+    table: str, row: str, column: str, which: Callable[[Record], bool], traced: Path
+) -> None:
+    text = explain(traced, "synthetic", f"ablations/{table}", row, column)
+    records = MADE[table.partition("_")[0]]()[1]
+    used = [r for r in records if which(r)]
+    assert trials_of(text) == [r["number"] for r in used]
+    for r in used:
+        assert f"trial {r['number']}, {r['phase']}, seed {r['seed']}, " in text
+        values = {**r["scores"], **r["cost"]} if r["status"] == "finished" else {}
+        key = "cost.gmacs" if column.startswith("Multiply") else "search.miou" if "_trials" in table else "score.miou"
+        assert (f": {key} = {values[key]}\n" if values else f": {r['status']}: {r['reason']}\n") in text
+    for part in ("git commit: 0123456789abcdef", "data digest: d", "code hash: c", "command: python -m ablations run s",
+                 f"records/ablations/{table.partition('_')[0]}.json"):  # fmt: skip
+        assert part in text
+
+
+def test_the_trials_that_explain_names_make_the_mean_of_the_table(tmp_path: Path) -> None:
+    """Of an axis, over those settings alone whose partners have scores too."""
+    settings, records = grid_without_a_partner()
+    write_json(tmp_path / "synthetic/records/ablations/joint.json", records)
+    table = axes_table(Study("joint", settings, records, "SUNet-tiny"))
+    assert table is not None
+    write(table, tmp_path / "synthetic/ablations")
+    text = explain(tmp_path, "synthetic", "ablations/joint_axes", "model.num_blocks/1", "score.miou")
+    stated = float(re.findall(r"score\.miou\.mean = (\S+)", text)[0])
+    trials = [line for line in text.partition("git commit")[0].splitlines() if line.startswith("  trial ")]
+    scores = [float(line.rpartition(" = ")[2]) for line in trials]
+    # At stride 16 a training counts under both names of its schedule.
+    weights = [2 if "model.output_stride = 16" in line else 1 for line in trials]
+    assert np.average(scores, weights=weights) == pytest.approx(stated, abs=1e-12)
+
+
+def test_explain_shows_the_learning_rates_that_a_setting_was_chosen_from_and_its_reference(traced: Path) -> None:
+    text = explain(traced, "synthetic", "ablations/tuned", "1", "score.miou")
+    chosen, compared = text.split("chosen by trials of the same setting, on the val split:")[1].split("difference to ")
+    tried = re.findall(r"trial (\d+), tuning, seed 100, model\.unet_depth = \d, train\.lr = 0\.\d+, train\.w", chosen)
+    assert tried == [str(n) for n in range(10)]
+    for r in tuned()[1][:10]:
+        assert (f": search.miou = {r['scores']['search.miou']}\n" if r["scores"] else ": pruned: Tr") in chosen
+    assert compared.startswith("U-Net depth 2, paired by seed:\n  trial 23, confirmation, seed 0")
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "message"),
+    [
+        ("deep", "1", "share", "ablations/deep: no such table in .*; there are ablations/depth, .*, claims$"),
+        ("depth", "5/16", "share", "5/16: no row of table ablations/depth; there are 2, 2, 1/16, 1/16, 3/16, "),
+        ("depth", "1/16", "loss", "loss: no column of table ablations/depth; there are study, .*, score.miou, "),
+    ],
+)
+def test_explain_names_what_a_study_has(table: str, row: str, column: str, message: str, traced: Path) -> None:
+    with pytest.raises(ReportError, match=message):
+        explain(traced, "synthetic", f"ablations/{table}", row, column)
+
+
+def test_a_table_older_than_its_records_is_named(traced: Path, tmp_path: Path) -> None:
+    shutil.copytree(traced, tmp_path, dirs_exist_ok=True)
+    write_json(tmp_path / "synthetic/records/ablations/depth.json", one_at_a_time()[1][:7])
+    with pytest.raises(
+        RecordError, match=r"depth\.csv: trial 7 is not in .*depth\.json; run .*ablations report` again"
+    ):
+        explain(tmp_path, "synthetic", "ablations/depth", "1/16", "score.miou")

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from test_report import record, write
 
-from sunets.core.record import parameters_hash
-from sunets.report import claims
+from sunets.core.record import RecordError, parameters_hash
+from sunets.report import claims, tables
 from sunets.report.claims import Finding, claims_table, findings, judge, read_results
+from sunets.report.explain import explain
 from sunets.report.page import index_page
+from sunets.report.records import ReportError
+from sunets.report.write import write_table
 
 NOISE = (0.0, 0.004, -0.003)
 """What the seeds differ by: small against the margin of two points."""
@@ -216,3 +219,48 @@ def test_a_benchmark_of_another_version_is_left_out_by_name(tmp_path: Path) -> N
     page = index_page(tmp_path)
     assert "Left out, since its records cannot be read: old (" in page
     assert "evaluate/sunet64.json: record 0 lacks status" in page
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "parts"),
+    [
+        ("Accuracy with few parameters/camvid", "verdict",
+         ("Verdict = shown", "table: camvid/tables/accuracy.md", "would be shown by: At least as accurate",
+          "from 8 records in {root}/camvid/records:", "sunet64, evaluate, seed 1, variant single_scale: score.miou = ",
+          "dilated_resnet18, cost: cost.params_m = 13.0", "(of sunet64)", "git commit: 0123456789abcdef0123")),
+        ("Low memory", "Measured",
+         ("0.50 to 0.50 times", "from 2 records in {root}/zoo:", "memory.saved_mib = 500", "memory.saved_mib = 1000")),
+        ("Fast training", "Verdict", ("Verdict = shown", "speed.step_ms = 50, speed.step_iqr_ms = 1")),
+        ("Simple and portable", "Verdict", ("not tested here", "cost.uncounted_operators = relu, cat")),
+        ("Global information ...", "Verdict", ("Verdict = not run", "no record: it has not been run")),
+    ],
+)  # fmt: skip
+def test_explain_leads_from_a_claim_to_the_records_compared(tmp_path: Path, row, column, parts) -> None:
+    benchmark(tmp_path, "camvid", {"sunet64": (0.70, 6.0), "dilated_resnet18": (0.60, 13.0)})
+    zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, {"sunet64": (50, 1), "deeplabv3_resnet101": (90, 1)})
+    text = explain(tmp_path, "camvid", "claims", row, column)
+    assert text.startswith(f"table claims, row {row}\n")
+    for part in parts:
+        assert part.format(root=tmp_path) in text
+
+
+def test_explain_names_the_claims_and_their_columns(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"Speed: no row of table claims; there are Accuracy .*/imagenet, .*Fast tr"):
+        explain(tmp_path, "camvid", "claims", "Speed", "Verdict")
+    with pytest.raises(ReportError, match="Accuracy with few parameters: several rows of table claims"):
+        explain(tmp_path, "camvid", "claims", claims.ACCURACY[0], "Verdict")
+    with pytest.raises(ReportError, match=r"mean: no column of table claims; there are Claim, .*, Verdict, Table"):
+        explain(tmp_path, "camvid", "claims", claims.MEMORY[0], "mean")
+
+
+def test_explain_knows_the_tables_of_the_zoo(tmp_path: Path) -> None:
+    zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, {})
+    records = read_results(tmp_path).zoo
+    write_table(tables.cost_frames(records)[0], tmp_path / "zoo/cost_segmentation", "Cost")
+    text = explain(tmp_path, "camvid", "zoo/cost_segmentation", "sunet64", "cost.params_m")
+    assert f"from 1 record in {tmp_path}/zoo/records.json:\n  cost: cost.params_m = 6\n" in text
+    write(tmp_path / "zoo/records.json", records[1:])
+    with pytest.raises(
+        RecordError, match=r"records\.json: has no record of sunet64, a row of .*; run `make zoo` again"
+    ):
+        explain(tmp_path, "camvid", "zoo/cost_segmentation", "sunet64", "cost.params_m")

@@ -24,14 +24,14 @@ from scipy import stats
 from sunets.core.config import Suite
 from sunets.core.metrics import scores_by_object_size, scores_from_confusion
 from sunets.core.names import PREPARED
-from sunets.core.record import RecordError, parameters_hash
+from sunets.core.record import RecordError, parameters_hash, write_rows
 from sunets.report import figures, style, tables
 from sunets.report import images as report_images
 from sunets.report.build import build_report
 from sunets.report.comparison import joint_estimate, video_blocks
 from sunets.report.explain import explain
 from sunets.report.page import Content, limits
-from sunets.report.records import ReportError, load_records
+from sunets.report.records import ReportError, find_records, load_records
 from sunets.report.write import write_table
 
 CLASSES = ("background", "disc_light", "disc_dark", "square_light", "square_dark")
@@ -697,11 +697,34 @@ def test_explain_leads_from_a_number_to_its_runs(site) -> None:
         ("object_size", "sunet_tiny", "Small objects (%)", "score.mean_accuracy.small = "),
         ("test_time", "sunet_tiny/multi_scale_flip", "score.miou.mean", "variant multi_scale_flip"),
         ("speed", "sunet_tiny", "Latency (ms)", "speed: speed.latency_ms = 12.5"),
-        ("training_time", "sunet_tiny/1", "seconds", "train, seed 1: finished"),
+        ("training_time", "sunet_tiny/1", "seconds", "resumed = False, seconds = 41.0, seed = 1, "),
     ],
 )
 def test_explain_knows_every_table(site, table, row, column, part) -> None:
     assert part in explain(site[0] / "results", "toy", table, row, column)
+
+
+def test_explain_lists_the_recipes_that_a_tuning_tried(site, tmp_path: Path) -> None:
+    shutil.copytree(site[0] / "results", tmp_path, dirs_exist_ok=True)
+    rates = [{"number": n, "status": "finished", "reason": None, "duplicate_of": None, "train.lr": 0.01 * (n + 1),
+              "val.miou": 0.3 + 0.1 * (n == 1), "best": 0.3 + 0.1 * (n > 0)} for n in range(3)]  # fmt: skip
+    made = record("tune", "sunet_tiny", "SUNet-tiny", seed=7, scores={"val.miou": 0.4}, trial=1, left_out={},
+                  chosen={"train.lr": 0.02}, space=[{"path": "train.lr"}], fingerprint="f")  # fmt: skip
+    write(tmp_path / "toy/records/tune/sunet_tiny.json", [made])
+    write_rows(tmp_path / "toy/records/tune/sunet_tiny.csv", rates)
+    table = tables.tuning(find_records(tmp_path, "toy"))
+    write_table(table.data, tmp_path / "toy/tables/tuning", table.caption)
+    text = explain(tmp_path, "toy", "tuning", "sunet_tiny", "train.lr")
+    assert "tune, seed 7: " in text
+    tried = text.partition("tune/sunet_tiny.csv:\n")[2].splitlines()
+    assert tried == [
+        "  number = 0, status = finished, train.lr = 0.01, val.miou = 0.3, best = 0.3",
+        "  number = 1, status = finished, train.lr = 0.02, val.miou = 0.4, best = 0.4, chosen = yes",
+        "  number = 2, status = finished, train.lr = 0.03, val.miou = 0.3, best = 0.4",
+    ]
+    recipe = "recipe: trial 1 of its tuning, see `sunets explain tuning sunet_tiny trial`"
+    assert recipe in explain(tmp_path, "toy", "accuracy", "sunet_tiny", "score.miou")
+    assert "trial = 1" in explain(tmp_path, "toy", "tuning", "sunet_tiny", "trial")
 
 
 @pytest.mark.parametrize(

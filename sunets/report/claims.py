@@ -7,7 +7,7 @@ contradicts it or decides nothing, and `judge` makes the verdict of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -99,6 +99,10 @@ class Finding:
     verdict: str
     table: str = ""
     """Path of the table below `results/`."""
+    keys: tuple[str, ...] = ()
+    """What is compared, as the records name it."""
+    records: tuple[Record, ...] = field(default=(), repr=False)
+    """Those that are compared."""
 
 
 def judge(outcomes: Iterable[bool | None]) -> str:
@@ -158,7 +162,8 @@ def _accuracy(records: Records) -> Iterator[Finding]:
                 outcomes.append(outcome)
         texts.append(_text(records, sunet, compared, params))
     if texts:
-        yield _finding(ACCURACY, records, outcomes, texts, "accuracy")
+        keys = (records.headline, "cost.params_m")
+        yield _finding(ACCURACY, records, outcomes, texts, keys, (*sunets, *others))
 
 
 def _global(records: Records) -> Iterator[Finding]:
@@ -176,7 +181,8 @@ def _global(records: Records) -> Iterator[Finding]:
         text += f"; 95 % of the input gradient lie in {', '.join(fields)} of the image" if fields else ""
         texts.append(text + _by_object_size(records, (sunet, *local)))
     if texts:
-        yield _finding(GLOBAL, records, outcomes, texts, "accuracy")
+        keys = (records.headline, "receptive_field.theoretical_px", "receptive_field.effective_share")
+        yield _finding(GLOBAL, records, outcomes, texts, keys, (*sunets, *local))
 
 
 def _by_object_size(records: Records, models: Sequence[str]) -> str:
@@ -202,7 +208,7 @@ def _resolution(records: Records) -> Iterator[Finding]:
         if compared and records.scores(sunet, key):
             texts.append(_text(records, sunet, compared, key=key))
     if texts:
-        yield _finding(RESOLUTION, records, outcomes, texts, "accuracy")
+        yield _finding(RESOLUTION, records, outcomes, texts, (key,), (*sunets, *others))
 
 
 def _split(records: Records) -> tuple[list[str], list[str]]:
@@ -263,10 +269,24 @@ def _text(
 
 
 def _finding(
-    claim: tuple[str, str], records: Records, outcomes: list[bool | None], texts: list[str], table: str
+    claim: tuple[str, str],
+    records: Records,
+    outcomes: list[bool | None],
+    texts: list[str],
+    keys: tuple[str, ...],
+    models: tuple[str, ...],
 ) -> Finding:
     name = records.benchmark
-    return Finding(claim, name, ". ".join(texts), judge(outcomes), f"{name}/tables/{table}.md")
+    compared = tuple(
+        r
+        for model in models
+        for kind in ("evaluate", "cost")
+        for r in records.all(kind)
+        if r["model"] == model
+        and r["variant"] in (None, records.variants[0])
+        and (r["status"] != FINISHED or any(key in r["scores"] or key in r["cost"] for key in keys))
+    )
+    return Finding(claim, name, ". ".join(texts), judge(outcomes), f"{name}/tables/accuracy.md", keys, compared)
 
 
 # --- claims on cost ---------------------------------------------------------------------------------------------------
@@ -282,6 +302,11 @@ def _pairs(rows: Sequence[Record], params: dict[str, float]) -> list[tuple[Recor
     sunets = [r for r in large if r["label"].startswith("sunet")]
     others = [r for r in large if r not in sunets]
     return [(s, o) for s in sunets for o in others if params[o["label"]] > params[s["label"]]]
+
+
+def _members(pairs: Iterable[tuple[Record, Record]]) -> tuple[Record, ...]:
+    """Each record of the pairs once."""
+    return tuple({id(r): r for pair in pairs for r in pair}.values())
 
 
 def _memory(zoo: Sequence[Record]) -> Finding:
@@ -301,7 +326,9 @@ def _memory(zoo: Sequence[Record]) -> Finding:
     ]
     if recomputing:
         text += f"; recomputing its U-Nets, {min(recomputing):.2f} to {max(recomputing):.2f}"
-    return Finding(MEMORY, "zoo", text, judge(r < 1 for r in ratios.values()), "zoo/cost_segmentation.md")
+    verdict = judge(r < 1 for r in ratios.values())
+    keys = ("cost.params_m", "cost.output_stride", key, f"{key}_memory_efficient")
+    return Finding(MEMORY, "zoo", text, verdict, "zoo/cost_segmentation.md", keys, _members(pairs))
 
 
 def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
@@ -313,7 +340,8 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
     e, params = rows[0]["environment"], rows[0]["params"]
     size = " x ".join(map(str, params.get("cost.size") or ()))
     text = f"{_ratios(ratios)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {e.get('threads')} threads"
-    return Finding(SPEED, "zoo", text, judge(_faster(s, o) for s, o in pairs), "zoo/speed.json")
+    verdict, keys = judge(_faster(s, o) for s, o in pairs), ("speed.step_ms", "speed.step_iqr_ms")
+    return Finding(SPEED, "zoo", text, verdict, "zoo/speed.json", keys, _members(pairs))
 
 
 def _faster(sunet: Record, other: Record) -> bool | None:
@@ -325,9 +353,10 @@ def _faster(sunet: Record, other: Record) -> bool | None:
 
 
 def _simple(zoo: Sequence[Record]) -> Finding:
+    key, rows = "cost.uncounted_operators", _segmentation(zoo)
     used: dict[bool, set[str]] = {True: set(), False: set()}
-    for r in _segmentation(zoo):
-        operators = str(r["cost"].get("cost.uncounted_operators") or "").split(", ")
+    for r in rows:
+        operators = str(r["cost"].get(key) or "").split(", ")
         used[r["label"].startswith("sunet")] |= {name for name in operators if name}
     why = f"{NOT_TESTED}: no record measures it; the tests compile and export the network and run it elsewhere"
     if not used[True]:
@@ -335,7 +364,7 @@ def _simple(zoo: Sequence[Record]) -> Finding:
     extra = used[True] - used[False]
     text = f"SUNets need {len(used[True])} operators besides convolution ({', '.join(sorted(used[True]))}); "
     text += f"no compared network needs {', '.join(sorted(extra))}" if extra else "compared networks need all of them"
-    return Finding(SIMPLE, "zoo", text, why, "zoo/cost_segmentation.md")
+    return Finding(SIMPLE, "zoo", text, why, "zoo/cost_segmentation.md", (key,), tuple(rows))
 
 
 def _params(zoo: Iterable[Record]) -> dict[str, float]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sunets.core.record import RecordError, read_rows
-from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity
+from sunets.core.metrics import PRIMARY_METRIC
+from sunets.core.recipes import COLUMNS
+from sunets.core.record import Record, RecordError, read_records, read_rows
+from sunets.report.claims import Results, findings, read_results
+from sunets.report.records import FINISHED, Records, ReportError, check_parameters, find_records, quantity
+from sunets.report.write import TRIAL_NUMBERS
 
+CLAIMS = "claims"
+"""The table of results/README.md."""
 _SUFFIX = re.compile(r"\.(mean|ci95_low|ci95_high|joint_ci95_low|joint_ci95_high|difference\.[a-z0-9_]+)$")
 _KEYS = {
     "cost": ("model",), "accuracy": ("model",), "per_class": ("model",), "object_size": ("model",),
@@ -19,43 +26,74 @@ _KEYS = {
     "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
 }  # fmt: skip
 _KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "train"}
+_STUDY_KEYS = {"_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",)}
+"""End of the file stem of an ablation's table -> columns that name its rows; the table without such an end has a row
+per setting of the axes."""
+Cells = dict[str, Any]
 
 
-def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:
+def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str, read: Results | None = None) -> str:
     """Trace a number in a table to its runs: seeds and values, commit, data digest, code, command.
 
     Args:
         results_dir: the directory that holds the benchmarks' results.
         benchmark: name of the benchmark.
-        table: file stem of a table, such as accuracy.
-        row: key or label of a model; several keys are joined by slashes.
+        table: file stem of a table in `tables/`, such as accuracy; of an ablation, ablations/STUDY, or the same with
+            _axes, _variance or _trials; zoo/cost_segmentation or zoo/cost_classification; or claims.
+        row: key or label of a model, a claim, values of a study's axes, or the number of a trial; several are joined by
+            slashes.
         column: name of a CSV column, with or without its .mean or .ci95_low, or its heading on the page.
+        read: the records below `results_dir`, for a caller that asks for many numbers.
 
     Returns:
         Lines of plain text.
 
     Raises:
         ReportError: no such table, row or column; names the existing ones.
+        RecordError: a table or a file of records is damaged, or they do not belong together.
     """
-    folder = results_dir / benchmark / "tables"
-    tables = sorted(p.stem for p in folder.glob("*.csv") if p.stem in _KEYS)
-    if table not in tables:
-        raise ReportError(
-            f"{table}: no such table in {folder}; there are {', '.join(tables) or 'none: run `dvc repro` first'}"
-        )
-    rows = read_rows(folder / f"{table}.csv", _KEYS[table])
-    if not rows:
-        raise RecordError(f"{folder / table}.csv: holds no row; run `dvc repro` again")
-    frame = pd.DataFrame(rows)
-    records = find_records(results_dir, benchmark)
+    paths = _tables(results_dir, benchmark)
+    if table == CLAIMS:
+        lines = _claim(results_dir, read or read_results(results_dir), row, column)
+    elif table not in paths:
+        names = ", ".join([*paths, CLAIMS]) if paths else "none: run `dvc repro` first"
+        raise ReportError(f"{table}: no such table in {results_dir / benchmark}; there are {names}")
+    elif table.startswith("ablations/"):
+        lines = _study(paths[table], results_dir / benchmark / "records" / "ablations", table, row, column)
+    elif table.startswith("zoo/"):
+        lines = _zoo(paths[table], results_dir / "zoo" / "records.json", table, row, column)
+    else:
+        records = read.benchmarks[benchmark] if read else find_records(results_dir, benchmark)
+        lines = _benchmark(paths[table], records, table, row, column)
+    whose = "" if table == CLAIMS or table.startswith("zoo/") else f"{benchmark}, "
+    return "\n".join([f"{whose}table {table}, row {row}", *lines])
+
+
+def _tables(results_dir: Path, benchmark: str) -> dict[str, Path]:
+    """Name of each table that there is -> its CSV file."""
+    folders = {"": results_dir / benchmark / "tables", "ablations/": results_dir / benchmark / "ablations"}
+    return {
+        prefix + path.stem: path
+        for prefix, folder in (folders | {"zoo/": results_dir / "zoo"}).items()
+        for path in sorted(folder.glob("*.csv"))
+        if prefix or path.stem in _KEYS
+    }
+
+
+# --- one function per kind of table ----------------------------------------------------------------------------------
+
+
+def _benchmark(path: Path, records: Records, table: str, row: str, column: str) -> list[str]:
+    frame = _read(path, _KEYS[table])
     cells = _row(frame, _KEYS[table], table, row)
     base, columns = _column(frame, table, column)
-    shown = [f"{name} = {_plain(cells[name])}" for name in columns]
-    lines = [f"{benchmark}, table {table}, row {row}", *(f"  {line}" for line in shown), ""]
+    lines = _values(cells, columns)
     model = str(cells["our_model"] if table == "published" else cells["model"])
     if table == "published":
         base = str(cells["metric"])
         lines += [f"published value: {cells['source']}", ""]
+        if cells["our_model"] is None:
+            return [*lines, str(cells["verdict"])]
     kind = "cost" if base.startswith("cost.") else _KIND.get(table, "evaluate")
     variant = str(cells["variant"]) if "variant" in frame else records.variants[0]
     seed = int(cells["seed"]) if table == "training_time" else None
@@ -67,14 +105,110 @@ def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str
         and (seed is None or r["seed"] == seed)
     ]
     if not used:
-        return "\n".join([*lines, f"no record of {model}: it has not been run"])
-    lines += _runs(used, base, f"{results_dir / benchmark / 'records' / _file(kind, model)}")
+        return [*lines, f"no record of {model}: it has not been run"]
+    lines += _runs(used, (base,), records.directory / ("speed.json" if kind == "speed" else f"{kind}/{model}.json"))
+    tuned = next(iter(records.raw.get(f"tune/{model}.json", [])), None)
+    if kind == "tune":
+        lines += _tuning_trials(used[0], records.directory / "tune" / f"{model}.csv")
+    elif tuned is not None and kind in ("train", "evaluate"):
+        lines += ["", f"recipe: trial {tuned['trial']} of its tuning, see `sunets explain tuning {model} trial`"]
+    if table == "training_time":
+        timings = [t for t in records.raw.get(f"timing/{model}.json", []) if t["seed"] == seed]
+        lines += ["", f"timed in {records.directory / 'timing' / model}.json:", *_listed(timings)]
     if ".difference." in " ".join(columns) and kind == "evaluate":
         lines += _reference(records, table, cells, base)
-    return "\n".join(lines)
+    return lines
 
 
-def _row(frame: pd.DataFrame, keys: tuple[str, ...], table: str, row: str) -> dict[str, Any]:
+def _zoo(path: Path, file: Path, table: str, row: str, column: str) -> list[str]:
+    frame = _read(path, ("model",))
+    cells = _row(frame, ("model",), table, row)
+    base, columns = _column(frame, table, column)
+    used = [r for r in read_records(file, "cost") if r["model"] == cells["model"]]
+    check_parameters(file, used)
+    if not used:
+        raise RecordError(f"{file}: has no record of {cells['model']}, a row of {path}; run `make zoo` again")
+    return [*_values(cells, columns), *_runs(used, (base,), file)]
+
+
+def _study(path: Path, folder: Path, table: str, row: str, column: str) -> list[str]:
+    """Trace a number of an ablation to its trials."""
+    ends = [end for end in ("", *_STUDY_KEYS) if path.stem.endswith(end)]
+    end = next((end for end in ends if (folder / f"{path.stem.removesuffix(end)}.json").exists()), None)
+    if end is None:
+        raise RecordError(f"{path}: no study of {folder} has such a table; run `python -m ablations report` again")
+    file = folder / f"{path.stem.removesuffix(end)}.json"
+    trials = {r["number"]: r for r in read_records(file, "trial")}
+    check_parameters(file, list(trials.values()))
+    frame = _read(path, _STUDY_KEYS.get(end, (TRIAL_NUMBERS,)))
+    keys = _STUDY_KEYS.get(end) or tuple(c for c in frame if any(c in r["arm"] for r in trials.values()))
+    cells = _row(frame, keys, table, row)
+    base, columns = _column(frame, table, column)
+
+    def behind(row: Cells) -> list[Record]:
+        """The trials of a row."""
+        if end == "_variance":
+            return [r for r in trials.values() if r["phase"] in ("grid", "confirmation")]
+        numbers = [row["number"]] if end == "_trials" else [int(n) for n in str(row[TRIAL_NUMBERS]).split()]
+        if absent := [n for n in numbers if n not in trials]:
+            raise RecordError(f"{path}: trial {absent[0]} is not in {file}; run `python -m ablations report` again")
+        return [trials[n] for n in numbers]
+
+    used = behind(cells)
+    headline = PRIMARY_METRIC[used[0]["task"]]
+    searched = headline.replace("score.", "search.")
+    key = base if any(base in r["cost"] for r in used) else searched if end == "_trials" else headline
+    lines = [*_values(cells, columns), *_runs(used, (key,), file)]
+    if end == "_trials" and cells["duplicate_of"] in trials:
+        lines += ["", "not trained again, since it is the same as:", *_states([trials[cells["duplicate_of"]]], (key,))]
+    sampled = [r for r in trials.values() if r["phase"] in ("tuning", "search") and r["arm"] == used[0]["arm"]]
+    if not end and sampled:
+        split = sampled[0]["split"]
+        lines += ["", f"chosen by trials of the same setting, on the {split} split:", *_states(sampled, (searched,))]
+    if ".difference." in " ".join(columns):
+        for reference in frame[frame.reference == "True"].to_dict("records"):
+            if cells.get("axis") == reference.get("axis"):
+                name = cells.get(f"{base}.difference.reference")
+                lines += ["", f"difference to {name}, paired by seed:", *_states(behind(reference), (key,))]
+    return lines
+
+
+def _claim(results_dir: Path, results: Results, row: str, column: str) -> list[str]:
+    """Trace a row of the table of claims, which no CSV file holds, to the records of its comparisons."""
+    made = findings(results)
+    names = ["/".join(filter(None, (f.claim[0], f.benchmark))) for f in made]
+    hit = [f for f, name in zip(made, names, strict=True) if row in (name, f.claim[0])]
+    if len(hit) != 1:
+        problem = "several rows" if hit else "no row"
+        raise ReportError(f"{row}: {problem} of table {CLAIMS}; there are {', '.join(names)}")
+    (finding,) = hit
+    cells = {
+        "Claim": finding.claim[0], "Would be shown by": finding.claim[1], "Benchmark": finding.benchmark,
+        "Measured": finding.measured, "Verdict": finding.verdict, "Table": finding.table,
+    }  # fmt: skip
+    chosen = [name for name in cells if name.lower() == column.lower()]
+    if not chosen:
+        raise ReportError(f"{column}: no column of table {CLAIMS}; there are {', '.join(cells)}")
+    lines = _values(cells, chosen)
+    lines += [f"{name.lower()}: {value}" for name, value in cells.items() if value and name not in ("Claim", *chosen)]
+    lines += [f"left out, since its records cannot be read: {why}" for why in results.unreadable.values()]
+    if not finding.records:
+        return [*lines, "no record: it has not been run"]
+    folder = results_dir / finding.benchmark
+    return [*lines, "", *_runs(finding.records, finding.keys, folder if folder.name == "zoo" else folder / "records")]
+
+
+# --- cells of a table ------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    rows = read_rows(path, columns)
+    if not rows:
+        raise RecordError(f"{path}: holds no row; run `dvc repro` again")
+    return pd.DataFrame(rows, dtype=object)  # or a whole number beside a fraction or nothing became a fraction
+
+
+def _row(frame: pd.DataFrame, keys: Sequence[str], table: str, row: str) -> Cells:
     names = frame[list(keys)].astype(str).agg("/".join, axis=1)
     hit = names == row
     for other in ("label", "our_label"):  # what the page shows
@@ -98,33 +232,62 @@ def _column(frame: pd.DataFrame, table: str, column: str) -> tuple[str, list[str
     return base, [c for c in frame.columns if _SUFFIX.sub("", c) == base]
 
 
-def _runs(used: list[dict[str, Any]], key: str, path: str) -> list[str]:
-    lines = [f"from {len(used)} record{'s' if len(used) > 1 else ''} in {path}:"]
-    for r in used:
-        name = ", ".join(f"{k} {r[k]}" for k in ("kind", "seed", "variant") if r[k] is not None)
-        value = r["scores"].get(key, r["cost"].get(key))
-        state = f"{key} = {value}" if r["status"] == FINISHED else f"{r['status']}: {r['reason']}"
-        lines.append(
-            f"  {name}: {state if key in r['scores'] or key in r['cost'] or r['status'] != FINISHED else 'finished'}"
-        )
-    for name in ("git_commit", "data_digest", "code_hash", "config_hash", "command"):
+def _values(cells: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    return [*(f"  {name} = {'none' if cells[name] is None else cells[name]}" for name in columns), ""]
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def _runs(used: Sequence[Record], keys: Sequence[str], path: Path) -> list[str]:
+    """What the records say of some keys, and where they come from."""
+    lines = [f"from {len(used)} record{'s' if len(used) > 1 else ''} in {path}:", *_states(used, keys)]
+    models, trial = len({r["model"] for r in used}) > 1, used[0]["kind"] == "trial"
+    names = ["git_commit", "data_digest", "code_hash", "command", "environment"]
+    if not models and not trial:  # of many, they would hide the rest
+        names.insert(3, "config_hash")
+    what, name = ("of", "model") if models else ("trial", "number") if trial else ("seed", "seed")
+    for origin in names:
         values: dict[str, list[str]] = {}
         for r in used:
-            text = r["provenance"].get(name) or ("unknown" if name == "git_commit" else None)
-            if text is not None:
-                dirty = name == "git_commit" and r["provenance"].get("git_dirty")
-                values.setdefault(f"{text} with uncommitted changes" if dirty else str(text), []).append(str(r["seed"]))
-        title = name.replace("_", " ")
-        for text, seeds in values.items():
-            lines.append(f"{title}: {text}" + (f" (seed {', '.join(seeds)})" if len(values) > 1 else ""))
-    e = used[0]["environment"]
-    versions = ", ".join(
-        f"{k} {e[k]}" for k in ("python", "torch", "torchvision", "device", "gpu", "threads") if e.get(k)
-    )
-    return [*lines, f"environment: {versions}"]
+            if (text := _origin(r, origin)) is not None:
+                values.setdefault(text, []).append(str(r[name]))
+        for text, ids in values.items():
+            which = f" ({what} {', '.join(dict.fromkeys(ids))})" if len(values) > 1 else ""
+            lines.append(f"{origin.replace('_', ' ')}: {text}{which}")
+    return lines
 
 
-def _reference(records: Records, table: str, cells: dict[str, Any], key: str) -> list[str]:
+def _states(used: Sequence[Record], keys: Sequence[str]) -> list[str]:
+    """A line per record: what it is, and its values of some keys, or why it has none."""
+    several = len({r["model"] for r in used}) > 1
+    lines = []
+    for r in used:
+        if r["kind"] == "trial":
+            setting = ", ".join(f"{path} = {value}" for path, value in {**r["arm"], **r["tuned"]}.items())
+            name = f"trial {r['number']}, {r['phase']}, seed {r['seed']}, {setting}"
+        else:
+            parts = [*([r["model"]] if several else []), r["kind"]]
+            name = ", ".join([*parts, *(f"{k} {r[k]}" for k in ("seed", "variant") if r[k] is not None)])
+        values = r["scores"] | r["cost"]
+        state = ", ".join(f"{key} = {values[key]}" for key in keys if key in values) or FINISHED
+        lines.append(f"  {name}: {state if r['status'] == FINISHED else r['status'] + ': ' + r['reason']}")
+    return lines
+
+
+def _origin(record: Record, name: str) -> str | None:
+    """A part of a record's provenance in words; None where there is none."""
+    if name == "environment":
+        e = record["environment"]
+        names = ("python", "torch", "torchvision", "device", "gpu", "threads")
+        return ", ".join(f"{k} {e[k]}" for k in names if e.get(k)) or None
+    origin = record["provenance"]
+    if name == "git_commit":
+        return f"{origin[name] or 'unknown'}{' with uncommitted changes' if origin.get('git_dirty') else ''}"
+    return None if origin.get(name) is None else str(origin[name])
+
+
+def _reference(records: Records, table: str, cells: Cells, key: str) -> list[str]:
     """The scores that a paired difference subtracts."""
     other = cells.get(f"{key}.difference.reference")
     if not isinstance(other, str):
@@ -137,11 +300,14 @@ def _reference(records: Records, table: str, cells: dict[str, Any], key: str) ->
     ]
 
 
-def _file(kind: str, model: str) -> str:
-    return "speed.json" if kind == "speed" else f"{kind}/{model}.json"
+def _tuning_trials(record: Record, path: Path) -> list[str]:
+    """The recipes that a tuning tried."""
+    rows = read_rows(path, COLUMNS)
+    for row in rows:
+        if row["number"] == record["trial"]:
+            row["chosen"] = "yes"
+    return ["", f"trials in {path}:", *_listed(rows)]
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, float):  # counts come back from a CSV as floats where a row has none
-        return "none" if value != value else repr(int(value) if value.is_integer() else value)
-    return "none" if value is None else str(value)
+def _listed(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return ["  " + ", ".join(f"{k} = {v}" for k, v in row.items() if v is not None) for row in rows]
