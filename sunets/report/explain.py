@@ -164,7 +164,11 @@ def _study(path: Path, folder: Path, table: str, row: str, column: str) -> list[
     sampled = [r for r in trials.values() if r["phase"] in ("tuning", "search") and r["arm"] == used[0]["arm"]]
     if not end and sampled:
         split = sampled[0]["split"]
-        lines += ["", f"chosen by trials of the same setting, on the {split} split:", *_states(sampled, (searched,))]
+        lines += [
+            "",
+            f"the sampler's trials with this setting, scored on the {split} split:",
+            *_states(sampled, (searched,)),
+        ]
     if ".difference." in " ".join(columns):
         for reference in frame[frame.reference == "True"].to_dict("records"):
             if cells.get("axis") == reference.get("axis"):
