@@ -23,15 +23,18 @@ def preset_path(name: str) -> Path:
     """
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml"))) or "none in this directory"
+        names = ", ".join(p.stem for p in _files()) or "none in this directory"
         raise ValueError(f"{printable(name)}: no such preset; there are {names}")
     return path
 
 
 def list_presets() -> dict[str, str]:
     """Return the first line of each preset, which describes it, by name."""
-    paths = sorted(PRESETS.glob("*.yaml"))
-    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in paths}
+    return {path.stem: path.read_bytes().partition(b"\n")[0].decode(errors="replace").lstrip("# ") for path in _files()}
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in PRESETS.glob("*.yaml") if path.is_file())  # a FIFO would be waited for
 
 
 def use_preset(name: str, root: Path | None = None) -> Path | None:
@@ -46,11 +49,17 @@ def use_preset(name: str, root: Path | None = None) -> Path | None:
 
     Raises:
         FileNotFoundError: no such directory `root`.
-        ValueError: no such preset, or an unusable `root`.
+        ValueError: no such preset, one that is not UTF-8, an unusable `root`, or a params.yaml that is no file.
     """
-    text = preset_path(name).read_text(encoding="utf-8")
+    path = preset_path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     if root is not None:
         text = _with_root(text, name, root)
+    if PARAMS.exists() and not PARAMS.is_file():
+        raise ValueError(f"{PARAMS}: not a regular file; move it away")
     copy = _keep() if PARAMS.exists() else None
     write_text(PARAMS, text)
     return copy
@@ -78,7 +87,7 @@ def _with_root(text: str, name: str, root: Path) -> str:
 def _keep() -> Path | None:
     """Copy params.yaml beside itself, unless a preset or a commit has the same content."""
     content = PARAMS.read_bytes()
-    if any(path.read_bytes() == content for path in PRESETS.glob("*.yaml")) or _is_committed():
+    if any(path.read_bytes() == content for path in _files()) or _is_committed():
         return None
     copy = PARAMS.with_name(f"{PARAMS.name}.kept-{hashlib.sha256(content).hexdigest()[:8]}")
     with replacing(copy) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -126,6 +127,19 @@ def test_the_list_has_the_first_line_of_each() -> None:
     listed = list_presets()
     assert listed.keys() == {path.stem for path in (ROOT / "presets").glob("*.yaml")}
     assert all(listed.values())
+
+
+def test_a_file_that_is_no_preset_is_named_and_hides_no_other(checkout: Path) -> None:
+    (checkout / "presets/latin1.yaml").write_bytes(b"# Stra\xdfen\n" + SMOKE)
+    os.mkfifo(checkout / "presets/fifo.yaml")
+    assert list_presets()["latin1"] == "Stra\ufffden"
+    assert "fifo" not in list_presets()
+    with pytest.raises(ValueError, match=r"presets/latin1\.yaml: not UTF-8 \(byte 6\); save the file as UTF-8"):
+        use_preset("latin1")
+    (checkout / "params.yaml").unlink()
+    os.mkfifo(checkout / "params.yaml")
+    with pytest.raises(ValueError, match=r"params\.yaml: not a regular file; move it away"):
+        use_preset("smoke")
 
 
 def test_a_kill_leaves_the_old_file(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
