@@ -51,6 +51,13 @@ def test_unreachable_server_costs_no_training(
     assert sync(pipeline.results).created == 8  # the remedy works
 
 
+@pytest.mark.parametrize("name", ["", "*", "../results", "/tmp", "a**b"])
+def test_a_benchmark_is_a_name_and_no_pattern(name: str, tmp_path: Path) -> None:
+    (tmp_path / "results/bench/records").mkdir(parents=True)
+    with pytest.raises(ValueError, match="use letters, digits, _ and -"):
+        sync(tmp_path / "results", name)
+
+
 def test_server_that_fails_midway_costs_no_training(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

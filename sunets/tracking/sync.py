@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sunets.core.metrics import PRIMARY_METRIC
-from sunets.core.names import PREPARED
+from sunets.core.names import PREPARED, check_name
 from sunets.core.record import Kind, Record, read_history, read_records
 from sunets.tracking.address import TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
@@ -52,11 +52,13 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
 
     Raises:
         FileNotFoundError: there are no records.
+        ValueError: `benchmark` cannot be a name.
         TrackingError: MLflow cannot be reached or refuses.
     """
-    folders = sorted(path.parent for path in results.glob(f"{benchmark or '*'}/records"))
+    name = "*" if benchmark is None else check_name(benchmark)
+    folders = sorted(path.parent for path in results.glob(f"{name}/records"))
     if not folders:
-        raise FileNotFoundError(f"{results / (benchmark or '*') / 'records'}: no records; run `dvc repro` first")
+        raise FileNotFoundError(f"{results / name / 'records'}: no records; run `dvc repro` first")
     wanted = {
         folder.name: [*_models(folder), *tuning_runs(folder), *_studies(folder), *_report(folder)] for folder in folders
     }
