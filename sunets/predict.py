@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from torch import nn
 
 from sunets.core.config import IGNORE_INDEX, VariantConfig
-from sunets.core.names import child
+from sunets.core.names import child, name_fault
 from sunets.core.record import replacing
 from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import MIN_SIDE, DataError, open_regular, read_picture
@@ -77,6 +77,11 @@ def predict_images(
             if min(height, width) < MIN_SIDE:
                 faults.append(f"{path}: {width}x{height} pixels; at least {MIN_SIDE} a side are needed; enlarge it")
     results = {path: _results(path, out) for path in pictures}
+    faults += [
+        f"{path}: {fault} with the end of a result; rename it"
+        for path, files in results.items()
+        if (fault := name_fault(files[1].name)) and not name_fault(path.name)
+    ]
     first: dict[str, Path] = {}
     for path in pictures:  # on some file systems, Photo and photo are one name
         if (other := first.setdefault(path.stem.casefold(), path)) != path:

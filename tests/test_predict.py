@@ -120,6 +120,19 @@ def test_every_bad_picture_is_named_before_anything_is_written(checkpoint: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_is_too_long_for_a_result_is_named_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    good, long = tmp_path / "good.png", tmp_path / f"{'x' * 232}.png"
+    for path in (good, long):
+        Image.new("RGB", (32, 32)).save(path)
+    with pytest.raises(DataError, match=r"x\.png: its name has 244 bytes; at most 240 are allowed with the end"):
+        predict_images(checkpoint, [good, long], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    fits = long.rename(tmp_path / f"{'x' * 228}.png")
+    assert all(path.exists() for path in predict_images(checkpoint, [good, fits], tmp_path / "out"))
+
+
 def test_checkpoints_that_cannot_predict(checkpoint: Path, manifest: Manifest, tmp_path: Path) -> None:
     picture = manifest.splits["test"][0].image
     _, info = load_trained(checkpoint)
