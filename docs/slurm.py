@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def slurm_cluster(options: argparse.Namespace) -> SLURMCluster:
         python=sys.executable,
         interface=options.interface,
         job_extra_directives=["--gres=gpu:1"] if options.gpu else [],
-        job_script_prologue=[f"cd '{Path.cwd()}'", "export PYTHONPATH=. MLFLOW_DISABLE_TELEMETRY=true"],
+        job_script_prologue=[f"cd {shlex.quote(str(Path.cwd()))}", "export PYTHONPATH=. MLFLOW_DISABLE_TELEMETRY=true"],
         worker_extra_args=["--memory-limit", "0", *(["--resources", "GPU=1"] if options.gpu else [])],
         log_directory=".work/slurm",
         scheduler_options={"dashboard": False, "dashboard_address": ":0"},  # any free port, not 8787
