@@ -38,7 +38,9 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
 
     Writes `results/zoo/` and the tables between the markers of docs/cost.md.
     """
-    folder, shown, everything = root / "results" / "zoo", [], []
+    folder, page = root / "results" / "zoo", root / "docs" / "cost.md"
+    _around_tables(page)  # before the work
+    shown, everything = [], []
     for part in PARTS:
         records = []
         with progress_bar(transient=True) as progress:
@@ -55,11 +57,23 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
         shown.append(markdown(view, caption, notes))
         everything += records
     write_json(folder / "records.json", everything)
-    page = root / "docs" / "cost.md"
-    before, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
+    before, after = _around_tables(page)
     write_text(page, before + MARKERS[0] + "\n" + "\n".join(shown) + MARKERS[1] + after)
     return everything
+
+
+def _around_tables(page: Path) -> tuple[str, str]:
+    """Return the text before and after the tables of docs/cost.md.
+
+    Raises:
+        ValueError: the page lacks the markers; names both.
+    """
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(MARKERS[0])
+    _, end, after = rest.partition(MARKERS[1])
+    if not begin or not end:
+        raise ValueError(f"{page}: the tables go between two lines that it lacks: {' and '.join(MARKERS)}")
+    return before, after
 
 
 def _rows(part: _Part) -> list[tuple[str, int | None]]:

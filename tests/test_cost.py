@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sunets import create_model
+from sunets import create_model, zoo_tables
 from sunets.profiling import multiply_adds
 from sunets.profiling.cost import measure_cost, run_profile
 from sunets.profiling.memory import saved_bytes
@@ -357,3 +357,13 @@ def test_saved_bytes_do_not_depend_on_deterministic_algorithms() -> None:
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_the_zoo_looks_for_the_place_of_its_tables_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/cost.md").write_text("<!-- cost table: begin -->")
+    monkeypatch.setattr(zoo_tables, "_record", lambda *_: pytest.fail("counted first"))
+    with pytest.raises(ValueError, match=r"docs/cost\.md: the tables go between two lines that it lacks"):
+        zoo_tables.zoo_stage(tmp_path)
