@@ -165,8 +165,11 @@ def _tuning_fault(suite: Suite, model: str, paths: BenchmarkPaths) -> str | None
         record = tune_record(suite, paths, model)
     except ValueError as error:
         return str(error)
-    ((score, value),) = record["scores"].items()
-    rows = [row for row in read_rows(paths.records / "tune" / f"{model}.csv") if row[score] is not None]
+    path = paths.records / "tune" / f"{model}.csv"
+    score, value = next(iter(record["scores"].items()), ("score", None))
+    rows = [row for row in read_rows(path, ("number",)) if isinstance(row.get(score), int | float)]
+    if not rows:
+        return f"{path} has no trial with its score; run its stage again"
     sign = 1 if higher_is_better(score) else -1
     best = max(rows, key=lambda row: sign * row[score])  # of equal scores the first
     stated = {"number": record["trial"], score: value, **record["chosen"]}

@@ -45,6 +45,7 @@ def root(fresh: Path) -> Iterator[Path]:
 
 
 RECORD = "results/smoke/records/train/sunet_tiny.json"
+TRIALS = "results/smoke/records/tune/sunet_tiny.csv"
 
 
 def _edit(path: Path, old: str, new: str) -> None:
@@ -73,8 +74,19 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
         (RECORD, '"train.epochs": 2', '"train.epochs": 3', 1, [RECORD, "config_hash"]),
         (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
         (RECORD, "[", "", 2, [RECORD, "not valid JSON"]),
+        (TRIALS, "val.miou", "val.other", 1, [f"{TRIALS} has no trial with its score; run its stage again"]),
     ],
-    ids=["duplicate key", "dvc.yaml", "report code", "training code", "parameter", "record", "status", "JSON"],
+    ids=[
+        "duplicate key",
+        "dvc.yaml",
+        "report code",
+        "training code",
+        "parameter",
+        "record",
+        "status",
+        "JSON",
+        "trials",
+    ],
 )
 def test_each_fault_is_refused(root: Path, file: str, old: str, new: str, code: int, words: list[str]) -> None:
     _edit(root / file, old, new)
