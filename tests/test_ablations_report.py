@@ -25,6 +25,7 @@ from ablations.report.results import Study
 from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
+from sunets.core.stage import StageError
 from sunets.report.explain import explain
 from sunets.report.records import ReportError
 from sunets.report.write import value_text, write
@@ -508,6 +509,41 @@ def test_without_records_there_is_no_report(tmp_path: Path) -> None:
 def test_values_are_shown_as_people_write_them() -> None:
     shown = [value_text(v) for v in ([2, 2, 1], 0.00123456, True, None, "none", [[0, 1], 2])]
     assert shown == ["2, 2, 1", "0.00123", "yes", "default", "none", "0, 1, 2"]
+    assert [value_text(v) for v in (0.99, 0.9999, 0.99999, 1.0)] == ["0.99", "0.9999", "0.99999", "1"]
+
+
+def test_close_values_of_an_axis_are_not_merged() -> None:
+    values = (0.9995, 0.9999, 0.99999)
+    axis = {"path": "train.momentum", "values": values}
+    settings = StudyConfig.model_validate({"kind": "grid", "model": "sunet_tiny", "seeds": [0], "axes": [axis]})
+    records = [trial(n, {"train.momentum": v}, 0, 0.4 + 0.1 * n, reference=n == 0) for n, v in enumerate(values)]
+    scores = Study("momentum", settings, records, "SUNet-tiny").marginal("train.momentum")
+    assert [score[0] for score in scores.values()] == pytest.approx([0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("end", ["axes", "variance", "trials", "history"])
+def test_a_study_whose_files_another_one_has_is_refused_before_anything_is_deleted(end: str, tmp_path: Path) -> None:
+    page = tmp_path / "results/synthetic/ablations/depth_axes.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("of the last report")
+    settings, records = MADE["depth"]()
+    studies = dict.fromkeys(("depth", f"depth_{end}"), settings)
+    for name in studies:
+        write_json(tmp_path / f"results/synthetic/records/ablations/{name}.json", records)
+    with pytest.raises(ReportError, match=rf"ablations\.depth_{end}: files of the study depth have this name; rename"):
+        build_ablation_report(suite(**studies), tmp_path)
+    assert page.read_text() == "of the last report"
+
+
+def test_two_reports_at_once_do_not_delete_each_other_s_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sunets.core.stage.LOCK_SECONDS", 0.1)
+
+    def second(*_: Any, **__: Any) -> None:
+        build_ablation_report(suite(), tmp_path)
+
+    monkeypatch.setattr(report_page.shutil, "rmtree", second)
+    with pytest.raises(StageError, match="ablation_report: already running in this checkout; wait for it"):
+        build_ablation_report(suite(), tmp_path)
 
 
 # --- back to the trials ----------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import torch
 import yaml
 from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
 
+import ablations.report.page
 import ablations.study
+import sunets.report.build
 import sunets.stages.cost
 import sunets.stages.prepare
 import sunets.stages.train
@@ -128,6 +130,8 @@ class _Seen(Exception):
         ("cost", "sunets.stages.cost", lambda s: sunets.stages.cost.cost_stage(s, "net")),
         ("speed", "sunets.stages.cost", lambda s: sunets.stages.cost.speed_stage(s)),
         ("ablate", "ablations.study", lambda s: ablations.study.run_study(s, "depth")),
+        ("report", "sunets.report.build", lambda s: sunets.report.build.build_report(s, Path())),
+        ("ablation_report", "ablations.report.page", lambda s: ablations.report.page.build_ablation_report(s)),
     ],
 )
 def test_a_stage_guards_what_dvc_follows(
@@ -138,7 +142,7 @@ def test_a_stage_guards_what_dvc_follows(
     @contextmanager
     def seen(*_: Any, suite: Suite, params: Any, data_digest: str | None = None) -> Iterator[str]:
         guarded.extend(params)
-        assert (data_digest is None) == (name == "prepare")
+        assert (data_digest is None) == (name in ("prepare", "report", "ablation_report"))
         raise _Seen
         yield ""
 

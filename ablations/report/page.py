@@ -12,10 +12,12 @@ from ablations.report.importance import RESAMPLES, variance_table
 from ablations.report.results import KINDS, Study, arm_text, axis_name
 from ablations.report.tables import axes_table, sampled_table, settings_table
 from sunets.core.config import Suite
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import read_records, write_text
+from sunets.core.stage import stage
 from sunets.report.comparison import Comparison, difference_text, power_text
 from sunets.report.page import commit_unknown
-from sunets.report.records import FAILED, check_parameters
+from sunets.report.records import FAILED, ReportError, check_parameters
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
 from sunets.report.write import Table, markdown, value_text, write
@@ -43,7 +45,26 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
     Raises:
         FileNotFoundError: no study has records.
         RecordError: a file of records is damaged, or a record contradicts its parameters.
+        ReportError: files of two studies would have one name.
+        StageError: the page is being written already, or its code or parameters changed meanwhile.
     """
+    _check_names(suite.ablations)
+    params = ("benchmark", "models", "report", "ablations")
+    with stage("ablation_report", BenchmarkPaths(suite.benchmark, root), __name__, suite=suite, params=params):
+        return _write(suite, root)
+
+
+def _check_names(studies: Iterable[str]) -> None:
+    """Refuse a study `depth_axes` beside a study `depth`, whose table of the axes has this name."""
+    ends = {"axes", "variance", "trials", *(name for name, _, _ in FIGURES)}
+    names = set(studies)
+    for name in sorted(names):
+        first, _, last = name.rpartition("_")
+        if last in ends and first in names:
+            raise ReportError(f"ablations.{name}: files of the study {first} have this name; rename one of the two")
+
+
+def _write(suite: Suite, root: Path) -> list[Path]:
     folder = root / "results" / suite.benchmark
     studies, absent = [], []
     for name, config in suite.ablations.items():

@@ -10,7 +10,9 @@ from PIL import Image
 
 from sunets.core.config import IGNORE_INDEX, Suite
 from sunets.core.names import PREPARED
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import RecordError, read_rows, write_text
+from sunets.core.stage import stage
 from sunets.data.picture import DataError, read_mask, read_picture
 from sunets.report import figures, images, tables, write
 from sunets.report.page import Content, benchmark_page, figure_caption, index_page
@@ -42,8 +44,15 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
     Raises:
         FileNotFoundError: there are no records.
         RecordError: a file of records, prepared data or predictions is damaged.
+        StageError: the report is being written already, or its code or parameters changed meanwhile.
     """
     root = Path(root)
+    params = ("benchmark", "seeds", "data", "models", "train", "evaluate", "cost", "report")
+    with stage("report", BenchmarkPaths(suite.benchmark, root), __name__, suite=suite, params=params):
+        return _write(suite, root)
+
+
+def _write(suite: Suite, root: Path) -> list[Path]:
     records = load_records(suite, root)
     out, private = root / "results" / suite.benchmark, root / "outputs" / suite.benchmark / "figures"
     made = _tables(suite, records)

@@ -125,7 +125,10 @@ def value_text(value: Any) -> str:
         return ", ".join(map(value_text, value))
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "default"}[value]
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    written = f"{value:.5g}"  # 0.9999 and 0.99999 of an axis are two values; a drawn one has more digits than matter
+    return written if float(written) == value else f"{value:.3g}"
 
 
 def _plain_view(frame: pd.DataFrame) -> pd.DataFrame:
