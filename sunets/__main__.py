@@ -138,7 +138,9 @@ def list_(task: Annotated[str | None, typer.Option(help="segmentation or classif
 def profile(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of the zoo; see `list`.")],
     size: Annotated[tuple[int, int], typer.Option(metavar="H W", help="Input size in pixels.")] = (512, 512),
-    output_stride: Annotated[int | None, typer.Option(help="Output stride; default: that of each model.")] = None,
+    output_stride: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Output stride; default: that of each model.")
+    ] = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes.")] = 21,
     task: Annotated[str, typer.Option(help="segmentation or classification")] = "segmentation",
     json: Annotated[Path | None, typer.Option(help="Write the exact records as JSON.")] = None,

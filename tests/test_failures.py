@@ -17,7 +17,9 @@ import pytest
 import torch
 import typer
 from checkout import ENV, ROOT
+from typer.testing import CliRunner
 
+from sunets.__main__ import app
 from sunets.core import cli
 from sunets.core.failure import line_for_user
 from sunets.core.process import is_ours
@@ -225,6 +227,12 @@ def test_workers_in_a_directory_with_a_long_path(tmp_path: Path) -> None:
 def test_a_picture_that_is_no_png_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--picture .*x\.txt: the picture is a PNG; name it \*\.png"):
         run_profile(["no such model"], size=(64, 64), picture_path=tmp_path / "x.txt")
+
+
+def test_an_output_stride_that_no_network_has_is_refused_by_the_command_line() -> None:
+    result = CliRunner().invoke(app, ["profile", "sunet_tiny", "--output-stride", "0"])
+    assert result.exit_code == 2
+    assert "output-stride" in result.stderr
 
 
 def test_output_that_the_locale_lacks_ends_no_command(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkout import run
+from checkout import ROOT, run
 
+import sunets.verify
+from sunets.core.config import load
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import code_hash
 from sunets.core.record import parameters_hash, read_json, write_json
 from sunets.verify import code_of_records
@@ -20,6 +23,20 @@ def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:
         write_json(tmp_path / benchmark / "records" / "train" / "net.json", [{"kind": "train", "provenance": source}])
         write_json(tmp_path / benchmark / "records" / "timing" / "net.json", [{"seconds": 1}])
     assert code_of_records(tmp_path) == {"same": {"train": None}, "old": {"train": "abc"}}
+
+
+@pytest.mark.parametrize("content", ["number\n", "number,val.other\n0,0.5\n", "number,val.miou\n0,\n"])
+def test_a_table_of_trials_without_scores_is_a_fault(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"scores": {"val.miou": 0.5}, "trial": 0, "chosen": {}}
+    monkeypatch.setattr(sunets.verify, "tune_record", lambda *_: record)
+    paths = BenchmarkPaths("toy", tmp_path)
+    (paths.records / "tune").mkdir(parents=True)
+    (paths.records / "tune/net.csv").write_text(content)
+    fault = sunets.verify._tuning_fault(load(ROOT / "presets/smoke.yaml"), "net", paths)
+    assert fault is not None
+    assert fault.endswith("net.csv has no trial with its score; run its stage again")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +62,6 @@ def root(fresh: Path) -> Iterator[Path]:
 
 
 RECORD = "results/smoke/records/train/sunet_tiny.json"
-TRIALS = "results/smoke/records/tune/sunet_tiny.csv"
 
 
 def _edit(path: Path, old: str, new: str) -> None:
@@ -74,19 +90,8 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
         (RECORD, '"train.epochs": 2', '"train.epochs": 3', 1, [RECORD, "config_hash"]),
         (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
         (RECORD, "[", "", 2, [RECORD, "not valid JSON"]),
-        (TRIALS, "val.miou", "val.other", 1, [f"{TRIALS} has no trial with its score; run its stage again"]),
     ],
-    ids=[
-        "duplicate key",
-        "dvc.yaml",
-        "report code",
-        "training code",
-        "parameter",
-        "record",
-        "status",
-        "JSON",
-        "trials",
-    ],
+    ids=["duplicate key", "dvc.yaml", "report code", "training code", "parameter", "record", "status", "JSON"],
 )
 def test_each_fault_is_refused(root: Path, file: str, old: str, new: str, code: int, words: list[str]) -> None:
     _edit(root / file, old, new)
