@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_report import record
 
 from sunets.report import figures, images
 from sunets.report.records import Records
+from sunets.report.style import save_files
 
 
 def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -95,3 +97,16 @@ def test_contour_encloses_95_percent_of_a_receptive_field() -> None:
         assert area == pytest.approx(np.pi * 5.99 * (sigma**2 + 4), rel=0.05)
     assert not figure.axes[2].collections, "a constant field has no contour"
     assert figure.axes[0].images[0].get_clim() == (-3, 0)
+
+
+def test_a_dollar_in_a_name_starts_no_formula(street: Records, tmp_path: Path) -> None:
+    name = r"$5 or $6 or $\bad$"
+    named = replace(street, labels={"a": name})
+    pixels = np.zeros((16, 16), np.uint8)
+    example = images.Example("x", np.zeros((16, 16, 3), np.uint8), pixels, {name: pixels})
+    drawn = (
+        images.per_class(named),
+        images.qualitative([example], [name], ["road", name], np.zeros((2, 3), np.uint8)),
+    )
+    for number, figure in enumerate(drawn):
+        save_files(figure, tmp_path / f"{number}.png")

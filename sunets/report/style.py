@@ -31,6 +31,7 @@ WIDTH = 7.0
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
+    "text.parse_math": False,  # a $ in the name of a model or class is a dollar
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
