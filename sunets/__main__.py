@@ -85,12 +85,22 @@ def speed(params: Params = PARAMS, settings: Settings = None) -> None:
 
 
 @app.command(rich_help_panel=PIPELINE)
-def report(params: Params = PARAMS, settings: Settings = None) -> None:
+def report(
+    params: Params = PARAMS,
+    settings: Settings = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write the last report as one file to send, report.html, instead.")
+    ] = False,
+) -> None:
     """Write the tables, figures and page of results/BENCHMARK/ from its records."""
     from sunets.report.build import build_report
+    from sunets.report.html import build_html
     from sunets.tracking.sync import sync_or_warn
 
     suite = _suite(params, settings)
+    if html:
+        typer.echo(build_html(suite, Path()))
+        return
     for path in build_report(suite, Path()):
         typer.echo(path)
     sync_or_warn(Path("results"), suite.benchmark)
