@@ -115,7 +115,7 @@ class _Page:
             if block["kind"] == "paragraph" and last["kind"] in ("table", "note"):
                 block["kind"] = "note"
             caption, last = "", block
-            if node.tag != "h1":
+            if node.tag != "h1" and "[Table of " not in content:
                 yield block
             for link in re.findall(r"\]\(([^)]+)\)", content):
                 if (file := self._file(link, ".md")) and file not in self.linked:

@@ -24,6 +24,7 @@ _COLUMNS = {
     r"Its parameters \(M\)": "published_params_m", r"Its parameters here \(M\)": r"ours\.params_m",
     r"Trainings|Median time \(s\)": "seconds", "Share of variance .*": "share", "Search .*": r"search\..*",
     "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
+    "Learning rate": r"train\.lr", "Weight decay": r"train\.weight_decay",
 }  # fmt: skip
 """Heading of a shown column -> name of the column in the CSV file, where `explain` does not know the heading."""
 _CLAIMS = "What the paper claims"
