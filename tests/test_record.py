@@ -220,7 +220,7 @@ def test_record_holds_the_whole_configuration() -> None:
         cost={"cost.params_m": torch.tensor(1.5)},
         provenance=origin,
     )
-    assert made["params"]["train.lr"] == 0.003
+    assert made["params"]["train.lr"] == config.train.lr
     assert made["params"]["data.synthetic.train"] == 800
     assert made["label"] == "m"
     assert made["scores"] == {"score.miou": 0.5, "score.nan": None, "score.iou.a": None}

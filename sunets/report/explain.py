@@ -136,7 +136,7 @@ def _study(path: Path, folder: Path, table: str, row: str, column: str) -> list[
     ends = [end for end in ("", *_STUDY_KEYS) if path.stem.endswith(end)]
     end = next((end for end in ends if (folder / f"{path.stem.removesuffix(end)}.json").exists()), None)
     if end is None:
-        raise RecordError(f"{path}: no study of {folder} has such a table; run `python -m ablations report` again")
+        raise ReportError(f"{path}: no study of {folder} has such a table; run `python -m ablations report` again")
     file = folder / f"{path.stem.removesuffix(end)}.json"
     trials = {r["number"]: r for r in read_records(file, "trial")}
     check_parameters(file, list(trials.values()))
