@@ -183,9 +183,13 @@ def test_nonsense_is_one_clear_error(clones: tuple[Path, Path], settings: list[s
 
 def test_dvc_shows_scores_curves_and_changed_parameters(clones: tuple[Path, Path]) -> None:
     root = clones[0]
-    assert "score.miou" in run(root, "dvc", "metrics", "show")
+    shown = run(root, "dvc", "metrics", "show", "--json")
+    assert len(re.findall("miou_percent|params_m|gmacs", shown)) == 6
     run(root, "dvc", "plots", "show", "-o", "dvc_plots")
-    assert "Training loss of sunet_tiny" in (root / "dvc_plots" / "index.html").read_text()
+    page = (root / "dvc_plots" / "index.html").read_text()
+    assert [title for title in ("Training loss", "Validation score (%)", "Confusion") if title not in page] == []
+    assert {path.name for path in (root / "dvc_plots").rglob("*.png")} >= {"accuracy.png"}  # with its path as prefix
+    assert "weights" in run(root, "dvc", "ls", ".", "outputs/smoke")
     path = root / "params.yaml"
     before = path.read_text()
     path.write_text(before.replace("title: Smoke test", "title: Another title"))

@@ -181,7 +181,7 @@ def test_section_what_each_model_costs(checkout: Path) -> None:
 @pytest.mark.slow
 def test_section_the_default_benchmark(checkout: Path, tmp_path: Path) -> None:
     outputs = _run_section("The default benchmark", checkout, {"/path/or/s3/or/ssh/address": tmp_path / "store"})
-    assert "score.miou" in outputs["dvc metrics show"]
+    assert "miou_percent" in outputs["dvc metrics show"]
     assert not ran(outputs["dvc repro --dry --allow-missing"])
     assert any((tmp_path / "store").rglob("*"))
 

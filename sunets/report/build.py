@@ -14,7 +14,7 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import RecordError, read_rows, write_text
 from sunets.core.stage import stage
 from sunets.data.picture import DataError, read_mask, read_picture
-from sunets.report import figures, images, tables, write
+from sunets.report import figures, images, summary, tables, write
 from sunets.report.page import Content, benchmark_page, figure_caption, index_page
 from sunets.report.paper import narrowed, paper_document
 from sunets.report.published import published
@@ -29,7 +29,7 @@ FIGURES = (*figures.DRAWN, "qualitative")
 
 
 def build_report(suite: Suite, root: Path) -> list[Path]:
-    """Write `results/<benchmark>/` tables, figures, README.md and paper.tex, and `results/README.md`.
+    """Write `results/<benchmark>/` tables, figures, pages and what DVC shows, and `results/README.md`.
 
     Pictures of a data set of others must not be committed with `results/`: the qualitative figure of all but the
     embedded sets goes to `outputs/<benchmark>/figures/`.
@@ -83,6 +83,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     ):
         write_text(path, text)
         written.append(path)
+    written += summary.write_summary(records, out)
     write_text(out.parent / "README.md", index_page(out.parent))  # reads the page above
     return [*written, out.parent / "README.md"]
 

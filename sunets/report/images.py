@@ -95,39 +95,51 @@ def ink(color: Sequence[float]) -> str:
     return "black" if luminance(color) > 0.179 else "white"
 
 
-def confusion(records: Records) -> Figure | None:
-    """Confusion matrices over all seeds, each row divided by its sum, one panel per model, with the numbers in it."""
-    totals = {}
+def confusion_shares(records: Records) -> tuple[dict[str, NDArray], list[str]]:
+    """Confusion matrices over all seeds, each row divided by its sum; none of more than `MAX_CLASSES` classes.
+
+    Returns:
+        Label of a model -> (K, K) percent of the true class (row) by predicted class, NaN where the split lacks the
+        class; the names of the classes.
+    """
+    shares: dict[str, NDArray] = {}
     for model, label in records.labels.items():
         matrices, _ = records.confusions(model)
         if matrices and matrices[0].shape[1] <= MAX_CLASSES:
-            totals[label] = np.sum([m.sum(axis=0, dtype=np.int64) for m in matrices], axis=0)
-    if not totals:
-        return None
-    k = next(iter(totals.values())).shape[0]
+            counts = np.sum([m.sum(axis=0, dtype=np.int64) for m in matrices], axis=0)
+            total = counts.sum(axis=1, keepdims=True)
+            shares[label] = np.divide(100.0 * counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    k = len(next(iter(shares.values()))) if shares else 0
     names = [n.replace("_", " ") for n in records.classes] if len(records.classes) == k else [str(i) for i in range(k)]
+    return shares, names
+
+
+def confusion(records: Records) -> Figure | None:
+    """Confusion matrices over all seeds, each row divided by its sum, one panel per model, with the numbers in it."""
+    shares, names = confusion_shares(records)
+    if not shares:
+        return None
+    k = len(names)
     width = WIDTH - 1.3
     readable = SMALLEST_PRINT * k / 17  # inches of a panel whose numbers can be read
-    columns = max(1, min(len(totals), 4, int(width / readable)))
-    rows = math.ceil(len(totals) / columns)
+    columns = max(1, min(len(shares), 4, int(width / readable)))
+    rows = math.ceil(len(shares) / columns)
     side = min(width / columns, max(2.6, readable))
     with plt.rc_context(STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}):
         fig, axes = plt.subplots(
             rows, columns, figsize=(side * columns + 1.3, rows * (side + 0.3) + 0.75), squeeze=False
         )
-        for ax in axes.flat[len(totals) :]:
+        for ax in axes.flat[len(shares) :]:
             ax.set_axis_off()
-        for index, (label, matrix) in enumerate(totals.items()):
+        for index, (label, percent) in enumerate(shares.items()):
             ax = axes.flat[index]
-            total = matrix.sum(axis=1, keepdims=True)
-            percent = np.divide(100.0 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
             drawn = ax.imshow(percent, vmin=0, vmax=100, cmap="cividis")
             ax.set_title(_wrap(label, max(10, int(13 * side))), fontsize=7.5)
             for (i, j), v in np.ndenumerate(percent):
                 if not np.isnan(v):
                     size = min(7.5, 17 * side / k)
                     ax.text(j, i, f"{v:.0f}", ha="center", va="center", fontsize=size, color=ink(drawn.cmap(v / 100)))
-            left, lowest = index % columns == 0, index + columns >= len(totals)
+            left, lowest = index % columns == 0, index + columns >= len(shares)
             small = min(7.0, 60 * side / k / 1.15)
             ax.set_xticks(range(k), names if lowest else [], rotation=90, fontsize=small)
             ax.set_yticks(range(k), names if left else [], fontsize=small)
