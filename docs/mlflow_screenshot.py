@@ -1,8 +1,9 @@
-"""Pictures of MLflow's comparison pages for the README: `python docs/mlflow_screenshot.py [BENCHMARK] [STUDY]`.
+"""Pictures of MLflow's pages for docs/benchmark.md: `python docs/mlflow_screenshot.py [BENCHMARK] [STUDY]`.
 
-As the pages open, nothing selected: `docs/mlflow.png` has the benchmark's models, `docs/mlflow_ablation.png` the trials
-of a study. Needs Chromium and its driver on the PATH (Debian: `apt-get install chromium chromium-driver`) and the
-benchmark's runs in the database: that of `MLFLOW_TRACKING_URI`, or mlflow.db.
+As the pages open, nothing selected: `docs/mlflow_runs.png` has the table of runs at the link of `make ui`,
+`docs/mlflow.png` compares the benchmark's models, `docs/mlflow_ablation.png` the trials of a study. Needs Chromium and
+its driver on the PATH (Debian: `apt-get install chromium chromium-driver`) and the benchmark's runs in the database:
+that of `MLFLOW_TRACKING_URI`, or mlflow.db.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from sunets.tracking.store import tracking_uri
+from sunets.tracking.address import tracking_uri
+from sunets.tracking.store import Store
 
 
 def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
@@ -43,15 +45,18 @@ def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
             # MLflow opens its assistant on the first visit, beside what the picture is about.
             session.run("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
             session.run("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
+            session.open("about:blank")  # else only the fragment would change
+            session.open(Store().link(benchmark, mlflow))
+            session.wait_for("[row-id]")
+            session.save("docs/mlflow_runs.png")
             for runs, picture in ((models, "docs/mlflow.png"), (trials, "docs/mlflow_ablation.png")):
                 ids = json.dumps([run.info.run_id for run in runs])
-                session.open("about:blank")  # else only the fragment would change
+                session.open("about:blank")
                 session.open(
                     f"{mlflow}/#/compare-runs?runs={ids}&experiments={json.dumps([runs[0].info.experiment_id])}"
                 )
                 session.wait_for(".pcp-plot .axis-title")
-                Path(picture).write_bytes(base64.b64decode(session.call("GET", "/screenshot")))
-                print(picture)
+                session.save(picture)
         finally:
             session.call("DELETE", "")
 
@@ -119,6 +124,10 @@ class _Session:
 
     def run(self, script: str) -> Any:
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
+
+    def save(self, picture: str) -> None:
+        Path(picture).write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
+        print(picture)
 
     def wait_for(self, selector: str) -> None:
         for _ in range(120):

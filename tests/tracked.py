@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.models import Model
 
 from sunets.core.config import Suite, load
 from sunets.core.provenance import provenance
@@ -99,11 +100,17 @@ class Pipeline:
             records.append(self.record(model, seed, rows, **outcome))
             if tracker:
                 tracker.finish(seed, records[-1])
+            if seed != fail:
+                self.weights(model, seed).parent.mkdir(parents=True, exist_ok=True)
+                self.weights(model, seed).write_bytes(f"{model}, seed {seed}: {shift}".encode() * 1000)
         write_json(self.records / f"train/{model}.json", records)
         flat = [{"model": model, "seed": seed, **r} for seed, rows in history.items() for r in rows]
         write_rows(self.records / f"history/{model}.csv", flat)
         if tracker:
             tracker.close()
+
+    def weights(self, model: str, seed: int) -> Path:
+        return self.results.parent / f"outputs/bench/weights/{model}/seed{seed}.pt"
 
     def evaluate(self, model: str, shift: float = 0.0) -> None:
         records = []
@@ -131,7 +138,8 @@ class Pipeline:
             task="segmentation",
             benchmark="bench",
             model=model,
-            cost={"cost.params_m": 0.2, "cost.gmacs": 1.5} | {f"cost.detail{i}": i for i in range(20)},
+            cost={"cost.params_m": 0.2, "cost.gmacs": 1.5, "cost.output_stride": 16}
+            | {f"cost.detail{i}": i for i in range(20)},
         )
         write_json(self.records / f"cost/{model}.json", cost)
         speed = make_record(
@@ -208,6 +216,18 @@ def points(run: Any, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in history if not math.isnan(point.value))
 
 
+def models(run: Any) -> list[tuple[Any, int]]:
+    """Return the logged models of a run, and their epochs."""
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    return [(client.get_logged_model(m.model_id), m.step) for m in run.outputs.model_outputs]
+
+
+def signature(model: Any) -> tuple[Any, Any]:
+    """Return the shapes of input and output of a logged model."""
+    stored = Model.load(Path(model.artifact_location.removeprefix("file://"), "MLmodel")).signature
+    return tuple([(spec.shape, spec.type.name) for spec in part.inputs] for part in (stored.inputs, stored.outputs))
+
+
 def snapshot() -> dict[str, Any]:
     """Return the content of the current runs, without what only a live run knows."""
     current = [*runs("bench"), *runs("bench/ablations")]
@@ -221,6 +241,10 @@ def snapshot() -> dict[str, Any]:
             "tags": {k: v for k, v in run.data.tags.items() if k not in ("sunets.process", PARENT)},
             "metrics": {k: points(run, k) for k in run.data.metrics if not k.startswith("system/")},
             "data": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
+            "models": [
+                (model.name, model.status, step, model.params, model.tags, signature(model))
+                for model, step in models(run)
+            ],
         }
         for run in current
     }
@@ -229,6 +253,7 @@ def snapshot() -> dict[str, Any]:
 def counts(db: Path) -> dict[str, int]:
     with sqlite3.connect(db) as connection:
         tables = ("runs", "metrics", "params", "tags", "inputs", "datasets", "latest_metrics")
+        tables += ("logged_models", "logged_model_params", "logged_model_tags")
         return {table: connection.execute(f"select count(*) from {table}").fetchone()[0] for table in tables}
 
 

@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from filelock import FileLock
 from sunets.core.config import fingerprint
 from sunets.tracking import address
 from sunets.tracking.address import CREATION_LIMIT, LIMIT, within
+from sunets.tracking.networks import specification
 from sunets.tracking.view import Run
 
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
@@ -156,8 +157,9 @@ class Store:
         return f"{base.rstrip('/')}/#/experiments/{self.experiment(experiment)}/runs{query}"
 
     def retire(self, run: Any) -> None:
-        """Mark a run as not current, and as killed if it is running but its process has ended."""
+        """Mark a run and its models as not current, and the run as killed if it is running without a process."""
         self.client.set_tag(run.info.run_id, CURRENT, "false")
+        self._retire_models(self._models(run))
         if run.info.status == "RUNNING" and not _written_elsewhere(run):
             self.client.set_terminated(run.info.run_id, "KILLED")
 
@@ -198,6 +200,40 @@ class Store:
         """Return step -> value of one metric."""
         return {point.step: point.value for point in self.client.get_metric_history(run_id, name)}
 
+    def _models(self, run: Any) -> list[Any]:
+        """Return the logged models of a run."""
+        where = f"source_run_id = '{run.info.run_id}'"
+        return list(self.client.search_logged_models([run.info.experiment_id], where, max_results=100))
+
+    def _retire_models(self, models: Iterable[Any]) -> None:
+        for model in models:
+            if model.tags.get(CURRENT) == "true":
+                self.client.set_logged_model_tags(model.model_id, {CURRENT: "false"})
+
+    def _register(self, existing: Any, run: Run) -> None:
+        """Register the network of a run as a logged model, or complete what is missing of it."""
+        if run.network is None:
+            return
+        run_id, key, tags = existing.info.run_id, run.network.key, {**run.network.tags, CURRENT: "true"}
+        known = self._models(existing)
+        model = next((m for m in known if m.tags.get(KEY) == key), None)
+        self._retire_models(m for m in known if m is not model)
+        if model is None:
+            model = self.client.create_logged_model(
+                existing.info.experiment_id, run.network.name, run_id, {KEY: key, **tags}, dict(run.network.params)
+            )
+        if model.status != self.entities.LoggedModelStatus.READY:
+            with tempfile.TemporaryDirectory() as folder:
+                specification(run.network, model).save(str(Path(folder, "MLmodel")))
+                self.client.log_model_artifacts(model.model_id, folder)
+            self.client.finalize_logged_model(model.model_id, "READY")
+        linked = [m.model_id for m in existing.outputs.model_outputs] if existing.outputs else []
+        if model.model_id not in linked:
+            last = max((epoch for _, epoch in run.points), default=0)
+            self.client.log_outputs(run_id, [self.entities.LoggedModelOutput(model.model_id, last)])
+        if any(model.tags.get(name) != value for name, value in tags.items()):
+            self.client.set_logged_model_tags(model.model_id, tags)
+
     def finish(self, run: Run, parent: str | None = None) -> tuple[str, str]:
         """Create the run, or complete what is missing of it.
 
@@ -221,6 +257,7 @@ class Store:
             return run_id, "unchanged"
         self._write(existing, run, wanted_tags)
         self._show(run)
+        self._register(existing, run)
         if not created and tags.get(DIGEST) == digest and existing.info.status == run.status:
             return run_id, "unchanged" if tags.get(CURRENT) == "true" and tags.get(PARENT) == parent else "updated"
         first = run.first if created else {}

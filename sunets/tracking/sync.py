@@ -14,6 +14,7 @@ from sunets.core.names import PREPARED, check_name
 from sunets.core.record import Kind, Record, read_history, read_records
 from sunets.tracking.address import TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
+from sunets.tracking.networks import trained_network
 from sunets.tracking.store import CURRENT, Store, is_alive
 from sunets.tracking.tuning import tuning_runs
 from sunets.tracking.view import (
@@ -133,6 +134,7 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
                     tags={**child.tags, **_test_settings(scores)},
                     seconds=_period(timing),
                     files=_figures(folder / "figures", "training_curves.png"),
+                    network=trained_network(record, counted[0], folder.parent.parent) if counted else None,
                 )
             )
         parent = model_run(trained or tested or counted)

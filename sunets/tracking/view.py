@@ -33,6 +33,23 @@ STATUS = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Network:
+    """The trained network of a run, which MLflow shows as a logged model; its weights stay in their file."""
+
+    name: str
+    params: Mapping[str, str]
+    """What cannot change: MLflow has no way to write a parameter twice."""
+    tags: Mapping[str, str]
+    output: tuple[int, ...]
+    """Shape of the logits; -1 is any size."""
+
+    @property
+    def key(self) -> str:
+        """Digest of what cannot change; another one makes another logged model."""
+        return fingerprint(self.name, dict(self.params), self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """The wanted content of one MLflow run."""
 
@@ -59,6 +76,7 @@ class Run:
     """Name and digest."""
     files: tuple[tuple[Path, str | None], ...] = ()
     """Artifacts and their folders."""
+    network: Network | None = None
 
     @property
     def key(self) -> str:
@@ -82,7 +100,8 @@ class Run:
         files = [(path.name, folder, hashlib.sha256(path.read_bytes()).hexdigest()) for path, folder in self.files]
         points = sorted((name, step, value) for (name, step), value in self.points.items())
         content = [dict(self.params), dict(self.tags), points, self.values, self.status, self.name]
-        return fingerprint(content, self.dataset, files)
+        network = [self.network.key, dict(self.network.tags)] if self.network else []
+        return fingerprint(content, self.dataset, files, *network)
 
 
 def make_slot(kind: str, benchmark: str, item: str, child: str = "") -> str:
@@ -184,6 +203,11 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
     return legal({k: plain_text(value) for k, value in record["params"].items() if not k.startswith("evaluate.")})
 
 
+def _given(params: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what a network does not have: in MLflow's comparison of networks it would be an axis of null."""
+    return {name: value for name, value in params.items() if value != "null"}
+
+
 def _varied(record: Mapping[str, Any], name: str) -> bool:
     """Return whether a parameter may differ between the trials of a study.
 
@@ -241,6 +265,7 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
     else:
         experiment = record["benchmark"]
         slot = make_slot("train", record["benchmark"], record["model"], f"seed{record['seed']}")
+        params = _given(params)
         name = f"{record['label']}, seed {record['seed']}"
     if not ended:
         tags = {name: value for name, value in tags.items() if name != "status"}
@@ -271,7 +296,7 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         slot=make_slot("model", first["benchmark"], first["model"]),
         identity=fingerprint(common, *_made_by(first)),
         name=shorten(first["label"] or first["model"], 250),
-        params=common,
+        params=_given(common),
         tags=tags,
         headline=f"{_headline(first)}.mean",
         columns=(
