@@ -25,6 +25,9 @@ COSTS = (
 """Costs shown in MLflow, so that a run has fewer than twenty metrics, apart from those of classes."""
 RECIPE = ("lr", "weight_decay", "zero_init_residual", "zero_init_head", "optimizer", "batch_size", "epochs")
 """Keys of section `train` in the run table."""
+STRUCTURE = ("model.name", "model.output_stride")
+"""Parameters of a model's run; the rest of its structure, which other kinds of networks lack, is tags: MLflow's
+comparison would show axes of null."""
 LONGEST_VALUE = 5000
 """Characters of a parameter or tag; above 6000 MLflow warns."""
 LONGEST_NAME = 220
@@ -203,11 +206,6 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
     return legal({k: plain_text(value) for k, value in record["params"].items() if not k.startswith("evaluate.")})
 
 
-def _given(params: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what a network does not have: in MLflow's comparison of networks it would be an axis of null."""
-    return {name: value for name, value in params.items() if value != "null"}
-
-
 def _varied(record: Mapping[str, Any], name: str) -> bool:
     """Return whether a parameter may differ between the trials of a study.
 
@@ -265,7 +263,6 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
     else:
         experiment = record["benchmark"]
         slot = make_slot("train", record["benchmark"], record["model"], f"seed{record['seed']}")
-        params = _given(params)
         name = f"{record['label']}, seed {record['seed']}"
     if not ended:
         tags = {name: value for name, value in tags.items() if name != "status"}
@@ -296,8 +293,8 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         slot=make_slot("model", first["benchmark"], first["model"]),
         identity=fingerprint(common, *_made_by(first)),
         name=shorten(first["label"] or first["model"], 250),
-        params=_given(common),
-        tags=tags,
+        params={k: v for k, v in common.items() if k in STRUCTURE or not k.startswith("model.")},
+        tags={**tags, **{k: v for k, v in common.items() if k.startswith("model.") and k not in STRUCTURE}},
         headline=f"{_headline(first)}.mean",
         columns=(
             *(f"metrics.`{_headline(first)}.{k}`" for k in ("mean", "ci95_low", "ci95_high")),
