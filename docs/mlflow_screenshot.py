@@ -35,6 +35,8 @@ def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
         sys.exit("no Chromium or no chromedriver on the PATH; install them")
     models = _runs(benchmark, "tags.kind = 'model'")
     trials = _runs(f"{benchmark}/ablations", f"tags.kind = 'trial' and tags.study = '{study}'")
+    # Trials that tune an arm have another score, on the validation split.
+    trials = [run for run in trials if run.data.tags.get("phase") not in ("tuning", "search")]
     models.sort(key=lambda run: run.info.start_time)
     trials.sort(key=lambda run: int(run.data.tags["number"]))
     web = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--backend-store-uri", tracking_uri(), "--port"]
