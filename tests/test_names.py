@@ -95,6 +95,24 @@ def test_commands_touch_nothing_of_such_a_root(tmp_path: Path) -> None:
         assert mine.read_text() == "mine"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train", "cost"])
+def test_dvc_deletes_nothing_by_a_key_that_leads_outside(stage: str, tmp_path: Path) -> None:
+    root = clone(tmp_path / "checkout")
+    run(root, "dvc", "repro", "prepare")
+    key = "../../../../mine/a"  # of outputs/smoke/weights/KEY and results/smoke/records/KIND/KEY.json
+    mine = [tmp_path / "mine" / name for name in ("a.json", "a.npz", "a.csv")]
+    mine += [root / "mine" / name for name in ("a.json", "a.npz", "a.csv", "a/thesis.txt")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    tree = yaml.safe_load((root / "params.yaml").read_text())
+    tree["models"][key] = tree["models"].pop("plain_conv_small")
+    (root / "params.yaml").write_text(yaml.safe_dump(tree))
+    run(root, "dvc", "repro", "--single-item", f"{stage}@{key}", code=255)
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+
+
 def test_every_preset_of_files_is_watched() -> None:
     for path in (ROOT / "presets").glob("*.yaml"):
         text = path.read_text(encoding="utf-8")

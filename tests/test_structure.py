@@ -162,6 +162,13 @@ def test_watch_always_prepares() -> None:
     assert ".watch" in stages["prepare"]["deps"]
 
 
+def test_dvc_deletes_no_output() -> None:
+    """Its path holds names of params.yaml, which only the command checks, after DVC would have deleted it."""
+    for stage in _stages().values():
+        outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
+        assert not [out for out in outs if isinstance(out, str) or not all(how.get("persist") for how in out.values())]
+
+
 def test_keys_are_quoted_in_commands() -> None:
     """A shell gets them, and DVC reads the file before `load` can refuse a key."""
     commands = [stage["cmd"] for stage in _stages().values()]
