@@ -187,7 +187,7 @@ def test_speed_is_held_against_larger_networks_of_the_same_run(tmp_path, steps, 
     zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, steps)
     finding = found(tmp_path, claims.SPEED)
     assert finding.verdict == verdict
-    assert "A CPU, 1 threads" in finding.measured
+    assert "A CPU, 1 thread" in finding.measured
 
 
 def test_what_no_record_measures_is_not_tested(tmp_path: Path) -> None:

@@ -338,8 +338,8 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
         return Finding(SPEED, "zoo", "", NOT_RUN)
     ratios = {_pair(s, o): s["cost"]["speed.step_ms"] / o["cost"]["speed.step_ms"] for s, o in pairs}
     e, params = rows[0]["environment"], rows[0]["params"]
-    size = " x ".join(map(str, params.get("cost.size") or ()))
-    text = f"{_ratios(ratios)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {e.get('threads')} thread(s)"
+    size, threads = " x ".join(map(str, params.get("cost.size") or ())), e.get("threads")
+    text = f"{_ratios(ratios)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {threads} thread{'s' * (threads != 1)}"
     verdict, keys = judge(_faster(s, o) for s, o in pairs), ("speed.step_ms", "speed.step_iqr_ms")
     return Finding(SPEED, "zoo", text, verdict, "zoo/speed.json", keys, _members(pairs))
 
