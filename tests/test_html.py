@@ -159,7 +159,7 @@ def test_in_a_browser_headings_sort_and_numbers_show_their_trace(page: Path, chr
     shown = "document.getElementById('trace').checkVisibility() && document.querySelector('#trace pre').textContent"
     assert chromium.run(shown) is False
     chromium.point("#number")
-    assert "records/" in chromium.run(shown)
+    assert "/records:" in chromium.run(shown)
     chromium.click("#number")
     chromium.point("h1")
     assert "git commit: 0123456789abcdef0123" in chromium.run(shown)
