@@ -254,6 +254,7 @@ def test_a_cluster_that_loses_a_worker_and_then_its_scheduler_gives_the_same_tri
     assert told(journal) == stored
 
 
+@pytest.mark.slow
 def test_arms_start_with_the_same_settings(alone: Any) -> None:
     arms, _ = alone("tuned")
     assert [t["setting"]["train.lr"] for t in arms[0][:4]] == [t["setting"]["train.lr"] for t in arms[1][:4]]
@@ -389,6 +390,7 @@ def test_a_storage_that_says_something_else_is_written_anew(journal: str, tmp_pa
     assert told(journal) == right
 
 
+@pytest.mark.slow
 def test_a_line_that_a_killed_driver_left_unfinished_is_cut(journal: str, tmp_path: Path) -> None:
     first = run(journal, tmp_path, "grid", 1)
     right = told(journal)

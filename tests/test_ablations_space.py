@@ -61,6 +61,7 @@ def test_overrides_move_the_base_even_along_an_axis(manifest: Manifest) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_grid_is_the_product_and_trains_no_network_twice(manifest: Manifest) -> None:
     found = points(manifest, kind="grid", axes=[STRIDES, SCHEDULES])
     assert [list(p.arm.values()) for p in found] == [
@@ -75,6 +76,7 @@ def test_a_grid_is_the_product_and_trains_no_network_twice(manifest: Manifest) -
     assert len(points(manifest, kind="grid", axes=[DEPTHS, {"path": "train.lr", "values": [0.1, 0.01]}])) == 6
 
 
+@pytest.mark.slow
 def test_a_grid_without_the_base_is_compared_to_what_is_nearest_to_it(manifest: Manifest) -> None:
     found = points(manifest, kind="grid", axes=[DEPTHS, {"path": "train.batch_size", "values": [4, 16]}])
     assert [list(p.arm.values()) for p in found if p.reference] == [[1, 16]]
@@ -182,6 +184,7 @@ def test_rungs_are_validated_epochs_after_the_warm_up(
     assert rungs(suite(**TUNED, overrides=overrides, **given), "study", {}) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "given", "message"),
     [

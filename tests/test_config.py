@@ -175,6 +175,7 @@ def _paths(node: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 EVERY_KEY = _paths(load(ROOT / "presets" / "smoke.yaml").model_dump(mode="json"))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(EVERY_KEY), VALUES), min_size=1, max_size=3))
 def test_any_parameter_file_loads_or_is_an_error_for_the_user(changes: list[tuple[tuple[str, ...], Any]]) -> None:

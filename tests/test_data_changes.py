@@ -212,6 +212,7 @@ def test_files_that_prepare_did_not_write_are_kept(dataset: Path, out: Path) -> 
         prepare(folder(dataset), dataset.parent)
 
 
+@pytest.mark.slow
 def test_two_at_once_in_one_directory(dataset: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, leave = threading.Event(), threading.Event()
     original = module._prepare

@@ -89,6 +89,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 # Processes of this machine -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_return_in_order_and_speak_and_run_once(workers: int, tmp_path: Path) -> None:
     heard: list[Any] = []
@@ -120,6 +121,7 @@ def test_results_of_other_code_data_or_arguments_are_not_taken(tmp_path: Path) -
     assert log.read_text().split() == ["3", "3"]
 
 
+@pytest.mark.slow
 def test_plans_go_on_each_when_their_own_jobs_have_ended(tmp_path: Path) -> None:
     def count(start: int) -> executor.Plan[list[int]]:
         got = []
@@ -140,6 +142,7 @@ def test_only_values_travel(tmp_path: Path) -> None:
         pool.drive([at_once([job("square", 1, tmp_path, code=lambda: None)])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_machine_s_fault_is_one_line_and_a_bug_is_itself(workers: int, tmp_path: Path) -> None:
     host = socket.gethostname()
@@ -154,6 +157,7 @@ def test_a_machine_s_fault_is_one_line_and_a_bug_is_itself(workers: int, tmp_pat
     assert not list((tmp_path / "results").glob("*")), "a failure was kept as a result"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with opened(tmp_path) as pool, pytest.raises(JobError, match=r"was killed .* run again"):
         pool.drive([at_once([job("fail", number, tmp_path) for number in (5, 3, 6)])])
@@ -168,6 +172,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
             pool.drive([at_once([job("square", 3, tmp_path / "log")])])
 
 
+@pytest.mark.slow
 def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert default_workers(1, "cuda") == 2
@@ -254,6 +259,7 @@ def test_no_worker_outlives_its_driver(sign: signal.Signals, code: int, workers:
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_the_pipeline_that_started_it(tmp_path: Path) -> None:
     """Killed at once, while the stage imports, or later: it neither goes on nor begins."""
     stage = "import os, pathlib, time\npathlib.Path('started.pid').write_text(str(os.getpid()))\n{wait}\n" + (

@@ -79,6 +79,7 @@ class Elements(HTMLParser):
             self.scripts[-1] += data
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_a_label_is_text(page: Path) -> None:
     text, elements = page.read_text(), Elements(page)
     assert not [tag for tag, _ in elements.tags if tag in ("link", "iframe", "object", "base")]

@@ -128,6 +128,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(classifier):
     unchanged_after(model, {"state_dict": [1, 2]}, "state_dict: a dict of tensors is expected, not list")
 
 
+@pytest.mark.slow
 def test_number_of_classes_head_and_task_have_to_agree(classifier):
     other = create_model("sunet64", task="classification", num_classes=11, **NARROW)
     unchanged_after(other, theirs(classifier), r"linear.weight has shape \[10, 40\], the model needs \[11, 40\]$")

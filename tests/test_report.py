@@ -222,6 +222,7 @@ def test_report_writes_each_table_and_figure_and_removes_only_its_own_stale_file
     assert root / "results/README.md" in paths
 
 
+@pytest.mark.slow
 def test_accuracy_table_holds_the_means_intervals_and_paired_differences_of_the_records(site) -> None:
     root, _, _ = site
     frame = pd.read_csv(root / "results/toy/tables/accuracy.csv").set_index("model")
@@ -509,6 +510,7 @@ def test_a_network_that_diverged_on_every_seed_says_so_in_place_of_numbers(odd: 
     assert "- unet_small, seed 1: diverged (the loss became nan on seed 1)." in page
 
 
+@pytest.mark.slow
 def test_seeds_that_agree_and_a_single_image_have_no_interval(odd: Path) -> None:
     frame = pd.read_csv(odd / "results/toy/tables/accuracy.csv").set_index("model")
     collapsed = _scores(odd, "dilated_resnet_small")
@@ -529,6 +531,7 @@ def test_page_tells_what_is_odd_of_the_data_and_that_a_commit_is_unknown(odd: Pa
     assert "git commit: unknown" in text
 
 
+@pytest.mark.slow
 def test_pixels_of_a_data_set_that_is_not_ours_stay_out_of_results(broken) -> None:
     root, _ = broken
     assert not list((root / "results").rglob("qualitative*"))
@@ -656,6 +659,7 @@ def test_colorize_paints_ignored_pixels_white() -> None:
     assert shown.tolist() == [[[1, 2, 3], [4, 5, 6], [255, 255, 255]]]
 
 
+@pytest.mark.slow
 def test_architecture_figure_is_drawn_twice_alike(tmp_path) -> None:
     draw = runpy.run_path(str(ROOT / "docs" / "architecture.py"))["architecture"]
     first, second = draw(tmp_path / "a"), draw(tmp_path / "b")

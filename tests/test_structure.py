@@ -79,6 +79,7 @@ def test_the_house_has_six_floors_at_most() -> None:
     assert len(FLOORS) <= 6
 
 
+@pytest.mark.slow
 def test_sunets_never_imports_ablations() -> None:
     """The suite knows nothing of the studies that are made with it."""
     found = {

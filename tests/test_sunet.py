@@ -428,6 +428,7 @@ def test_export_with_dynamic_sizes(options):
             torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_export_leaves_the_sizes_open_without_a_range():
     model = tiny(**MINIMAL).eval()
     sizes = {"x": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}

@@ -48,6 +48,7 @@ def test_live_runs_and_rebuilt_runs_are_the_same(db: Path, fresh: Callable[[], P
     assert snapshot() == live
 
 
+@pytest.mark.slow
 def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[], Path], tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.ablate()
@@ -204,6 +205,7 @@ def test_other_numbers_are_another_run(db: Path, tmp_path: Path) -> None:
     assert points(by_name()["SUNet-tiny, seed 0"], "train.loss") == [(e, row(e, 0)["train.loss"]) for e in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_runs_without_record_are_not_current(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny")
@@ -215,6 +217,7 @@ def test_runs_without_record_are_not_current(db: Path, tmp_path: Path) -> None:
     assert {run.data.tags["model"] for run in runs(current=False)} == {"unet_small"}
 
 
+@pytest.mark.slow
 def test_sync_tells_dead_writers_from_living_ones(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny")
@@ -238,6 +241,7 @@ def artifacts(run: Any, folder: str) -> list[str]:
     return [file.path for file in MlflowClient().list_artifacts(run.info.run_id, folder)]
 
 
+@pytest.mark.slow
 def test_page_and_figures_are_artifacts(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny")
@@ -263,6 +267,7 @@ def test_page_and_figures_are_artifacts(db: Path, tmp_path: Path) -> None:
     assert (local / "figures/accuracy.png").read_text() == "drawn anew"
 
 
+@pytest.mark.slow
 def test_system_metrics_while_live(db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     pipeline = Pipeline(tmp_path)
@@ -424,6 +429,7 @@ def test_a_server_on_postgresql_shows_the_same(
     assert snapshot() == state
 
 
+@pytest.mark.slow
 def test_studies_have_their_own_figures_and_tables(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.ablate(live=False)
@@ -466,6 +472,7 @@ def test_best_setting_of_a_study(metric: str) -> None:
     assert view._best(records[4:]) == ({}, {})
 
 
+@pytest.mark.slow
 def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny", live=False)

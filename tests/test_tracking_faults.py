@@ -58,6 +58,7 @@ def test_a_benchmark_is_a_name_and_no_pattern(name: str, tmp_path: Path) -> None
         sync(tmp_path / "results", name)
 
 
+@pytest.mark.slow
 def test_server_that_fails_midway_costs_no_training(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +244,7 @@ def test_database_server_that_refuses_is_not_asked_again(
     fails_once(Pipeline(tmp_path), capsys, "127.0.0.1")
 
 
+@pytest.mark.slow
 def test_server_that_stops_answering_midway(
     db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

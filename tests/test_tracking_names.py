@@ -132,6 +132,7 @@ def test_other_experiment_leaves_a_living_training_alone(
     living._store = None
 
 
+@pytest.mark.slow
 def test_sync_does_not_end_what_is_trained_again(db: Path, tmp_path: Path, other: subprocess.Popen[str]) -> None:
     pipeline = Pipeline(tmp_path)
     pipeline.train("sunet_tiny")

@@ -115,6 +115,7 @@ def test_an_interrupted_registration_is_completed(
     assert counts(db)["logged_models"] == 3
 
 
+@pytest.mark.slow
 def test_a_clone_without_weights_has_no_models(db: Path, tmp_path: Path) -> None:
     pipeline = trained(tmp_path)
     for seed in (0, 1, 2):

@@ -337,6 +337,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["adamw", "sgd", "fp16"])
 def test_a_training_killed_at_any_iteration_ends_the_same(
     manifest: Manifest, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch

@@ -144,6 +144,7 @@ def test_the_best_recipe_is_chosen_and_the_first_is_that_of_the_parameter_file(c
     assert [row["val.miou"] for row in history] == scores
 
 
+@pytest.mark.slow
 def test_a_choice_that_a_network_cannot_have_or_has_made_is_left_out(checkout: Path) -> None:
     (record,) = read_records(PATHS.records / "tune/plain.json", "tune")
     assert record["left_out"] == {

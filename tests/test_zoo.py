@@ -143,6 +143,7 @@ def test_parameter_count_and_output_stride(name, task):
     assert coarsest(model, 256, 384) == (256 // model.output_stride, 384 // model.output_stride)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "task", "strides"),
     [
@@ -205,6 +206,7 @@ def test_dilated_resnets_run_the_multi_grid():
     assert [type(m).__name__ for m in basic.head] == ["Conv2d", "BatchNorm2d", "ReLU", "Dropout", "Conv2d"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), MILLIONS)
 def test_in_channels(name, task):
     model = meta_model(name, task, in_channels=4).eval()
