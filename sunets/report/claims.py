@@ -42,6 +42,7 @@ SIMPLE = (
     "Simple and portable",
     "No operator that the compared networks do not need; the same output after export and in other runtimes",
 )
+CAPTION = "What the paper claims of SUNets, and what the records here say."
 NOTES = (
     "Each comparison supports a claim, contradicts it or decides nothing. Shown: every comparison supports it. "
     "Refuted: every one contradicts it. Not shown: anything else. Accuracy is compared seed by seed with Holm's "
@@ -129,7 +130,7 @@ def claims_table(results: Results) -> str:
              "Verdict": f"**{f.verdict}**" if f.verdict in (SHOWN, NOT_SHOWN, REFUTED) else f.verdict, "Table": link}
         )  # fmt: skip
         last = f.claim
-    return markdown(pd.DataFrame(rows), "What the paper claims of SUNets, and what the records here say.", NOTES)
+    return markdown(pd.DataFrame(rows), CAPTION, NOTES)
 
 
 def findings(results: Results) -> list[Finding]:

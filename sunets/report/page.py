@@ -22,6 +22,7 @@ from sunets.report.comparison import compare_all, difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
+from sunets.report.tables import LARGE, MEDIUM
 from sunets.report.write import Table, markdown
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
@@ -89,7 +90,7 @@ FIGURE_CAPTIONS = {
     "parameter file.",
     "per_class": "IoU of each class, mean over the seeds and 95 % interval over seeds and images.",
     "object_size": "Mean class accuracy on the pixels of small, medium and large objects (connected regions of one "
-    "class: less than 2 %, up to 10 %, and more of the image); bars: 95 % intervals over the seeds.",
+    f"class: less than {MEDIUM}, up to {LARGE}, and more of the image); bars: 95 % intervals over the seeds.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
     "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "
     "untrained network, averaged over initialisations and images. Line: the area of 95 % of it, of the smoothed "

@@ -140,6 +140,7 @@ def per_class(records: Records) -> Table | None:
 
 
 SIZE_KEYS = tuple(f"score.mean_accuracy.{size}" for size in OBJECT_SIZES)
+MEDIUM, LARGE = (f"{100 * OBJECT_SIZES[size]:g} %" for size in ("medium", "large"))
 
 
 def object_size(records: Records) -> Table | None:
@@ -147,10 +148,9 @@ def object_size(records: Records) -> Table | None:
     if not any(records.scores(model, key) for model in records.labels for key in SIZE_KEYS):
         return None
     data, view = _scores(records, SIZE_KEYS)
-    _, medium, large = (100 * area for area in OBJECT_SIZES.values())
     note = (
         "Correctly classified pixels in %, averaged over the classes. An object is a connected region of one class; "
-        f"small: less than {medium:g} % of the image, large: at least {large:g} %. "
+        f"small: less than {MEDIUM} of the image, large: at least {LARGE}. "
         "In brackets: 95 % interval over the seeds (logit scale, Student's t)."
     )
     return Table("object_size", f"Accuracy by object size{_split(records)}.", data, view, (note,))

@@ -10,8 +10,8 @@ from typing import Any
 
 from sunets.core.config import Suite
 from sunets.core.record import read_rows
-from sunets.report.claims import Results
-from sunets.report.explain import explain
+from sunets.report.claims import CAPTION, Results
+from sunets.report.explain import CLAIMS, explain
 from sunets.report.records import ReportError, quantity
 
 _ROW_KEYS = (
@@ -27,7 +27,6 @@ _COLUMNS = {
     "Learning rate": r"train\.lr", "Weight decay": r"train\.weight_decay",
 }  # fmt: skip
 """Heading of a shown column -> name of the column in the CSV file, where `explain` does not know the heading."""
-_CLAIMS = "What the paper claims"
 
 
 class Traces:
@@ -47,12 +46,12 @@ class Traces:
             head: headings.
             lines: cells as Markdown.
         """
-        if caption.startswith(f"**{_CLAIMS}"):
+        if caption == f"**{CAPTION}**":
             claims = [""]  # a claim stands in its first row alone
             for line in lines:
                 claims.append(line[0] or claims[-1])
             rows = [["/".join(filter(None, (claim, line[2])))] for claim, line in zip(claims[1:], lines, strict=True)]
-            return [[self._trace("claims", row, h, c) for h, c in zip(head, line)] for row, line in zip(rows, lines)]
+            return [[self._trace(CLAIMS, row, h, c) for h, c in zip(head, line)] for row, line in zip(rows, lines)]
         if (path := self._paths.get(caption)) is None:
             return [[None] * len(head) for _ in lines]
         entries = read_rows(path.with_suffix(".csv"), ())
