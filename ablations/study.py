@@ -46,7 +46,16 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
 from sunets.core.recipes import tuned
-from sunets.core.record import Record, make_record, parameters, parameters_hash, read_json, write_json, write_rows
+from sunets.core.record import (
+    Record,
+    make_record,
+    parameters,
+    parameters_hash,
+    read_values,
+    write_json,
+    write_rows,
+    write_values,
+)
 from sunets.core.stage import stage
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate
@@ -184,12 +193,12 @@ def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) 
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     key = fingerprint(arguments, protocol, device, code_hash("sunets.profiling.cost"), torch.__version__)
-    path = work / "cost" / f"{key}.json"
+    path = work / "cost" / f"{key}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            write_json(path, measure_cost(arguments, **protocol)[0])
-        return dict(read_json(path))
+            write_values(path, measure_cost(arguments, **protocol)[0])
+        return read_values(path)
 
 
 # The study -----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
         (b"a: 2001-01-01\n", ["date", "quotes"]),
         (b"1: a\n", ["the key 1", "quotes"]),
         (b"[" * 3000, ["not valid YAML"]),
+        (b'a: "x\\0y"\n', ["NUL", "again"]),
+        (b'a: {"\\ud800": 1}\n', ["half of a character"]),
     ],
 )
 def test_yaml_that_cannot_be_trusted_is_one_error(tmp_path: Path, content: bytes, words: list[str]) -> None:
@@ -88,7 +90,7 @@ def test_names_that_would_leave_their_directory_or_reach_a_shell(name: str) -> N
         assert text != SMOKE
         tree = YAML(typ="safe").load(text)
         tree[section][name] = tree[section].pop("PLACE")
-        with pytest.raises(ConfigError, match="use letters, digits, _ and -"):
+        with pytest.raises(ConfigError, match=r"use letters, digits, _ and -|has NUL"):
             _load(tree)
 
 
@@ -111,10 +113,15 @@ def test_names_that_differ_in_case_only_are_refused() -> None:
         "train.augment.crop=[-8, -8]",
         "train.augment.scale=[-1, 0]",
         "train.augment.scale=[2, 0.5]",
+        "train.augment.scale=[1e-9, 1]",
         "train.augment.lighting=.inf",
         "train.betas=[2, 2]",
         "train.class_weights=[.nan, 1, 1, 1, 1]",
         "train.class_weights=[0, 0, 0]",
+        "train.class_weights=[1e-300, 1, 1, 1, 1]",
+        "train.class_weights=[1e300, 1, 1, 1, 1]",
+        "data.val_split=train",
+        "data.test_split=train",
         "train.lr=.inf",
         "train.weight_decay=.inf",
         "train.warmup_epochs=.nan",

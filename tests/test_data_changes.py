@@ -178,8 +178,10 @@ def test_damaged_manifests_are_one_line_with_a_remedy(dataset: Path, out: Path) 
     for name, damages in {
         "manifest.json": [b"", b"[]", b"null", b"{", b'{"name": "folder"}', b"\xff\xfe", b"[" * 100000,
                           manifest.replace(b'"counts": {', b'"counts": [{'),
-                          manifest.replace(b'"mean": [', b'"mean": ["x", ')],
+                          manifest.replace(b'"mean": [', b'"mean": ["x", '), manifest.replace(b" 0.", b" 0.0"),
+                          manifest.replace(b'"sha256": "', b'"sha256": "0')],
         "splits/train.csv": [b"", b"id,image\n", b"\xff", train[:70], train[:-30], train.replace(b"root/", b"toor/"),
+                             train.replace(b"\n", b"\n../../", 2), train.replace(b",32,", b",33,"),
                              b"\n".join(train.split(b"\n")[:-2]) + b"\n"],
         "files.csv": [b"", b"path,size\n", b"\xff", listed[:-40], listed.replace(b"root/", b"x/"),
                       b"\n".join(listed.split(b"\n")[:-2]) + b"\n"],

@@ -189,6 +189,17 @@ def test_provenance_where_git_refuses(checkout: Path, monkeypatch: pytest.Monkey
     )
 
 
+def test_a_git_that_answers_nonsense_is_named(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    (checkout / "pyproject.toml").touch()
+    (checkout / "git").write_text("#!/bin/sh\necho nonsense\n")
+    (checkout / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{checkout}{os.pathsep}{os.environ['PATH']}")
+    assert source() == (None, None)
+    assert "inside the repository of another project" in said()
+
+
 def test_provenance_without_a_repository(
     packages: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:

@@ -18,7 +18,17 @@ from test_report import MODELS, fabricate, make_suite
 from sunets.core.config import Suite
 from sunets.core.failure import line_for_user
 from sunets.core.names import PREPARED
-from sunets.core.record import RecordError, read_arrays, read_history, read_json, read_records, read_rows
+from sunets.core.record import (
+    RecordError,
+    read_arrays,
+    read_history,
+    read_json,
+    read_records,
+    read_rows,
+    read_values,
+    write_arrays,
+    write_values,
+)
 from sunets.report import build
 from sunets.report.explain import explain
 from sunets.report.page import index_page
@@ -207,6 +217,18 @@ def test_an_archive_that_holds_code_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"a\.npz: no readable archive of arrays"):
         read_arrays(tmp_path / "a.npz")
     assert not (tmp_path / "ran").exists()
+
+
+def test_values_of_another_file_are_refused(tmp_path: Path) -> None:
+    """As a copy of another job's result under this one's name would be."""
+    write_values(tmp_path / "one.npz", {"miou": 0.5, "matrix": np.eye(2)})
+    assert read_values(tmp_path / "one.npz")["miou"] == 0.5
+    shutil.copy(tmp_path / "one.npz", tmp_path / "two.npz")
+    with pytest.raises(RecordError, match=r"two\.npz.*the values of another file, one"):
+        read_values(tmp_path / "two.npz")
+    write_arrays(tmp_path / "three.npz", {"matrix": np.eye(2)})
+    with pytest.raises(RecordError, match=r"three\.npz.*no plain values in it"):
+        read_values(tmp_path / "three.npz")
 
 
 @pytest.mark.parametrize("read", [read_json, read_records, read_rows, read_arrays])

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from sunets.core.names import overlap
+from sunets.core.names import overlap, printable
 from sunets.core.search_sections import AxisConfig, StudyConfig, TuneConfig
 from sunets.core.sections import (
     IGNORE_INDEX,
@@ -351,11 +351,18 @@ def _check_plain(node: Any, source: str, above: list[int]) -> None:
         for key, value in node.items():
             if not isinstance(key, str):
                 raise ConfigError(f"{source}: the key {key!r} is no text; put it in quotes")
+            _check_plain(key, source, above)
             _check_plain(value, source, [*above, id(node)])
     elif isinstance(node, list):
         for value in node:
             _check_plain(value, source, [*above, id(node)])
-    elif not isinstance(node, str | int | float | None):
+    elif isinstance(node, str):
+        if re.search(r"[\0\ud800-\udfff]", node):
+            raise ConfigError(
+                f"{source}: the text {printable(node[:70])!r} has NUL or half of a character, which no file can hold; "
+                "write it again"
+            )
+    elif not isinstance(node, int | float | None):
         raise ConfigError(f"{source}: {str(node)!r} is read as a {type(node).__name__}; put it in quotes")
 
 

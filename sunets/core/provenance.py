@@ -136,7 +136,8 @@ def _git_state(root: Path) -> tuple[str, bool]:
         return os.fsdecode(done.stdout).strip()
 
     try:
-        if not root.samefile(git("rev-parse", "--show-toplevel")):
+        top = Path(git("rev-parse", "--show-toplevel"))
+        if not top.exists() or not root.samefile(top):
             raise _UnknownCommitError("the code lies inside the repository of another project")
         git("ls-files", "--error-unmatch", "--", "sunets/__init__.py")
         commit = git("rev-parse", "--verify", "HEAD")

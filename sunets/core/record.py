@@ -329,7 +329,9 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:  # a damaged archive fails in many ways
-            raise _damaged(path, f"no readable archive of arrays ({error})", error) from None
+            # numpy's ValueError advises to load the file with its code.
+            reason = "it holds something else" if isinstance(error, ValueError) else error
+            raise _damaged(path, f"no readable archive of arrays ({reason})", error) from None
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -339,18 +341,29 @@ def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def write_values(path: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write plain values and arrays by name to one .npz file, atomically; returns them as `read_values` does."""
+    """Write plain values and arrays by name to one .npz file, atomically; returns them as `read_values` does.
+
+    The name of the file, a fingerprint of what made the values, is written with them.
+    """
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    plain = json.dumps({name: value for name, value in values.items() if name not in arrays}).encode()
+    plain = json.dumps({name: value for name, value in values.items() if name not in arrays})
+    head = json.dumps([Path(path).stem, plain]).encode()
     with replacing(path) as temporary:
-        np.savez(temporary, **{_VALUES: np.frombuffer(plain, np.uint8), **arrays})  # type: ignore[arg-type]
+        np.savez(temporary, **{_VALUES: np.frombuffer(head, np.uint8), **arrays})  # type: ignore[arg-type]
     return {**json.loads(plain), **arrays}
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """Read what `write_values` wrote; raises as `read_arrays` does."""
+    """Read what `write_values` wrote to a file of this name; raises as `read_arrays` does."""
     arrays = read_arrays(path)
-    return {**json.loads(arrays.pop(_VALUES).tobytes()), **arrays}
+    try:
+        name, plain = json.loads(arrays.pop(_VALUES).tobytes())
+        values = json.loads(plain)
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, "no plain values in it", error) from None
+    if name != Path(path).stem:
+        raise _damaged(path, f"the values of another file, {name}")
+    return {**values, **arrays}
 
 
 @contextmanager

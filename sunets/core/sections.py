@@ -96,6 +96,9 @@ class DataConfig(Section):
     def _root_is_given(self) -> Self:
         if self.root is None and not self.name.startswith("synthetic"):
             raise ValueError(f"root: the data set {self.name!r} needs the directory that holds it")
+        for key in ("val_split", "test_split"):
+            if getattr(self, key) == self.train_split:
+                raise ValueError(f"{key}: another split than train_split ({self.train_split}), which is trained on")
         return self
 
 
@@ -167,8 +170,8 @@ class AugmentConfig(Section):
     @field_validator("scale")
     @classmethod
     def _scale_is_a_range(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
-        if scale is not None and not 0 < scale[0] <= scale[1] <= 16:
-            raise ValueError("a least and a largest factor, above 0 and at most 16")
+        if scale is not None and not 1 / 16 <= scale[0] <= scale[1] <= 16:
+            raise ValueError("a least and a largest factor, from 1/16 to 16")
         return scale
 
 
@@ -257,8 +260,10 @@ class TrainConfig(Section):
             raise ValueError(f"warmup_epochs: less than epochs ({self.epochs}), not {self.warmup_epochs}")
         if self.zero_init_residual and self.frozen_bn and self.init_from is None:
             raise ValueError("zero_init_residual: false with frozen_bn, which would keep a ResNet's branches at zero")
-        if isinstance(self.class_weights, tuple) and not any(self.class_weights):
-            raise ValueError("class_weights: at least one above 0")
+        if isinstance(self.class_weights, tuple):
+            positive = [weight for weight in self.class_weights if weight]
+            if not positive or not 1e-6 <= min(positive) <= max(positive) <= 1e6:
+                raise ValueError("class_weights: 0 or 1e-6 to 1e6, and at least one above 0")
         return self
 
 

@@ -13,6 +13,7 @@ moving the data or the checkout changes no byte of them.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from sunets.core.config import DataConfig, Task
-from sunets.data.changes import FileState, check_unchanged, write_states
+from sunets.data.changes import FILES, FileState, check_unchanged, write_states
 from sunets.data.picture import DataError, open_regular
 from sunets.data.raw_dataset import Color, existing_root, split_path, used_splits
 
 _KINDS: dict[str, type] = {
     "name": str, "task": str, "classes": list, "palette": list, "digest": str, "mean": list, "std": list,
     "counts": dict, "class_pixels": dict, "image_pixels": dict, "warnings": list, "files": int,
+    "lists": dict, "sha256": str,
 }  # fmt: skip
 _REMEDY = "run python -m sunets prepare"
 _COLUMNS = ["id", "image", "target", "height", "width"]
@@ -104,8 +106,6 @@ def write_manifest(
         "warnings": list(manifest.warnings),
         "files": len(states),
     }
-    text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
-    (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
     (directory / "splits").mkdir()
     for split, items in manifest.splits.items():
         with split_path(directory / "splits", split, ".csv").open("w", newline="", encoding="utf-8") as file:
@@ -115,6 +115,40 @@ def write_manifest(
                 target = relative(i.target, directory, root) if isinstance(i.target, Path) else i.target
                 rows.writerow([i.id, relative(i.image, directory, root), target, i.height, i.width])
     write_states(states, directory)
+    tree["lists"] = {name: _sha256((directory / name).read_bytes()) for name in _lists(tree)}
+    text = json.dumps(tree | {"sha256": _seal(tree)}, indent=1, sort_keys=True, ensure_ascii=False)
+    (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _lists(tree: Mapping[str, Any]) -> list[str]:
+    """Return the names of the lists beside a manifest."""
+    return [FILES, *(split_path(Path("splits"), split, ".csv").as_posix() for split in sorted(tree["counts"]))]
+
+
+def _seal(tree: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the other keys of a manifest."""
+    return _sha256(json.dumps({k: v for k, v in tree.items() if k != "sha256"}, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_lists(directory: Path, tree: Mapping[str, Any]) -> None:
+    """Check that the lists beside a manifest are as `prepare` wrote them.
+
+    Raises:
+        DataError: one was damaged or edited; names it and the remedy.
+    """
+    for name in _lists(tree):
+        path = directory / name
+        try:
+            with open_regular(path) as file:
+                whole = _sha256(file.read()) == tree["lists"].get(name)
+        except DataError as error:
+            raise DataError(f"{path}: damaged ({error}); {_REMEDY} again") from None
+        if not whole:
+            raise DataError(f"{path}: damaged or edited (another SHA-256 than manifest.json states); {_REMEDY} again")
 
 
 def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
@@ -136,6 +170,7 @@ def load_manifest(out_dir: Path, config: DataConfig) -> Manifest:
     if absent:
         prepared = ", ".join(tree["counts"])
         raise DataError(f"{out_dir}: prepared with the splits {prepared}, without {', '.join(absent)}; {_REMEDY} again")
+    _check_lists(out_dir, tree)
     bases = {"out": out_dir}
     if not config.name.startswith("synthetic"):
         bases["root"] = existing_root(config)
@@ -178,6 +213,8 @@ def read_tree(out_dir: Path, *needed: str) -> dict[str, Any]:
             raise ValueError(f"{bad[0]} is missing or of another type")
         if any(len(color) != 3 for color in tree.get("palette", [])):
             raise ValueError("palette is not a list of colours")
+        if "sha256" in needed and tree["sha256"] != _seal(tree):
+            raise ValueError("damaged or edited: it has another SHA-256 than it states")
         for key in {"mean", "std"} & tree.keys():
             red, green, blue = map(float, tree[key])
             tree[key] = (red, green, blue)

@@ -136,20 +136,12 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
         folder = paths.predictions(key)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        headline = next(iter(suite.evaluate.variants))
         if by_seed:
             for name, labels in next(iter(by_seed.values())).items():
                 if name.startswith("label."):
                     Image.fromarray(labels).save(folder / f"{name.removeprefix('label.')}.png")
         write_arrays(paths.records / "confusion" / f"{key}.npz", arrays)
         write_json(paths.records / "evaluate" / f"{key}.json", records)
-        finished = [r["scores"] for r in records if r["status"] == "finished" and r["variant"] == headline]
-        means = {
-            name: float(np.mean([s[name] for s in finished]))
-            for name in (finished[0] if finished else {})
-            if all(isinstance(s.get(name), float) for s in finished)
-        }
-        write_json(paths.results / "metrics" / f"{key}.json", means)
     return records
 
 

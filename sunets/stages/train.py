@@ -156,7 +156,10 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 weights.unlink(missing_ok=True)
             tracker.finish(config.seed, record, history)
         # A seed that failed has no weights, and DVC wants the directory even when all did.
-        paths.weights(key, 0).parent.mkdir(parents=True, exist_ok=True)
+        folder = paths.weights(key, 0).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in set(folder.glob("seed*.pt")) - {paths.weights(key, seed) for seed in suite.seeds}:
+            path.unlink()  # of a seed that is no longer asked for
         write_rows(paths.records / "history" / f"{key}.csv", rows)
         write_json(paths.records / "timing" / f"{key}.json", timing)
         write_json(paths.records / "train" / f"{key}.json", records)
