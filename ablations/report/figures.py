@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,12 +12,13 @@ from matplotlib.ticker import MaxNLocator
 
 from ablations.report.importance import NOISE, SEED, importance, term_name, variance_shares
 from ablations.report.results import Study, arm_text, axis_name
-from sunets.core.metrics import higher_is_better, pareto_front
+from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
 from sunets.report.comparison import NO_COMPARISON
+from sunets.report.images import heat_map
 from sunets.report.records import FINISHED, quantity
 from sunets.report.statistics import BETTER, WORSE, mean_interval
-from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH
+from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH, legend_columns
 from sunets.report.write import value_text
 
 
@@ -78,27 +78,29 @@ def interaction_figure(study: Study) -> Figure | None:
     if len(pair) < 2:
         return None
     cells: dict[tuple[str, str], list[float]] = {}
+    widths = []
     indices = [study.axes.index(path) for path in pair]
     for arm, setting in study.by_arm().items():
         if setting.estimate is not None:
             cells.setdefault((arm[indices[0]], arm[indices[1]]), []).append(setting.estimate.mean)
+            widths.append(2 * (setting.estimate.half_width or 0.0))
     if len(cells) < 4:
         return None
     q = study.shown
     down, across = (study.in_order(path, (key[i] for key in cells)) for i, path in enumerate(pair))
     rising = higher_is_better(study.headline)
     matrix = np.array([[q.scale * np.mean(cells[d, a]) if (d, a) in cells else np.nan for a in across] for d in down])
-    with plt.rc_context(STYLE):
+    # Noise alone must not fill the range of the colours.
+    room = max(0.0, q.scale * float(np.mean(widths)) - float(np.nanmax(matrix) - np.nanmin(matrix))) / 2
+    limits = (float(np.nanmin(matrix)) - room, float(np.nanmax(matrix)) + room)
+    texts = np.array([["" if np.isnan(v) else f"{v:.{min(1, q.digits)}f}" for v in line] for line in matrix])
+    with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (1.6 + 0.75 * len(across), 1.1 + 0.5 * len(down))
         fig, ax = plt.subplots(figsize=(min(WIDTH, max(3.2, size[0])), max(2.0, size[1])))
-        sns.heatmap(
-            matrix, annot=True, fmt=f".{min(1, q.digits)}f", cmap="cividis" if rising else "cividis_r",
-            xticklabels=across, yticklabels=down, linewidths=1.5, ax=ax, annot_kws={"fontsize": 8},
-            cbar_kws={"label": q.heading},
-        )  # fmt: skip
+        heat_map(ax, matrix, texts, limits, 8.0, cmap="cividis" if rising else "cividis_r",
+                 xticklabels=across, yticklabels=down, cbar_kws={"label": q.heading})  # fmt: skip
         ax.set(xlabel=axis_name(pair[1]), ylabel=axis_name(pair[0]))
-        ax.tick_params(length=0, rotation=0)
-        ax.grid(visible=False)
+        ax.tick_params(rotation=0)
     return fig
 
 
@@ -108,7 +110,7 @@ def variance_figure(study: Study) -> Figure | None:
         return None
     bars = {term_name(term): (share, None) for term, share in shares.items()}
     grey = [term_name(term) for term in ((SEED,), (NOISE,))]
-    return _bars(bars, grey, f"Share of the variance of {study.shown.name}")
+    return _bars(bars, grey, f"Share of the variance of {study.shown.name} (%)")
 
 
 def importance_figure(study: Study) -> Figure | None:
@@ -116,16 +118,20 @@ def importance_figure(study: Study) -> Figure | None:
     if (shares := importance(study)) is None:
         return None
     bars = {term_name((path,)): (share, (low, high)) for path, (share, low, high) in shares.items()}
-    return _bars(bars, [term_name((SEED,))], "Share of the score's variance, fANOVA")
+    return _bars(bars, [term_name((SEED,))], "Share of the variance of the score (%), fANOVA")
 
 
 def _bars(bars: Mapping[str, tuple[float, tuple[float, float] | None]], grey: Collection[str], heading: str) -> Figure:
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(WIDTH * 0.66, 0.8 + 0.3 * len(bars)))
         for y, (name, (share, interval)) in enumerate(bars.items()):
-            ax.barh(y, share, height=0.6, color="#888888" if name in grey else PALETTE[0], alpha=0.75, linewidth=0)
+            ax.barh(
+                y, 100 * share, height=0.6, color="#888888" if name in grey else PALETTE[0], alpha=0.75, linewidth=0
+            )
             if interval:
-                ax.plot(interval, [y, y], color="#222222", linewidth=1.3, marker="|", markersize=6)
+                ax.plot(
+                    [100 * end for end in interval], [y, y], color="#222222", linewidth=1.3, marker="|", markersize=6
+                )
         ax.set_yticks(range(len(bars)), list(bars))
         ax.set_ylim(len(bars) - 0.5, -0.5)
         ax.set_xlim(left=0)
@@ -142,14 +148,15 @@ def pareto_figure(study: Study) -> Figure | None:
         return None
     q = study.shown
     rising = higher_is_better(study.headline)
-    gmacs = np.array([r["cost"]["cost.gmacs"] for r in rows])
-    scores = np.array([q.scale * r["scores"][study.search_key] for r in rows])
-    front = pareto_front(list(zip(scores if rising else -scores, -gmacs, strict=True)))[::-1]
+
+    def points(trials: Sequence[Record]) -> tuple[list[float], list[float]]:
+        return [r["cost"]["cost.gmacs"] for r in trials], [q.scale * r["scores"][study.search_key] for r in trials]
+
     with plt.rc_context(STYLE):
         fig, (seen, again) = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
-        seen.scatter(gmacs, scores, s=16, color="#999999", linewidths=0, label="trial")
+        seen.scatter(*points(rows), s=16, color="#999999", linewidths=0, label="trial")
         seen.plot(
-            gmacs[front], scores[front], color=PALETTE[1], marker="o", markersize=4.5, linewidth=1.2,
+            *points(study.front), color=PALETTE[1], marker="o", markersize=4.5, linewidth=1.2,
             drawstyle="steps-post", label="Pareto front",
         )  # fmt: skip
         seen.set(title=f"Search ({study.sampled[0]['split']} split, one seed)", ylabel=f"Search {q.heading}")
@@ -167,7 +174,8 @@ def pareto_figure(study: Study) -> Figure | None:
             )  # fmt: skip
         again.set(title="Trained again (test split, all seeds)", ylabel=q.heading)
         if study.settings:
-            fig.legend(*again.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+            handles, names = again.get_legend_handles_labels()
+            fig.legend(handles, names, loc="outside lower center", ncols=legend_columns(names), frameon=False)
         for ax in (seen, again):
             ax.set_xlabel(quantity("cost.gmacs").heading)
             ax.margins(0.12)
@@ -186,16 +194,18 @@ def history_figure(study: Study) -> Figure | None:
         arms.setdefault(name, []).append(r)
     best = np.fmax if higher_is_better(study.headline) else np.fmin
     with plt.rc_context(STYLE):
-        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.7 + 0.12 * (len(arms) > 3) * len(arms)))
+        columns = legend_columns(list(arms), WIDTH * 0.72) if len(arms) > 1 else 1
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.7 + 0.17 * -(-len(arms) // columns)))
         for i, (name, rows) in enumerate(arms.items()):
             color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+            line = LINES[(i // len(PALETTE)) % len(LINES)]
             y = np.array(
                 [q.scale * s if (s := r["scores"].get(study.search_key)) is not None else np.nan for r in rows]
             )
             x = np.arange(1, len(y) + 1)
             ax.scatter(x, y, s=16, color=color, marker=marker, alpha=0.55, linewidths=0)
-            ax.plot(x, best.accumulate(y), color=color, drawstyle="steps-post", linewidth=1.3, label=name,
-                    linestyle=LINES[(i // len(PALETTE)) % len(LINES)])  # fmt: skip
+            ax.plot(x, best.accumulate(y), color=color, drawstyle="steps-post", linewidth=1.3, linestyle=line)
+            ax.plot([], [], color=color, linestyle=line, marker=marker, markersize=4, label=name)  # for the legend
             lost = [n for n, r in zip(x, rows, strict=True) if r["status"] != FINISHED]
             marks = ax.get_xaxis_transform()
             ax.scatter(
@@ -205,7 +215,7 @@ def history_figure(study: Study) -> Figure | None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.margins(y=0.14)
         if len(arms) > 1:
-            fig.legend(loc="outside lower center", ncols=min(3, len(arms)), frameon=False)
+            fig.legend(loc="outside lower center", ncols=columns, frameon=False)
     return fig
 
 
@@ -216,7 +226,12 @@ FIGURES = (
         "{score} by the value of each axis: every seed (dots), mean and 95 % t-interval. Square and band: the "
         "reference. Hollow: neither better nor worse than it.",
     ),
-    ("interaction", interaction_figure, "Mean {score} over the seeds and the axes that are not shown."),
+    (
+        "interaction",
+        interaction_figure,
+        "Mean {score} over the seeds, and over axes that are not shown. The colours span at least the mean width of "
+        "the 95 % intervals.",
+    ),
     (
         "variance",
         variance_figure,

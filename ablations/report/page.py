@@ -10,14 +10,14 @@ from typing import Any
 from ablations.report.figures import FIGURES
 from ablations.report.importance import RESAMPLES, variance_table
 from ablations.report.results import KINDS, Study, arm_text, axis_name
-from ablations.report.tables import axes_table, sampled_table, settings_table
+from ablations.report.tables import axes_table, pareto_table, sampled_table, settings_table
 from sunets.core.config import Suite
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import read_records, write_text
 from sunets.core.stage import stage
 from sunets.report.comparison import Comparison, difference_text, power_text
 from sunets.report.page import commit_unknown
-from sunets.report.records import FAILED, ReportError, check_parameters
+from sunets.report.records import FAILED, ReportError, check_parameters, join, plural
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
 from sunets.report.write import Table, markdown, value_text, write
@@ -91,8 +91,8 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     if absent:
         parts.append(f"Not run: {', '.join(absent)}.")
     for study in studies:
-        optional = (settings_table(study), axes_table(study), variance_table(study), sampled_table(study))
-        tables = [table for table in optional if table is not None]
+        makers = (settings_table, axes_table, variance_table, pareto_table, sampled_table)
+        tables = [table for make in makers if (table := make(study)) is not None]
         figures = {name: (figure, caption) for name, draw, caption in FIGURES if (figure := draw(study)) is not None}
         for table in tables:
             written += write(table, folder / "ablations")
@@ -148,7 +148,7 @@ def what_was_run(study: Study) -> str:
         f"{base}, {KINDS[c.kind]}: {axes}.",
         f"Every training: {', '.join(budget) or 'see the axes'}; "
         f"seeds {', '.join(map(str, c.seeds))}, the same for all settings; "
-        f"{len(study.final)} trainings scored on the {study.final[0]['split']} split."
+        f"{plural(len(study.final), 'training')} scored on the {study.final[0]['split']} split."
         if study.final
         else "No trial has been trained on the seeds yet.",
     ]
@@ -170,7 +170,7 @@ def what_was_run(study: Study) -> str:
             )
     if shared := sorted({r["seed"] for r in study.final if r.get("benchmark_training")}):
         sentences.append(
-            f"The benchmark trains the same network by the same recipe on {_seeds(len(shared))} "
+            f"The benchmark trains the same network by the same recipe on {plural(len(shared), 'seed')} "
             f"({', '.join(map(str, shared))}): these trainings are shared with it, not run again."
         )
     devices = sorted({r["environment"].get("gpu") or r["environment"].get("cpu", "?") for r in study.records})
@@ -210,10 +210,10 @@ def _axis_finding(study: Study, path: str) -> str:
         return head + "no two values have scores to compare: no difference shown."
     if all(c.verdict == UNDECIDED for c in effects.values()):
         largest = max((c.difference for c in effects.values() if c.difference), key=lambda d: abs(d.mean))
-        text = f"{difference_text(study.shown, largest)} {_unit(study)}"
+        text = f"{difference_text(study.shown, largest)} {study.shown.difference_unit}"
         return head + (
-            f"no difference shown between {_join([base, *effects])}; the largest, {text}, is undecided "
-            f"({power_text(study.shown, largest) or _seeds(largest.n)})."
+            f"no difference shown between {join(_bracketed([base, *effects]))}; the largest, {text}, is undecided "
+            f"({power_text(study.shown, largest) or plural(largest.n, 'seed')})."
         )
     return head + "; ".join(f"{value}: {_words(study, c)}" for value, c in effects.items()) + "."
 
@@ -222,7 +222,7 @@ def _words(study: Study, comparison: Comparison) -> str:
     difference = comparison.difference
     if difference is None:
         return comparison.verdict
-    text = f"{difference_text(study.shown, difference)} {_unit(study)}"
+    text = f"{difference_text(study.shown, difference)} {study.shown.difference_unit}"
     if comparison.verdict in (BETTER, WORSE, EQUIVALENT):
         return f"{comparison.verdict}, {text}"
     if comparison.verdict == UNDECIDED:
@@ -232,19 +232,6 @@ def _words(study: Study, comparison: Comparison) -> str:
     return f"no difference shown, {why} ({text})"
 
 
-def _unit(study: Study) -> str:
-    return "points" if study.shown.unit == "%" else study.shown.unit
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed" + ("s" if n > 1 else "")
-
-
 def _bracketed(values: Iterable[str]) -> list[str]:
     """Values for an enumeration: those with commas in brackets."""
     return [f"({value})" if "," in value else value for value in values]
-
-
-def _join(values: Sequence[str]) -> str:
-    quoted = _bracketed(values)
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"

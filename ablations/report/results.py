@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sunets.core.config import ReportConfig, StudyConfig
-from sunets.core.metrics import PRIMARY_METRIC
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
 from sunets.core.record import Record, RecordError
 from sunets.report.comparison import Comparison, compare_all
 from sunets.report.records import FINISHED, Quantity, Runs, quantity
@@ -32,7 +32,7 @@ NAMES = {
 KINDS = {
     "one_at_a_time": "one axis at a time from the default",
     "grid": "every combination",
-    "tuned": "every combination, each tuned with equal trials and its best setting trained again",
+    "tuned": "every combination, each tuned with the same number of trials, its best recipe trained again",
     "search": "a sampled search for two objectives, points of its front trained again",
 }
 
@@ -119,6 +119,14 @@ class Study:
     def sampled(self) -> list[Record]:
         """Trials of a sampler."""
         return [r for r in self.records if r["phase"] in ("tuning", "search")]
+
+    @cached_property
+    def front(self) -> list[Record]:
+        """Trials of a search on its Pareto front of score and multiply-adds, fewest multiply-adds first."""
+        rows = [r for r in self.sampled if r["phase"] == "search" and r["status"] == FINISHED]
+        sign = 1 if higher_is_better(self.headline) else -1
+        points = [(sign * r["scores"][self.search_key], -r["cost"]["cost.gmacs"]) for r in rows]
+        return [rows[i] for i in reversed(pareto_front(points))]
 
     @cached_property
     def settings(self) -> list[Setting]:

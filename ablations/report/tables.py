@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ablations.report.results import KINDS, Setting, Study, arm_text, axis_name
+from sunets.core.metrics import higher_is_better
+from sunets.core.record import Record
 from sunets.report.comparison import (
     NO_COMPARISON,
     difference_columns,
@@ -59,8 +61,8 @@ def settings_table(study: Study) -> Table:
     twice = [(setting.arm, arm) for setting in study.settings for arm in setting.same_as]
     if twice:
         one, other = (arm_text(study, arm) for arm in twice[0])
-        count = f"{len(twice)} further settings are" if len(twice) > 1 else "One further setting is"
-        notes.append(f"{count} the same training as a row and not run again, such as {other} (as {one}).")
+        count = f"{len(twice)} further settings give" if len(twice) > 1 else "One further setting gives"
+        notes.append(f"{count} the same network as a row that was not trained again, such as {other} (same as {one}).")
     return Table(
         study.name,
         f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",
@@ -119,10 +121,22 @@ def _reference_text(study: Study) -> str:
 
 def sampled_table(study: Study) -> Table | None:
     """Make the table of a sampler's trials; None without a sampler."""
-    if not study.sampled:
+    return _trials(study, study.sampled, "trials", f"Trials of the sampler of {study.name}.")
+
+
+def pareto_table(study: Study) -> Table | None:
+    """Make the table of a search's Pareto front; None without a search."""
+    more = " On the front: no other trial has as high a score with as few multiply-adds."
+    if not higher_is_better(study.headline):
+        more = more.replace("high a", "low a")
+    return _trials(study, study.front, "pareto", f"Pareto front of {study.name}: trials of the search.", more)
+
+
+def _trials(study: Study, trials: Sequence[Record], name: str, caption: str, more: str = "") -> Table | None:
+    if not trials:
         return None
     rows = []
-    for r in study.sampled:
+    for r in trials:
         row = {key: r.get(key) for key in ("number", "phase", "status", "reason", "duplicate_of")}
         row |= {p: value_text(r["arm"][p]) for p in study.axes} | r["tuned"]
         rows.append(
@@ -138,10 +152,5 @@ def sampled_table(study: Study) -> Table | None:
     view[f"Search {q.heading}"] = data[study.search_key].map(q.text)
     gmacs = quantity("cost.gmacs")
     view[gmacs.heading] = data["cost.gmacs"].map(gmacs.text)
-    return Table(
-        f"{study.name}_trials",
-        f"Trials of the sampler of {study.name}.",
-        data,
-        view,
-        (f"Scores of one seed on the {study.sampled[0]['split']} split: they choose settings and compare nothing.",),
-    )
+    note = f"Scores of one seed on the {trials[0]['split']} split: they choose settings and compare nothing.{more}"
+    return Table(f"{study.name}_{name}", caption, data, view, (note,))

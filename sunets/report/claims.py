@@ -6,6 +6,7 @@ contradicts it or decides nothing, and `judge` makes the verdict of them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 from sunets.core.record import Record, RecordError, read_records
 from sunets.report.comparison import Comparison, compare_all, difference_text, estimate_text, joint_estimate
 from sunets.report.published import family, zoo_names
-from sunets.report.records import FINISHED, Records, check_parameters, find_records, quantity
+from sunets.report.records import FINISHED, Records, check_parameters, find_records, plural, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.tables import SIZE_KEYS
 from sunets.report.write import markdown
@@ -29,9 +30,9 @@ PAPER_DATA = ("imagenet", "voc", "cityscapes")
 
 ACCURACY = (
     "Accuracy with few parameters",
-    "At least as accurate as every network with more parameters, and less than none with fewer",
+    "At least as accurate as every network with more parameters, and not less accurate than any with fewer",
 )
-GLOBAL = ("Global information ...", "More accurate than a network whose receptive field ends within the image")
+GLOBAL = ("Global information ...", "More accurate than every network whose receptive field is smaller than the image")
 RESOLUTION = (
     "... while keeping resolution",
     "Boundaries at least as accurate as those of every network that sees the whole image",
@@ -52,7 +53,7 @@ NOTES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     """The records of all benchmarks below `results/`."""
 
@@ -133,6 +134,7 @@ def claims_table(results: Results) -> str:
     return markdown(pd.DataFrame(rows), CAPTION, NOTES)
 
 
+@functools.lru_cache(maxsize=2)
 def findings(results: Results) -> list[Finding]:
     """All rows, claim by claim."""
     benchmarks = results.benchmarks.values()
@@ -179,7 +181,7 @@ def _global(records: Records) -> Iterator[Finding]:
         text = _text(records, sunet, compared)
         q = quantity("receptive_field.effective_share")
         fields = [f"{records.labels[m]} {q.text(shares[m])} %" for m in (sunet, *local) if m in shares]
-        text += f"; 95 % of the input gradient lie in {', '.join(fields)} of the image" if fields else ""
+        text += f"; share of the image that holds 95 % of the input gradient: {', '.join(fields)}" if fields else ""
         texts.append(text + _by_object_size(records, (sunet, *local)))
     if texts:
         keys = (records.headline, "receptive_field.theoretical_px", "receptive_field.effective_share")
@@ -254,7 +256,7 @@ def _text(
     params: Mapping[str, float] | None = None,
     key: str | None = None,
 ) -> str:
-    """`mIoU of A (0.2 M) 80.0 [79.0, 81.0] %; against it B (0.3 M) -5.0 [-6.0, -4.0] worse`."""
+    """`mIoU of A (0.2 M): 80.0 [79.0, 81.0] %; compared with it, B (0.3 M): -5.0 [-6.0, -4.0], worse`."""
     q, params = quantity(key or records.headline), params or {}
 
     def name(model: str) -> str:
@@ -264,9 +266,10 @@ def _text(
     estimate = joint_estimate(records, sunet, key or records.headline)
     score = f"{estimate_text(q, estimate)} {q.unit}" if estimate else "not scored"
     parts = [
-        " ".join(filter(None, (name(m), difference_text(q, c.difference), c.verdict))) for m, c in compared.items()
+        f"{name(m)}: {', '.join(filter(None, (difference_text(q, c.difference), c.verdict)))}"
+        for m, c in compared.items()
     ]
-    return f"{q.name} of {name(sunet)} {score}" + (f"; against it {', '.join(parts)}" if parts else "")
+    return f"{q.name} of {name(sunet)}: {score}" + (f"; compared with it, {'; '.join(parts)}" if parts else "")
 
 
 def _finding(
@@ -340,7 +343,7 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
     ratios = {_pair(s, o): s["cost"]["speed.step_ms"] / o["cost"]["speed.step_ms"] for s, o in pairs}
     e, params = rows[0]["environment"], rows[0]["params"]
     size, threads = " x ".join(map(str, params.get("cost.size") or ())), e.get("threads")
-    text = f"{_ratios(ratios)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {threads} thread{'s' * (threads != 1)}"
+    text = f"{_ratios(ratios)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {plural(threads or 0, 'thread')}"
     verdict, keys = judge(_faster(s, o) for s, o in pairs), ("speed.step_ms", "speed.step_iqr_ms")
     return Finding(SPEED, "zoo", text, verdict, "zoo/speed.json", keys, _members(pairs))
 
@@ -378,12 +381,12 @@ def _pair(sunet: Record, other: Record) -> str:
 
 
 def _ratios(ratios: dict[str, float]) -> str:
-    """`0.20 to 2.05 times that of the larger network; more in 2 of 24 pairs: A / B at stride 8 (2.05), ...`."""
+    """`0.20 to 2.05 times that of the larger network (24 pairs), not smaller in 2: A / B at stride 8 (2.05), ...`."""
     low, high = min(ratios.values()), max(ratios.values())
-    text = f"{low:.2f} to {high:.2f} times that of the larger network ({len(ratios)} pairs)"
+    text = f"{low:.2f} to {high:.2f} times that of the larger network ({plural(len(ratios), 'pair')})"
     above = {pair: ratio for pair, ratio in ratios.items() if ratio >= 1}
     if not above:
         return text
     worst = sorted(above, key=lambda pair: -above[pair])[:3]
     more = ", ..." if len(above) > 3 else ""
-    return f"{text}, not less in {len(above)}: {', '.join(f'{pair} ({above[pair]:.2f})' for pair in worst)}{more}"
+    return f"{text}, not smaller in {len(above)}: {', '.join(f'{pair} ({above[pair]:.2f})' for pair in worst)}{more}"

@@ -108,8 +108,8 @@ def joint_note(records: Records) -> str:
     images = f"blocks of {length} consecutive frames of a sequence" if length else "images"
     return (
         "In brackets: 95 % interval over seeds and test images together (bootstrap of seeds and, within them, of "
-        f"{images}; standard error on the logit scale, Student's t); with one seed over the images alone. The "
-        "t-interval over the seeds is in the CSV."
+        f"{images}; standard error on the logit scale, Student's t); with one seed, over the images alone. The "
+        "CSV also has the t-interval over the seeds."
     )
 
 
@@ -141,12 +141,11 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
 
 
 def power_text(q: Quantity, difference: Difference | None) -> str:
-    """Format as `3 seeds find 5.4 points with 80 % power`; empty where the differences have no spread."""
+    """Format as `3 seeds would detect 5.4 points with 80 % power`; empty where the differences have no spread."""
     if difference is None or difference.detectable is None:
         return ""
-    unit = "points" if q.unit == "%" else q.unit
-    detectable = f"{q.scale * difference.detectable:.1f} {unit}"
-    return f"{difference.n} seeds find {detectable} with {100 * POWER:.0f} % power"
+    detectable = f"{q.scale * difference.detectable:.1f} {q.difference_unit}"
+    return f"{difference.n} seeds would detect {detectable} with {100 * POWER:.0f} % power"
 
 
 @dataclass(frozen=True)
@@ -304,13 +303,11 @@ def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
         q: the score.
         comparisons: number of tests that Holm's adjustment is over.
     """
-    margin = f"{report.equivalence_margin_percent:g}"
-    unit = "points" if q.unit == "%" else q.unit
+    margin = f"{report.equivalence_margin_percent:g} {q.difference_unit}"
     adjusted = f" Verdicts are adjusted for {comparisons} comparisons (Holm)." if comparisons > 1 else ""
     return (
-        f"Equivalent: the interval lies within ± {margin} {unit}; better, worse: it does not, and it excludes 0; "
-        f"undecided: these seeds show neither; they find the difference in brackets with {100 * POWER:.0f} % power."
-        f"{adjusted}"
+        f"Equivalent: the interval lies within ± {margin}; better, worse: it does not, and it excludes 0; undecided: "
+        f"neither; in brackets, the difference that these seeds would detect with {100 * POWER:.0f} % power.{adjusted}"
     )
 
 

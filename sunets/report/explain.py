@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.recipes import COLUMNS
-from sunets.core.record import Record, RecordError, read_records, read_rows
+from sunets.core.record import Kind, Record, RecordError, read_records, read_rows
 from sunets.report.claims import Results, findings, read_results
-from sunets.report.records import FINISHED, Records, ReportError, check_parameters, find_records, quantity
+from sunets.report.records import FINISHED, Records, ReportError, check_parameters, find_records, plural, quantity
 from sunets.report.write import TRIAL_NUMBERS
 
 CLAIMS = "claims"
@@ -26,47 +25,186 @@ _KEYS = {
     "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
 }  # fmt: skip
 _KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "train"}
-_STUDY_KEYS = {"_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",)}
+_STUDY_KEYS = {"_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",), "_pareto": ("number",)}
 """End of the file stem of an ablation's table -> columns that name its rows; the table without such an end has a row
 per setting of the axes."""
 Cells = dict[str, Any]
 
 
-def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str, read: Results | None = None) -> str:
-    """Trace a number in a table to its runs: seeds and values, commit, data digest, code, command.
+def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:
+    """Trace one number; see `Explainer.explain`."""
+    return Explainer(results_dir).explain(benchmark, table, row, column)
 
-    Args:
-        results_dir: the directory that holds the benchmarks' results.
-        benchmark: name of the benchmark.
-        table: file stem of a table in `tables/`, such as accuracy; of an ablation, ablations/STUDY, or the same with
-            _axes, _variance or _trials; zoo/cost_segmentation or zoo/cost_classification; or claims.
-        row: key or label of a model, a claim, values of a study's axes, or the number of a trial; several are joined by
-            slashes.
-        column: name of a CSV column, with or without its .mean or .ci95_low, or its heading on the page.
-        read: the records below `results_dir`, for a caller that asks for many numbers.
 
-    Returns:
-        Lines of plain text.
+class Explainer:
+    """Traces numbers of the tables below `results/`; every file is read once."""
 
-    Raises:
-        ReportError: no such table, row or column; names the existing ones.
-        RecordError: a table or a file of records is damaged, or they do not belong together.
-    """
-    paths = _tables(results_dir, benchmark)
-    if table == CLAIMS:
-        lines = _claim(results_dir, read or read_results(results_dir), row, column)
-    elif table not in paths:
-        names = ", ".join([*paths, CLAIMS]) if paths else "none: run `dvc repro` first"
-        raise ReportError(f"{table}: no such table in {results_dir / benchmark}; there are {names}")
-    elif table.startswith("ablations/"):
-        lines = _study(paths[table], results_dir / benchmark / "records" / "ablations", table, row, column)
-    elif table.startswith("zoo/"):
-        lines = _zoo(paths[table], results_dir / "zoo" / "records.json", table, row, column)
-    else:
-        records = read.benchmarks[benchmark] if read else find_records(results_dir, benchmark)
-        lines = _benchmark(paths[table], records, table, row, column)
-    whose = "" if table == CLAIMS or table.startswith("zoo/") else f"{benchmark}, "
-    return "\n".join([f"{whose}table {table}, row {row}", *lines])
+    def __init__(self, results_dir: Path, read: Results | None = None) -> None:
+        """Read nothing yet.
+
+        Args:
+            results_dir: the directory that holds the benchmarks' results.
+            read: the records below it, for a caller that has read them.
+        """
+        self._results = results_dir
+        self._all = functools.cache(lambda: read or read_results(results_dir))
+        self._records = functools.cache(lambda name: read.benchmarks[name] if read else find_records(results_dir, name))
+        self._rows, self._checked = functools.cache(_read_table), functools.cache(_read_checked)
+        self._tables = functools.cache(_tables)
+
+    def explain(self, benchmark: str, table: str, row: str, column: str) -> str:
+        """Trace a number in a table to its runs: seeds and values, commit, data digest, code, command.
+
+        Args:
+            benchmark: name of the benchmark.
+            table: file stem of a table in `tables/`, such as accuracy; of an ablation, ablations/STUDY, or the same
+                with _axes, _variance, _trials or _pareto; zoo/cost_segmentation or zoo/cost_classification; or claims.
+            row: key or label of a model, a claim, values of a study's axes, or the number of a trial; several are
+                joined by slashes.
+            column: name of a CSV column, with or without its .mean or .ci95_low, or its heading on the page.
+
+        Returns:
+            Lines of plain text.
+
+        Raises:
+            ReportError: no such table, row or column; names the existing ones.
+            RecordError: a table or a file of records is damaged, or they do not belong together.
+        """
+        paths = self._tables(self._results, benchmark)
+        if table == CLAIMS:
+            lines = self._claim(row, column)
+        elif table not in paths:
+            names = ", ".join([*paths, CLAIMS]) if paths else "none: run `dvc repro` first"
+            raise ReportError(f"{table}: no such table in {self._results / benchmark}; there are {names}")
+        elif table.startswith("ablations/"):
+            lines = self._study(paths[table], self._results / benchmark / "records" / "ablations", table, row, column)
+        elif table.startswith("zoo/"):
+            lines = self._zoo(paths[table], table, row, column)
+        else:
+            lines = self._benchmark(paths[table], self._records(benchmark), table, row, column)
+        whose = "" if table == CLAIMS or table.startswith("zoo/") else f"{benchmark}, "
+        return "\n".join([f"{whose}table {table}, row {row}", *lines])
+
+    def _benchmark(self, path: Path, records: Records, table: str, row: str, column: str) -> list[str]:
+        rows = self._rows(path, _KEYS[table])
+        cells = _row(rows, _KEYS[table], table, row)
+        base, columns = _column(cells, table, column)
+        lines = _values(cells, columns)
+        model = str(cells["our_model"] if table == "published" else cells["model"])
+        if table == "published":
+            base = str(cells["metric"])
+            lines += [f"published value: {cells['source']}", ""]
+            if cells["our_model"] is None:
+                return [*lines, str(cells["verdict"])]
+        kind = "cost" if base.startswith("cost.") else _KIND.get(table, "evaluate")
+        variant = str(cells["variant"]) if "variant" in cells else records.variants[0]
+        seed = int(cells["seed"]) if table == "training_time" else None
+        used = [
+            r
+            for r in records.all(kind)
+            if r["model"] == model
+            and (kind != "evaluate" or r["variant"] == variant)
+            and (seed is None or r["seed"] == seed)
+        ]
+        if not used:
+            return [*lines, f"no record of {model}: it has not been run"]
+        lines += _runs(used, (base,), records.directory / ("speed.json" if kind == "speed" else f"{kind}/{model}.json"))
+        tuned = next(iter(records.raw.get(f"tune/{model}.json", [])), None)
+        if kind == "tune":
+            lines += _tuning_trials(used[0], records.directory / "tune" / f"{model}.csv")
+        elif tuned is not None and kind in ("train", "evaluate"):
+            lines += ["", f"recipe: trial {tuned['trial']} of its tuning, see `sunets explain tuning {model} trial`"]
+        if table == "training_time":
+            timings = [t for t in records.raw.get(f"timing/{model}.json", []) if t["seed"] == seed]
+            lines += ["", f"timed in {records.directory / 'timing' / model}.json:", *_listed(timings)]
+        if ".difference." in " ".join(columns) and kind == "evaluate":
+            lines += _reference(records, table, cells, base)
+        return lines
+
+    def _zoo(self, path: Path, table: str, row: str, column: str) -> list[str]:
+        file = self._results / "zoo" / "records.json"
+        cells = _row(self._rows(path, ("model",)), ("model",), table, row)
+        base, columns = _column(cells, table, column)
+        used = [r for r in self._checked(file, "cost") if r["model"] == cells["model"]]
+        if not used:
+            raise RecordError(f"{file}: has no record of {cells['model']}, a row of {path}; run `make zoo` again")
+        return [*_values(cells, columns), *_runs(used, (base,), file)]
+
+    def _study(self, path: Path, folder: Path, table: str, row: str, column: str) -> list[str]:
+        """Trace a number of an ablation to its trials."""
+        ends = [end for end in ("", *_STUDY_KEYS) if path.stem.endswith(end)]
+        end = next((end for end in ends if (folder / f"{path.stem.removesuffix(end)}.json").exists()), None)
+        if end is None:
+            raise ReportError(f"{path}: no study of {folder} has such a table; run `python -m ablations report` again")
+        file = folder / f"{path.stem.removesuffix(end)}.json"
+        trials = {r["number"]: r for r in self._checked(file, "trial")}
+        rows = self._rows(path, _STUDY_KEYS.get(end, (TRIAL_NUMBERS,)))
+        keys = _STUDY_KEYS.get(end) or tuple(c for c in rows[0] if any(c in r["arm"] for r in trials.values()))
+        cells = _row(rows, keys, table, row)
+        base, columns = _column(cells, table, column)
+
+        def behind(row: Cells) -> list[Record]:
+            """The trials of a row."""
+            if end == "_variance":
+                return [r for r in trials.values() if r["phase"] in ("grid", "confirmation")]
+            numbers = [row["number"]] if "number" in keys else [int(n) for n in str(row[TRIAL_NUMBERS]).split()]
+            if absent := [n for n in numbers if n not in trials]:
+                raise RecordError(f"{path}: trial {absent[0]} is not in {file}; run `python -m ablations report` again")
+            return [trials[n] for n in numbers]
+
+        used = behind(cells)
+        headline = PRIMARY_METRIC[used[0]["task"]]
+        searched = headline.replace("score.", "search.")
+        key = base if any(base in r["cost"] for r in used) else searched if "number" in keys else headline
+        lines = [*_values(cells, columns), *_runs(used, (key,), file)]
+        if "number" in keys and cells.get("duplicate_of") in trials:
+            original = trials[cells["duplicate_of"]]
+            lines += ["", "not trained again, since it is the same as:", *_states([original], (key,))]
+        alike = [r for r in trials.values() if r["arm"] == used[0]["arm"]]
+        sampled = [r for r in alike if r["phase"] in ("tuning", "search")]
+        if not end and sampled:
+            title = f"the sampler's trials with this setting, scored on the {sampled[0]['split']} split:"
+            lines += ["", title, *_states(sampled, (searched,))]
+        if end == "_pareto":
+            confirmed = [r for r in alike if r["phase"] == "confirmation"]
+            lines += ["", "on the front: no other trial of the search scores as much with as few multiply-adds"]
+            lines += ["", "trained again on every seed:", *_states(confirmed, (headline,))] if confirmed else []
+        if ".difference." in " ".join(columns):
+            for reference in (r for r in rows if r["reference"] == "True"):
+                if cells.get("axis") == reference.get("axis"):
+                    name = cells.get(f"{base}.difference.reference")
+                    lines += ["", f"difference to {name}, paired by seed:", *_states(behind(reference), (key,))]
+        return lines
+
+    def _claim(self, row: str, column: str) -> list[str]:
+        """Trace a row of the table of claims, which no CSV file holds, to the records of its comparisons."""
+        results = self._all()
+        made = findings(results)
+        names = ["/".join(filter(None, (f.claim[0], f.benchmark))) for f in made]
+        hit = [f for f, name in zip(made, names, strict=True) if row in (name, f.claim[0])]
+        if len(hit) != 1:
+            problem = "several rows" if hit else "no row"
+            raise ReportError(f"{row}: {problem} of table {CLAIMS}; there are {', '.join(names)}")
+        (finding,) = hit
+        cells = {
+            "Claim": finding.claim[0], "Would be shown by": finding.claim[1], "Benchmark": finding.benchmark,
+            "Measured": finding.measured, "Verdict": finding.verdict, "Table": finding.table,
+        }  # fmt: skip
+        chosen = [name for name in cells if name.lower() == column.lower()]
+        if not chosen:
+            raise ReportError(f"{column}: no column of table {CLAIMS}; there are {', '.join(cells)}")
+        lines = _values(cells, chosen)
+        others = (name for name, value in cells.items() if value and name not in ("Claim", *chosen))
+        lines += [f"{name.lower()}: {cells[name]}" for name in others]
+        lines += [f"left out, since its records cannot be read: {why}" for why in results.unreadable.values()]
+        if not finding.records:
+            return [*lines, "no record: it has not been run"]
+        folder = self._results / finding.benchmark
+        folder = folder if folder.name == "zoo" else folder / "records"
+        return [*lines, "", *_runs(finding.records, finding.keys, folder)]
+
+
+# --- files and cells of a table ---------------------------------------------------------------------------------------
 
 
 def _tables(results_dir: Path, benchmark: str) -> dict[str, Path]:
@@ -80,160 +218,40 @@ def _tables(results_dir: Path, benchmark: str) -> dict[str, Path]:
     }
 
 
-# --- one function per kind of table ----------------------------------------------------------------------------------
-
-
-def _benchmark(path: Path, records: Records, table: str, row: str, column: str) -> list[str]:
-    frame = _read(path, _KEYS[table])
-    cells = _row(frame, _KEYS[table], table, row)
-    base, columns = _column(frame, table, column)
-    lines = _values(cells, columns)
-    model = str(cells["our_model"] if table == "published" else cells["model"])
-    if table == "published":
-        base = str(cells["metric"])
-        lines += [f"published value: {cells['source']}", ""]
-        if cells["our_model"] is None:
-            return [*lines, str(cells["verdict"])]
-    kind = "cost" if base.startswith("cost.") else _KIND.get(table, "evaluate")
-    variant = str(cells["variant"]) if "variant" in frame else records.variants[0]
-    seed = int(cells["seed"]) if table == "training_time" else None
-    used = [
-        r
-        for r in records.all(kind)
-        if r["model"] == model
-        and (kind != "evaluate" or r["variant"] == variant)
-        and (seed is None or r["seed"] == seed)
-    ]
-    if not used:
-        return [*lines, f"no record of {model}: it has not been run"]
-    lines += _runs(used, (base,), records.directory / ("speed.json" if kind == "speed" else f"{kind}/{model}.json"))
-    tuned = next(iter(records.raw.get(f"tune/{model}.json", [])), None)
-    if kind == "tune":
-        lines += _tuning_trials(used[0], records.directory / "tune" / f"{model}.csv")
-    elif tuned is not None and kind in ("train", "evaluate"):
-        lines += ["", f"recipe: trial {tuned['trial']} of its tuning, see `sunets explain tuning {model} trial`"]
-    if table == "training_time":
-        timings = [t for t in records.raw.get(f"timing/{model}.json", []) if t["seed"] == seed]
-        lines += ["", f"timed in {records.directory / 'timing' / model}.json:", *_listed(timings)]
-    if ".difference." in " ".join(columns) and kind == "evaluate":
-        lines += _reference(records, table, cells, base)
-    return lines
-
-
-def _zoo(path: Path, file: Path, table: str, row: str, column: str) -> list[str]:
-    frame = _read(path, ("model",))
-    cells = _row(frame, ("model",), table, row)
-    base, columns = _column(frame, table, column)
-    used = [r for r in read_records(file, "cost") if r["model"] == cells["model"]]
-    check_parameters(file, used)
-    if not used:
-        raise RecordError(f"{file}: has no record of {cells['model']}, a row of {path}; run `make zoo` again")
-    return [*_values(cells, columns), *_runs(used, (base,), file)]
-
-
-def _study(path: Path, folder: Path, table: str, row: str, column: str) -> list[str]:
-    """Trace a number of an ablation to its trials."""
-    ends = [end for end in ("", *_STUDY_KEYS) if path.stem.endswith(end)]
-    end = next((end for end in ends if (folder / f"{path.stem.removesuffix(end)}.json").exists()), None)
-    if end is None:
-        raise ReportError(f"{path}: no study of {folder} has such a table; run `python -m ablations report` again")
-    file = folder / f"{path.stem.removesuffix(end)}.json"
-    trials = {r["number"]: r for r in read_records(file, "trial")}
-    check_parameters(file, list(trials.values()))
-    frame = _read(path, _STUDY_KEYS.get(end, (TRIAL_NUMBERS,)))
-    keys = _STUDY_KEYS.get(end) or tuple(c for c in frame if any(c in r["arm"] for r in trials.values()))
-    cells = _row(frame, keys, table, row)
-    base, columns = _column(frame, table, column)
-
-    def behind(row: Cells) -> list[Record]:
-        """The trials of a row."""
-        if end == "_variance":
-            return [r for r in trials.values() if r["phase"] in ("grid", "confirmation")]
-        numbers = [row["number"]] if end == "_trials" else [int(n) for n in str(row[TRIAL_NUMBERS]).split()]
-        if absent := [n for n in numbers if n not in trials]:
-            raise RecordError(f"{path}: trial {absent[0]} is not in {file}; run `python -m ablations report` again")
-        return [trials[n] for n in numbers]
-
-    used = behind(cells)
-    headline = PRIMARY_METRIC[used[0]["task"]]
-    searched = headline.replace("score.", "search.")
-    key = base if any(base in r["cost"] for r in used) else searched if end == "_trials" else headline
-    lines = [*_values(cells, columns), *_runs(used, (key,), file)]
-    if end == "_trials" and cells["duplicate_of"] in trials:
-        lines += ["", "not trained again, since it is the same as:", *_states([trials[cells["duplicate_of"]]], (key,))]
-    sampled = [r for r in trials.values() if r["phase"] in ("tuning", "search") and r["arm"] == used[0]["arm"]]
-    if not end and sampled:
-        split = sampled[0]["split"]
-        lines += [
-            "",
-            f"the sampler's trials with this setting, scored on the {split} split:",
-            *_states(sampled, (searched,)),
-        ]
-    if ".difference." in " ".join(columns):
-        for reference in frame[frame.reference == "True"].to_dict("records"):
-            if cells.get("axis") == reference.get("axis"):
-                name = cells.get(f"{base}.difference.reference")
-                lines += ["", f"difference to {name}, paired by seed:", *_states(behind(reference), (key,))]
-    return lines
-
-
-def _claim(results_dir: Path, results: Results, row: str, column: str) -> list[str]:
-    """Trace a row of the table of claims, which no CSV file holds, to the records of its comparisons."""
-    made = findings(results)
-    names = ["/".join(filter(None, (f.claim[0], f.benchmark))) for f in made]
-    hit = [f for f, name in zip(made, names, strict=True) if row in (name, f.claim[0])]
-    if len(hit) != 1:
-        problem = "several rows" if hit else "no row"
-        raise ReportError(f"{row}: {problem} of table {CLAIMS}; there are {', '.join(names)}")
-    (finding,) = hit
-    cells = {
-        "Claim": finding.claim[0], "Would be shown by": finding.claim[1], "Benchmark": finding.benchmark,
-        "Measured": finding.measured, "Verdict": finding.verdict, "Table": finding.table,
-    }  # fmt: skip
-    chosen = [name for name in cells if name.lower() == column.lower()]
-    if not chosen:
-        raise ReportError(f"{column}: no column of table {CLAIMS}; there are {', '.join(cells)}")
-    lines = _values(cells, chosen)
-    lines += [f"{name.lower()}: {value}" for name, value in cells.items() if value and name not in ("Claim", *chosen)]
-    lines += [f"left out, since its records cannot be read: {why}" for why in results.unreadable.values()]
-    if not finding.records:
-        return [*lines, "no record: it has not been run"]
-    folder = results_dir / finding.benchmark
-    return [*lines, "", *_runs(finding.records, finding.keys, folder if folder.name == "zoo" else folder / "records")]
-
-
-# --- cells of a table ------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _read_table(path: Path, columns: Sequence[str]) -> list[Cells]:
     rows = read_rows(path, columns)
     if not rows:
         raise RecordError(f"{path}: holds no row; run `dvc repro` again")
-    return pd.DataFrame(rows, dtype=object)  # or a whole number beside a fraction or nothing became a fraction
+    return rows
 
 
-def _row(frame: pd.DataFrame, keys: Sequence[str], table: str, row: str) -> Cells:
-    names = frame[list(keys)].astype(str).agg("/".join, axis=1)
-    hit = names == row
+def _read_checked(path: Path, kind: Kind) -> list[Record]:
+    records = read_records(path, kind)
+    check_parameters(path, records)
+    return records
+
+
+def _row(rows: Sequence[Cells], keys: Sequence[str], table: str, row: str) -> Cells:
+    names = ["/".join(str(cells[key]) for key in keys) for cells in rows]
+    hit = [cells for cells, name in zip(rows, names, strict=True) if name == row]
     for other in ("label", "our_label"):  # what the page shows
-        if other in frame and not hit.any():
-            hit = frame[other] == row
-    if hit.sum() == 1:
-        return frame[hit].iloc[0].to_dict()
-    problem = "several rows" if hit.any() else "no row"
+        hit = hit or [cells for cells in rows if cells.get(other) == row]
+    if len(hit) == 1:
+        return hit[0]
+    problem = "several rows" if hit else "no row"
     raise ReportError(f"{row}: {problem} of table {table}; there are {', '.join(names)}")
 
 
-def _column(frame: pd.DataFrame, table: str, column: str) -> tuple[str, list[str]]:
+def _column(cells: Cells, table: str, column: str) -> tuple[str, list[str]]:
     """The record key and the CSV columns that a name stands for."""
-    bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in frame.columns))
+    bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in cells))
     headings = {quantity(b).heading.lower(): b for b in bases} | {quantity(b).name.lower(): b for b in bases}
-    if column in frame.columns:
+    if column in cells:
         return _SUFFIX.sub("", column), [column]
     base = column if column in bases else headings.get(column.lower())
     if base is None:
         raise ReportError(f"{column}: no column of table {table}; there are {', '.join(bases)}")
-    return base, [c for c in frame.columns if _SUFFIX.sub("", c) == base]
+    return base, [c for c in cells if _SUFFIX.sub("", c) == base]
 
 
 def _values(cells: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
@@ -245,7 +263,7 @@ def _values(cells: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
 
 def _runs(used: Sequence[Record], keys: Sequence[str], path: Path) -> list[str]:
     """What the records say of some keys, and where they come from."""
-    lines = [f"from {len(used)} record{'s' if len(used) > 1 else ''} in {path}:", *_states(used, keys)]
+    lines = [f"from {plural(len(used), 'record')} in {path}:", *_states(used, keys)]
     models, trial = len({r["model"] for r in used}) > 1, used[0]["kind"] == "trial"
     names = ["git_commit", "data_digest", "code_hash", "command", "environment"]
     if not models and not trial:  # of many, they would hide the rest

@@ -19,7 +19,7 @@ from sunets.report.comparison import NOT_COMPARABLE, compare_all, joint_estimate
 from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
-from sunets.report.style import STYLE, WIDTH, Style, model_styles
+from sunets.report.style import STYLE, WIDTH, Style, legend_columns, model_styles
 from sunets.report.tables import SIZE_KEYS
 
 
@@ -56,8 +56,8 @@ def accuracy_cost(records: Records) -> Figure | None:
     q, styles = quantity(records.headline), model_styles(records.labels)
     with plt.rc_context(STYLE):
         labels = _labels(records, scores)
-        height = 2.8 + 0.16 * math.ceil(len(labels) / _legend_columns(labels))
-        fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), sharey=True, squeeze=False)
+        size = (WIDTH, 2.8 + _legend_height(labels))
+        fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
         for ax, key in zip(axes[0], panels, strict=True):
             costs = {m: x for m, x in cost[key].dropna().items() if m in scores and x > 0}
             for model, x in costs.items():
@@ -82,7 +82,7 @@ def object_size(records: Records) -> Figure | None:
     styles = model_styles(records.labels)
     with plt.rc_context(STYLE):
         labels = _labels(records, models)
-        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.8 + 0.16 * math.ceil(len(labels) / _legend_columns(labels))))
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.8 + _legend_height(labels)))
         for number, model in enumerate(models):
             shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
             for x, key in enumerate(SIZE_KEYS):
@@ -120,12 +120,12 @@ def _legend(fig: Figure, styles: Sequence[Style], labels: Sequence[str], *, line
                    markeredgecolor="white", markeredgewidth=0.4)
         for s in styles
     ]  # fmt: skip
-    fig.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels), frameon=False)
+    fig.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), frameon=False)
 
 
-def _legend_columns(labels: Sequence[str]) -> int:
-    """Number of columns of the legend that fit the page: about 110 letters, of which marker and gap take 7."""
-    return max(1, min(4, len(labels), 110 // (max(map(len, labels)) + 7)))
+def _legend_height(labels: Sequence[str]) -> float:
+    """Inches below a figure."""
+    return 0.16 * math.ceil(len(labels) / legend_columns(labels))
 
 
 def _interval_bar(ax: Axes, x: float, y: float, e: Estimate, style: Style, *, horizontal: bool) -> None:
@@ -176,8 +176,8 @@ def training_curves(records: Records) -> Figure | None:
     styles = {records.labels[k]: s for k, s in model_styles(records.labels).items()}
     present = [label for label in records.labels.values() if (history.label == label).any()]
     with plt.rc_context(STYLE):
-        height = 2.85 + 0.16 * math.ceil(len(present) / _legend_columns(present))
-        fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, height), squeeze=False)
+        size = (WIDTH, 2.85 + _legend_height(present))
+        fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
         for ax, (key, q) in zip(axes[0], panels, strict=True):
             data = history[history[key].notna()]
             data = data.assign(shown=q.scale * data[key])
@@ -188,6 +188,8 @@ def training_curves(records: Records) -> Figure | None:
                 errorbar=_band, err_kws={"alpha": 0.16, "linewidth": 0}, linewidth=1.4, markersize=4.2,
                 markeredgewidth=0.4, legend=False, ax=ax,
             )  # fmt: skip
+            for line in ax.lines:
+                line.set_markevery(max(1, len(line.get_xdata()) // 20))
             ax.set(xlabel="Epoch", ylabel=q.heading)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
             ax.set_xlim(left=0)

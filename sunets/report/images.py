@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -50,29 +51,52 @@ def per_class(records: Records) -> Figure | None:
             texts[label] = [_cell_text(e, many=many) for e in estimates]
     if not means:
         return None
-    frame = pd.DataFrame.from_dict(means, orient="index", columns=[quantity(k).name for k in keys])
-    names = [n.replace("_", " ") for n in frame.columns]
+    names = [quantity(k).name.replace("_", " ") for k in keys]
     turned = max(map(len, names)) > 80 / len(names)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         fig, ax = plt.subplots(
             figsize=(WIDTH, 0.6 + 0.36 * len(means) + (0.045 * max(map(len, names)) if turned else 0.0))
         )
-        sns.heatmap(
-            frame, vmin=0, vmax=100, cmap="cividis", annot=np.array(list(texts.values())), fmt="", linewidths=0.8,
-            linecolor="white", annot_kws={"fontsize": 6.0 if many else 7.0}, ax=ax,
+        heat_map(
+            ax, np.array(list(means.values())), np.array(list(texts.values())), (0, 100), 6.0 if many else 7.0,
+            yticklabels=list(means),
             cbar_kws={"label": "IoU (%)", "pad": 0.015, "aspect": 2.7 * len(means) + 1, "ticks": [0, 25, 50, 75, 100]},
         )  # fmt: skip
-        values = frame.to_numpy()
-        for text, value in zip(ax.texts, values[~np.isnan(values)], strict=True):
-            text.set_color(ink(plt.get_cmap("cividis")(value / 100)))
         ax.set_xticks(
             np.arange(len(names)) + 0.5, names, rotation=40 if turned else 0, ha="right" if turned else "center",
             rotation_mode="anchor" if turned else "default",
         )  # fmt: skip
-        ax.tick_params(length=0)
         ax.tick_params(axis="y", rotation=0)
-        ax.collections[0].colorbar.outline.set_visible(False)  # type: ignore[union-attr]
     return fig
+
+
+def heat_map(
+    ax: Axes,
+    values: NDArray,
+    texts: NDArray,
+    limits: tuple[float, float],
+    size: float,
+    cmap: str = "cividis",
+    **options: Any,
+) -> None:
+    """Draw a matrix with a text in each cell that has a number, black or white by contrast.
+
+    Args:
+        ax: where.
+        values: (rows, columns); NaN where there is no number.
+        texts: (rows, columns).
+        limits: values at the ends of the colours.
+        size: of the texts, in points.
+        cmap: name of the colours.
+        options: of `seaborn.heatmap`.
+    """
+    sns.heatmap(values, vmin=limits[0], vmax=limits[1], cmap=cmap, annot=texts, fmt="", linewidths=0.8,
+                linecolor="white", annot_kws={"fontsize": size}, ax=ax, **options)  # fmt: skip
+    shares = (values[~np.isnan(values)] - limits[0]) / (limits[1] - limits[0])
+    for text, share in zip(ax.texts, shares, strict=True):
+        text.set_color(ink(plt.get_cmap(cmap)(share)))
+    ax.tick_params(length=0)
+    ax.collections[0].colorbar.outline.set_visible(False)  # type: ignore[union-attr]
 
 
 def _cell_text(estimate: Estimate | None, *, many: bool) -> str:
@@ -209,7 +233,7 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
         bar = _shared_bar(fig, axes, range(-DECADES, 1))
         exponents = [f"10{str(e).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}" for e in range(-DECADES, 0)]
         bar.ax.set_yticklabels([f"≤{exponents[0]}", *exponents[1:], "1"])
-        bar.set_label("Input gradient over its largest")
+        bar.set_label("Input gradient, relative")
     return fig
 
 

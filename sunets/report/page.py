@@ -20,7 +20,7 @@ from sunets.core.record import Kind, read_rows
 from sunets.report.claims import claims_table, read_results
 from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate, power_text
 from sunets.report.published import published_everywhere
-from sunets.report.records import FINISHED, Records, quantity
+from sunets.report.records import FINISHED, Records, join, plural, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.tables import LARGE, MEDIUM
 from sunets.report.write import Table, markdown
@@ -74,7 +74,7 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Accuracy", (("table", "accuracy"), ("figure", "accuracy"), ("figure", "accuracy_cost"), ("table", "published"))),
     ("Classes", (("table", "per_class"), ("figure", "per_class"), ("figure", "confusion"))),
     ("Object size", (("table", "object_size"), ("figure", "object_size"))),
-    ("Testing variants", (("table", "test_time"),)),
+    ("Test-time variants", (("table", "test_time"),)),
     ("Cost", (("table", "cost"), ("figure", "receptive_field"))),
     ("Training", (("table", "tuning"), ("figure", "tuning"), ("figure", "training_curves"))),
     ("Pictures", (("figure", "qualitative"),)),
@@ -90,12 +90,12 @@ FIGURE_CAPTIONS = {
     "parameter file.",
     "per_class": "IoU of each class, mean over the seeds and 95 % interval over seeds and images.",
     "object_size": "Mean class accuracy on the pixels of small, medium and large objects (connected regions of one "
-    f"class: less than {MEDIUM}, up to {LARGE}, and more of the image); bars: 95 % intervals over the seeds.",
+    f"class that cover less than {MEDIUM}, up to {LARGE}, or more of the image); bars: 95 % intervals over the seeds.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
     "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "
-    "untrained network, averaged over initialisations and images. Line: the area of 95 % of it, of the smoothed "
-    "field. Below each: the smallest share of the image that holds 95 % of it.",
-    "qualitative": "Test images, their truth, and what the first seed of each model predicts.",
+    "untrained network, averaged over initialisations and images, relative to its maximum. Line: the area that holds "
+    "95 % of the smoothed field. Below: the smallest share of the image that holds 95 % of the gradient.",
+    "qualitative": "Test images, their ground truth, and the predictions of each model's first seed.",
 }
 
 
@@ -112,13 +112,14 @@ def findings(suite: Suite, records: Records) -> list[str]:
     best = ranked[0]
     word = "highest" if higher_is_better(key) else "lowest"
     lead = (
-        f"**{name[best]}** has the {word} {q.name}: {estimate_text(q, means[best])} {q.unit} ({_seeds(means[best].n)})"
+        f"**{name[best]}** has the {word} {q.name}: {estimate_text(q, means[best])} {q.unit} "
+        f"({plural(means[best].n, 'seed')})"
     )
     if len(ranked) > 1:
         gap = compare_all({m: records.runs(m) for m in ranked[1:]}, records.runs(best), key, suite.report)[ranked[1]]
         verdict = "beyond noise" if gap.verdict in (BETTER, WORSE) else gap.verdict
         shown = f" ({difference_text(q, gap.difference)})" if gap.difference else ""
-        lead += f"; the difference of the next, {name[ranked[1]]}, is {verdict}{shown}"
+        lead += f"; the difference to the next, {name[ranked[1]]}, is {verdict}{shown}"
     sentences = [lead + "."]
     groups: dict[str, list[str]] = {}
     others = {m: records.runs(m) for m in scores if m != reference and reference in scores}
@@ -127,11 +128,9 @@ def findings(suite: Suite, records: Records) -> list[str]:
         texts = [text for text in (difference_text(q, c.difference), power) if text]
         shown = f" ({'; '.join(texts)})" if texts else ""
         groups.setdefault(c.verdict, []).append(f"{name[model]}{shown}")
-    for verdict in (BETTER, WORSE, EQUIVALENT, UNDECIDED):
-        if members := groups.pop(verdict, []):
-            sentences.append(f"Against {name.get(reference, reference)}, {verdict}: {_join(members)}.")
-    for verdict, members in groups.items():
-        sentences.append(f"Against {name[reference]}, {verdict}: {_join(members)}.")
+    order = (BETTER, WORSE, EQUIVALENT, UNDECIDED)
+    for verdict in sorted(groups, key=lambda v: order.index(v) if v in order else len(order)):
+        sentences.append(f"Compared with {name[reference]}, {verdict}: {join(groups[verdict])}.")
     if reference not in scores:
         sentences.append(f"The reference {name[reference]} has no score, so no difference is shown.")
     return sentences + _cost_findings(records)
@@ -152,8 +151,8 @@ def _cost_findings(records: Records) -> list[str]:
                 sentences.append(f"{low.label} has {what} ({least}), {high.label} the most ({most}).")
     key = "receptive_field.effective_share"
     if key in records.cost and len(order := records.cost.dropna(subset=[key]).sort_values(key, kind="stable")) > 1:
-        shares = [f"{quantity(key).text(v)} % of the image in {label}" for v, label in zip(order[key], order.label)]
-        sentences.append(f"95 % of the gradient of a centre logit lies in {_join(shares[::-1])}.")
+        shares = [f"{quantity(key).text(v)} % in {label}" for v, label in zip(order[key], order.label)]
+        sentences.append(f"Share of the image that holds 95 % of the gradient of a centre logit: {join(shares[::-1])}.")
     return sentences
 
 
@@ -176,10 +175,10 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
     epochs = _values(records, "train.epochs")
     if epochs:
         trials = [n for n in _values(records, "tune.trials") if n != "0"]
-        tuned = f"tuned for each model with {_join(trials)} trials" if trials else "not tuned for each model"
+        tuned = f"tuned for each model with {join(trials)} trials" if trials else "not tuned for each model"
         sentences.append(
-            f"One data set and one budget ({_join(epochs)} epochs): another ranking with more of either is possible. "
-            f"Recipes were {tuned}."
+            f"One data set and one budget ({join(epochs)} epochs): more data or longer training may change the "
+            f"ranking. Recipes were {tuned}."
         )
     for key, what in (("data_digest", "versions of the data"), ("code_hash", "versions of the code")):
         for kind in ("train", "evaluate"):
@@ -198,7 +197,7 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
 def commit_unknown(kinds: Sequence[str]) -> str:
     """State that records have no commit."""
     return (
-        f"The commit of some records ({_join(kinds)}) is unknown: git was absent or refused when they were made. Their "
+        f"The commit of some records ({join(kinds)}) is unknown: git was absent or refused when they were made. Their "
         "code hash tells which code it was."
     )
 
@@ -245,13 +244,13 @@ def _what_was_run(suite: Suite, records: Records) -> str:
         ("Task", f"{records.task} on `{suite.data.name}`"),
         ("Classes", ", ".join(records.classes) if len(records.classes) <= 30 else str(len(records.classes))),
         ("Data digest", _codes(r["provenance"].get("data_digest") for r in runs)),
-        ("Models", _join(list(records.labels.values()))),
+        ("Models", join(list(records.labels.values()))),
         ("Seeds", _seeds_named(pd.Series(records.seeds)).partition(" ")[2]),
         ("Recipe", _recipe(records)),
-        ("Scored on", _join([f"`{v}`" for v in _values(records, "data.test_split")])),
-        ("Test-time variants", _join([v.replace("_", " ") for v in records.variants])),
-        ("Device", _join(_distinct(_device(r["environment"]) for r in runs))),
-        ("Versions", _join(_distinct(_versions(r["environment"]) for r in runs))),
+        ("Scored on", join([f"`{v}`" for v in _values(records, "data.test_split")])),
+        ("Test-time variants", join([v.replace("_", " ") for v in records.variants])),
+        ("Device", join(_distinct(_device(r["environment"]) for r in runs))),
+        ("Versions", join(_distinct(_versions(r["environment"]) for r in runs))),
         ("Commit", _codes(r["provenance"].get("git_commit") or "unknown" for r in runs)),
     ]
     body = pd.DataFrame([(k, v) for k, v in rows if v], columns=["What", "Value"])
@@ -277,7 +276,7 @@ def _device(e: Mapping[str, Any]) -> str:
     chip = (
         f"{e['gpu']}, CUDA {e.get('cuda')}"
         if e.get("gpu")
-        else f"{e.get('cpu')}, {e.get('threads')} thread(s) a training"
+        else f"{e.get('cpu')}, {plural(e.get('threads') or 0, 'thread')} per training"
     )
     return f"{e.get('device')}: {chip}" if e.get("device") else ""
 
@@ -301,16 +300,8 @@ def _codes(values: Iterable[Any]) -> str:
     return ", ".join(f"`{str(v)[:16]}`" for v in dict.fromkeys(values) if v)
 
 
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' if n > 1 else ''}"
-
-
 def _seeds_named(seeds: pd.Series) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(str(int(s)) for s in seeds)}"
-
-
-def _join(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
 
 
 def _unscored(records: Records) -> str:

@@ -55,11 +55,11 @@ def _published(table: Table) -> Paper:
     """Parameters beside the network, sources as numbers that are explained below."""
     view = table.view
     numbers = {source: f"[{i}]" for i, source in enumerate(dict.fromkeys(view.Source), start=1)}
-    parameters = view["Its parameters (M)"].map(lambda m: f", {float(m):g} M" if m else "")
+    parameters = view["Published parameters (M)"].map(lambda m: f", {float(m):g} M" if m else "")
     shown = view.assign(
         Source=view.Source.map(numbers), **{"Published network": view["Published network"] + parameters}
     )
-    shown = shown.drop(columns=["Benchmark", "Its parameters (M)", "Its parameters here (M)", "Difference"])
+    shown = shown.drop(columns=["Benchmark", "Published parameters (M)", "Our parameters (M)", "Difference"])
     sources = (f"{number} {source}." for source, number in numbers.items())
     return Paper(shown, notes=(*table.notes, *sources), whole=True)
 
@@ -75,7 +75,15 @@ def paper_document(suite: Suite, tables: Iterable[Table], figures: Mapping[str, 
     optional = [
         f"ablations/{study}{part}"
         for study in suite.ablations
-        for part in (".tex", "_axes.tex", "_axes.pdf", "_interaction.pdf", "_pareto.pdf", "_importance.pdf")
+        for part in (
+            ".tex",
+            "_axes.tex",
+            "_axes.pdf",
+            "_interaction.pdf",
+            "_pareto.tex",
+            "_pareto.pdf",
+            "_importance.pdf",
+        )
     ]
     order = [name for _, parts in SECTIONS for kind, name in parts if kind == "table"]
     shown = sorted(tables, key=lambda t: order.index(t.name) if t.name in order else len(order))

@@ -259,8 +259,8 @@ _COLUMNS = [
 ]  # fmt: skip
 _NOTES = (
     f"Reproduced: the published value lies in our 95 % interval, or at most {TOLERANCE} points from our "
-    f"mean; a count of parameters, at most {100 * COUNT_TOLERANCE:g} % from it. Reached: another network's value, and "
-    "ours is at least as good; of our networks the SUNets and the best are shown, the CSV file has all.",
+    f"mean; a count of parameters, at most {100 * COUNT_TOLERANCE:g} % from it. Reached: our score is "
+    "at least as good as that of another network. Of our networks, the SUNets and the best are shown; the CSV has all.",
     "Published values are quoted from the source in the last column and were not measured here; recipes and image "
     "sizes may differ from ours. Second-hand: the publication itself was not opened.",
 )
@@ -302,11 +302,11 @@ def _view(data: pd.DataFrame) -> pd.DataFrame:
                 {
                     "Benchmark": r["benchmark"] if isinstance(r["benchmark"], str) else r["data"],
                     "Published network": r["published_model"],
-                    "Its parameters (M)": number(r["published_params_m"]),
-                    "Value": quantity(r["metric"]).heading,
+                    "Published parameters (M)": number(r["published_params_m"]),
+                    "Quantity": quantity(r["metric"]).heading,
                     "Published": number(r["published"]) or "not quoted",
                     "Our network": r["our_label"] if isinstance(r["our_label"], str) else "",
-                    "Its parameters here (M)": number(r["ours.params_m"]),
+                    "Our parameters (M)": number(r["ours.params_m"]),
                     "Ours": number(r["ours.mean"]) + interval,
                     "Difference": number(r["difference"], sign=True),
                     "Verdict": r["verdict"] if isinstance(r["verdict"], str) else "",

@@ -58,12 +58,27 @@ class Quantity:
         """Column heading or axis label."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
+    @property
+    def difference_unit(self) -> str:
+        """Unit of a difference."""
+        return "points" if self.unit == "%" else self.unit
+
     def text(self, value: float | None, *, sign: bool = False) -> str:
         """Format a recorded value; empty where there is none."""
         if value is None or pd.isna(value):
             return ""
         shown = round(self.scale * value, self.digits) + 0.0  # + 0.0 turns -0.0 into 0.0
         return f"{shown:{'+' if sign else ''},.{self.digits}f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def join(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
 QUANTITIES: dict[str, Quantity] = {

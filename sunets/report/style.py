@@ -7,7 +7,8 @@ wide as the text of a printed page, 7 inches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,15 @@ def model_styles(keys: Iterable[str]) -> dict[str, Style]:
         key: Style(PALETTE[i % n], MARKERS[(i + i // n) % len(MARKERS)], LINES[(i // n) % len(LINES)])
         for i, key in enumerate(keys)
     }
+
+
+def legend_columns(labels: Sequence[str], width: float = WIDTH) -> int:
+    """Number of columns of a legend, equally filled, that fit a figure of this width in inches.
+
+    A line has about 16 letters per inch; marker and gap take 7.
+    """
+    most = max(1, min(4, len(labels), int(16 * width) // (max(map(len, labels)) + 7)))
+    return math.ceil(len(labels) / math.ceil(len(labels) / most))
 
 
 def save_figure(fig: Figure, path_stem: Path) -> list[Path]:

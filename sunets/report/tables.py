@@ -23,7 +23,7 @@ from sunets.report.comparison import (
     verdict_note,
     verdict_text,
 )
-from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
+from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, plural, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.write import Table, value_text
 
@@ -34,7 +34,7 @@ def cost(records: Records) -> Table:
     notes = [note for key, note in COST_COLUMNS.items() if note and quantity(key).heading in view]
     if "cost.uncounted_operators" in data:
         names = sorted({n for text in data["cost.uncounted_operators"].dropna() for n in text.split(", ") if n})
-        notes += [f"Not counted, since no counter has a formula for them: {', '.join(names)}."] if names else []
+        notes += [f"Not counted, since counters have no formula for them: {', '.join(names)}."] if names else []
     caption = f"Architectures and their cost{_input(records)}."
     return Table("cost", caption, data, view, (*notes, *_failures(data)))
 
@@ -415,7 +415,7 @@ def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
     if changes.empty:
         return []
     moved = (changes.abs() * q.scale >= SETTLED).sum()
-    subject = f"of {moved} network{'s' if moved > 1 else ''} changed by {SETTLED:g} points or more (column Budget)"
+    subject = f"of {plural(moved, 'network')} changed by {SETTLED:g} points or more (column Budget)"
     subject = subject if moved else f"of every network changed by less than {SETTLED:g} points"
     return [f"Over the last fifth of the epochs, validation {q.name} {subject}; mean over the seeds."]
 
@@ -460,7 +460,7 @@ def _protocol(records: Records) -> str:
         f"input {size}" if size else "",
         f"{c['speed.dtype']}, {c.get('speed.memory_format', '').replace('_', ' ')}" if "speed.dtype" in c else "",
         str(e.get("gpu") or e.get("cpu") or ""),
-        f"{e['threads']} CPU thread{'s' if e['threads'] > 1 else ''}" if e.get("threads") else "",
+        plural(e["threads"], "CPU thread") if e.get("threads") else "",
         ", ".join(f"{k} {e[k]}" for k in ("torch", "cuda") if e.get(k)),
     ]  # fmt: skip
     return "Protocol: " + "; ".join(part for part in parts if part) + "."

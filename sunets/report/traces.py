@@ -11,7 +11,7 @@ from typing import Any
 from sunets.core.config import Suite
 from sunets.core.record import read_rows
 from sunets.report.claims import CAPTION, Results
-from sunets.report.explain import CLAIMS, explain
+from sunets.report.explain import CLAIMS, Explainer
 from sunets.report.records import ReportError, quantity
 
 _ROW_KEYS = (
@@ -21,7 +21,7 @@ _ROW_KEYS = (
 """Columns of a CSV file that name its rows; those of a study's settings are its axes."""
 _COLUMNS = {
     r"Difference.*": r".*\bdifference(\.mean)?", "Verdict": r".*\bverdict", "Seeds": "n_seeds", "Ours": r"ours\.mean",
-    r"Its parameters \(M\)": "published_params_m", r"Its parameters here \(M\)": r"ours\.params_m",
+    r"Published parameters \(M\)": "published_params_m", r"Our parameters \(M\)": r"ours\.params_m",
     r"Trainings|Median time \(s\)": "seconds", "Share of variance .*": "share", "Search .*": r"search\..*",
     "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
     "Learning rate": r"train\.lr", "Weight decay": r"train\.weight_decay",
@@ -33,7 +33,7 @@ class Traces:
     """Traces of a benchmark's tables."""
 
     def __init__(self, suite: Suite, results: Path, read: Results) -> None:
-        self._suite, self._results, self._read = suite, results, read
+        self._suite, self._explainer = suite, Explainer(results, read)
         folder = results / suite.benchmark
         files = [*folder.glob("tables/*.md"), *folder.glob("ablations/*.md")]
         self._paths = {path.read_text(encoding="utf-8").partition("\n")[0]: path for path in files}
@@ -65,7 +65,7 @@ class Traces:
         if not re.match(r"[\[+−-]?\d", cell) and not (judged and cell not in ("", "reference")):
             return None
         try:
-            texts = [explain(self._results, self._suite.benchmark, table, row, column, self._read) for row in rows]
+            texts = [self._explainer.explain(self._suite.benchmark, table, row, column) for row in rows]
         except ReportError:  # such as a setting of an axis, which no record measures
             return None
         return "\n\n".join(texts) or None

@@ -18,6 +18,7 @@ import pandas as pd
 
 from sunets.core.record import write_text
 from sunets.report.latex import is_number_column, latex_table
+from sunets.report.records import plural
 
 TRIAL_NUMBERS = "trial_numbers"
 """Column of a CSV file of an ablation: the trials behind a row, by which `explain` finds their records."""
@@ -89,7 +90,7 @@ def write_table(
     folder = path_stem.parent
     benchmark = (folder.parent if folder.name in ("tables", "ablations") else folder).name
     seeds = int(frame["n_seeds"].max()) if "n_seeds" in frame and frame["n_seeds"].notna().any() else 0
-    named = f"{caption.rstrip('.')}; benchmark {benchmark}" + (f", {seeds} seed{'s' * (seeds > 1)}." if seeds else ".")
+    named = f"{caption.rstrip('.')}; benchmark {benchmark}" + (f", {plural(seeds, 'seed')}." if seeds else ".")
     paper_notes = notes if paper.notes is None else paper.notes
     label = f"tab:{benchmark}-{path_stem.name}"
     texts = {

@@ -24,6 +24,8 @@ CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sun
 PARENT, PROCESS = "mlflow.parentRunId", "sunets.process"
 VIEW = "sunets"
 """Key of the shared view of the run table in MLflow's links."""
+_LEFT = ("attributes.`Run Name`", "runDateAndNestInfo")
+"""Columns of MLflow's run table that it keeps first."""
 
 NOTE = """\
 One parent run per {item}; filter with ``tags.`sunets.current` = 'true'`` to hide runs of earlier configurations.
@@ -143,8 +145,14 @@ class Store:
         new = [column for column in run.columns if column not in known]
         if new:
             known += new
-            state = json.dumps({"selectedColumns": known[:40]})  # MLflow keeps 5000 characters
-            self.client.set_experiment_tag(self.experiment(run.experiment), f"mlflow.sharedViewState.{VIEW}", state)
+            shown = known[:30]  # MLflow keeps 5000 characters
+            state = {
+                "selectedColumns": shown,
+                "columnOrder": [*_LEFT, *shown],  # else metrics, parameters and tags, each by name
+                "columnWidths": {c: 260 if c.startswith("tags") else 34 + 6 * len(c.partition("`")[2]) for c in shown},
+            }
+            name = f"mlflow.sharedViewState.{VIEW}"
+            self.client.set_experiment_tag(self.experiment(run.experiment), name, json.dumps(state))
 
     def link(self, experiment: str, base: str) -> str:
         """Return the address of an experiment's run table; without `workflowType` MLflow shows traces of agents.

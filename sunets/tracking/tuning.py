@@ -32,14 +32,16 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
     best = [(row["number"], row["best"]) for row in rows if row["best"] is not None]
     whole = model_run([record])
     score = f"best/{next(iter(record['scores']), 'score')}"
-    chosen = {f"chosen.{path}": plain_text(value) for path, value in record["chosen"].items()}
+    chosen = {path: plain_text(value) for path, value in record["chosen"].items()}
+    tuned = {axis["path"] for axis in record["space"]}
     left_out = {f"left_out.{path}": reason for path, reason in record["left_out"].items()}
     return replace(
         whole,
         experiment=f"{record['benchmark']}/tuning",
         slot=make_slot("tuning", record["benchmark"], record["model"]),
         name=shorten(f"tuning of {record['label']}", 250),
-        tags={**whole.tags, **legal(chosen | left_out | {"kind": "tuning"})},
+        params={**{k: v for k, v in whole.params.items() if k not in tuned}, **legal(chosen)},
+        tags={**whole.tags, **legal(left_out | {"kind": "tuning"})},
         points={(score, number): value for number, value in best},
         metrics=finite_numbers({"trials.failed": sum(row["status"] == "failed" for row in rows)}),
         headline="",

@@ -298,8 +298,8 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         headline=f"{_headline(first)}.mean",
         columns=(
             *(f"metrics.`{_headline(first)}.{k}`" for k in ("mean", "ci95_low", "ci95_high")),
-            *(f"metrics.`{k}`" for k in ("cost.params_m", "cost.gmacs", _headline(first))),
             *(f"params.`train.{k}`" for k in RECIPE),
+            *(f"metrics.`{k}`" for k in ("cost.params_m", "cost.gmacs", _headline(first))),
         ),
         status=_outcome(records) if ended else "RUNNING",
         dataset=_dataset(first),
