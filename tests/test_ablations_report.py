@@ -19,15 +19,17 @@ import pytest
 
 from ablations.report import importance as importances
 from ablations.report import page as report_page
+from ablations.report.figures import history_figure, interaction_figure
 from ablations.report.importance import decompose, importance, variance_shares, variance_table
 from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study
-from ablations.report.tables import axes_table, sampled_table, settings_table
+from ablations.report.tables import axes_table, pareto_table, sampled_table, settings_table
 from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
 from sunets.core.stage import StageError
-from sunets.report.explain import explain
+from sunets.report.explain import Explainer, explain
 from sunets.report.records import ReportError
+from sunets.report.statistics import mean_interval
 from sunets.report.write import value_text, write
 
 HERE = Path(__file__).resolve().parent
@@ -228,7 +230,7 @@ def test_an_undecided_difference_says_what_the_seeds_could_have_shown() -> None:
     strict = replace(study("depth"), report=ReportConfig(equivalence_margin_percent=0))
     _, stride = findings(strict)
     assert "no difference shown between 16 and 8; the largest, -0.01 [-0.18, +0.16] points, is undecided" in stride
-    assert re.search(r"\(4 seeds find 0\.[1-3] points with 80 % power\)", stride)
+    assert re.search(r"\(4 seeds would detect 0\.[1-3] points with 80 % power\)", stride)
 
 
 def test_an_arm_of_another_budget_is_not_compared() -> None:
@@ -555,7 +557,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("traced")
     for name, make in MADE.items():
         write_json(root / f"synthetic/records/ablations/{name}.json", make()[1])
-        for table in (settings_table, axes_table, variance_table, sampled_table):
+        for table in (settings_table, axes_table, variance_table, pareto_table, sampled_table):
             if (made := table(study(name))) is not None:
                 write(made, root / "synthetic/ablations")
     return root
@@ -639,6 +641,70 @@ def test_explain_shows_the_learning_rates_that_a_setting_was_chosen_from_and_its
 def test_explain_names_what_a_study_has(table: str, row: str, column: str, message: str, traced: Path) -> None:
     with pytest.raises(ReportError, match=message):
         explain(traced, "synthetic", f"ablations/{table}", row, column)
+
+
+def front(records: Sequence[Record]) -> list[Record]:
+    """Finished trials of a search that no other beats in score at as few multiply-adds, equals once."""
+    seen = [r for r in records if r["phase"] == "search" and r["scores"]]
+    points = [(r["scores"]["search.miou"], -r["cost"]["cost.gmacs"]) for r in seen]
+    beaten = [any(p != q and p[0] <= q[0] and p[1] <= q[1] for q in points) for p in points]
+    return [r for r, lost in zip(seen, beaten, strict=True) if not lost]
+
+
+def test_a_pareto_front_leads_to_its_trials_and_to_those_that_were_trained_again(traced: Path) -> None:
+    records = search()[1]
+    table = pareto_table(study("pareto"))
+    assert table is not None
+    assert sorted(table.data.number) == [r["number"] for r in front(records)]
+    assert table.data["cost.gmacs"].is_monotonic_increasing
+    confirmed = [r for r in front(records) if list(r["arm"].values()) == [4, 7]]
+    (r,) = confirmed
+    text = explain(traced, "synthetic", "ablations/pareto_pareto", str(r["number"]), "search.miou")
+    assert trials_of(text) == [r["number"]]
+    assert f"seed 100, model.num_blocks = 7, model.unet_depth = 4: search.miou = {r['scores']['search.miou']}\n" in text
+    again = text.partition("trained again on every seed:")[2]
+    assert re.findall(r"confirmation, seed (\d), .*: score\.miou = ", again) == ["0", "1", "2"]
+    dominated = next(t["number"] for t in records if t["phase"] == "search" and t not in front(records))
+    with pytest.raises(ReportError, match=rf"{dominated}: no row of table ablations/pareto_pareto; there are "):
+        explain(traced, "synthetic", "ablations/pareto_pareto", str(dominated), "search.miou")
+    assert pareto_table(study("tuned")) is None
+
+
+def test_one_explainer_reads_each_file_once(traced: Path, tmp_path: Path) -> None:
+    shutil.copytree(traced, tmp_path, dirs_exist_ok=True)
+    explainer = Explainer(tmp_path)
+    first = explainer.explain("synthetic", "ablations/depth", "1/16", "score.miou")
+    for path in tmp_path.rglob("depth.*"):
+        path.write_text('"damaged')
+    assert explainer.explain("synthetic", "ablations/depth", "1/16", "score.miou") == first
+    with pytest.raises(RecordError, match=r"depth\.json: not valid JSON"):
+        explain(tmp_path, "synthetic", "ablations/depth", "1/16", "score.miou")
+
+
+def test_the_legend_of_many_arms_stays_on_the_figure() -> None:
+    settings, records = tuned()
+    for record in records:
+        record["arm"] = {"model.unet_depth": record["number"] % 8, "model.dilation": "a schedule of a long name"}
+    values = {"model.unet_depth": range(8), "model.dilation": ("a schedule of a long name",)}
+    many = config("tuned", values, nuisance=settings.nuisance, trials=2, seeds=[0, 1, 2])
+    fig = history_figure(Study("many", many, records, "SUNet-tiny"))
+    assert fig is not None
+    fig.draw_without_rendering()
+    box = fig.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= fig.bbox.x1
+    assert box.y0 >= 0
+
+
+def test_colours_of_an_interaction_span_the_noise_of_its_cells() -> None:
+    made = study("joint")
+    for setting in made.settings:  # equal means: all that differs is noise
+        setting.scores.update({seed: 0.5 + 0.1 * seed + 0.001 * len(str(setting.arm)) for seed in range(3)})
+    fig = interaction_figure(made)
+    assert fig is not None
+    low, high = fig.axes[0].collections[0].get_clim()
+    estimate = mean_interval([50.0, 60.0, 70.0])
+    assert high - low == pytest.approx(2 * (estimate.half_width or 0), rel=0.01)
 
 
 def test_a_table_older_than_its_records_is_named(traced: Path, tmp_path: Path) -> None:

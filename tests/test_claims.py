@@ -96,8 +96,8 @@ def test_accuracy_is_held_against_networks_with_more_parameters(tmp_path: Path, 
     benchmark(tmp_path, "camvid", models)
     finding = found(tmp_path, claims.ACCURACY, "camvid")
     assert finding.verdict == verdict
-    assert "mIoU of sunet64 (6.000 M) 70.03 [69.13, 70.92] %; against it " in finding.measured
-    assert "] worse" in finding.measured or "better" in finding.measured
+    assert "mIoU of sunet64 (6.000 M): 70.03 [69.13, 70.92] %; compared with it, " in finding.measured
+    assert "], worse" in finding.measured or "better" in finding.measured
     assert finding.table == "camvid/tables/accuracy.md"
 
 
@@ -138,7 +138,7 @@ def test_global_information_is_held_against_a_network_that_sees_a_neighbourhood(
     assert finding.verdict == verdict
     if control is not None:
         assert "unet_small" not in finding.measured
-        assert "95 % of the input gradient lie in sunet_tiny 90.0 %" in finding.measured
+        assert "share of the image that holds 95 % of the input gradient: sunet_tiny 90.0 %" in finding.measured
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ SUNET, BIG, SMALL = ("sunet64", 8), ("deeplabv3_resnet101", 8), ("unet_small", 8
     [
         ({SUNET: (6, 500), BIG: (58, 1000), SMALL: (0.3, 1)}, "shown", "0.50 to 0.50 times"),
         ({SUNET: (6, 500), BIG: (58, 1000), ("dilated_resnet18", 8): (13, 250)}, "not shown",
-         "not less in 1: sunet64 / dilated_resnet18 at stride 8 (2.00)"),
-        ({SUNET: (6, 500), BIG: (58, 400)}, "refuted", "not less in 1"),
+         "not smaller in 1: sunet64 / dilated_resnet18 at stride 8 (2.00)"),
+        ({SUNET: (6, 500), BIG: (58, 400)}, "refuted", "not smaller in 1"),
         ({SUNET: (6, 500), ("deeplabv3_resnet101", 16): (58, 1000)}, "not run", ""),
     ],
 )  # fmt: skip

@@ -78,8 +78,8 @@ def test_an_edited_record_is_not_compared(name, suite, tmp_path) -> None:
     assert row[["score.miou.difference.mean", "score.miou.difference.p", "score.miou.difference.p_holm"]].isna().all()
     assert found in table.view.iloc[1].tolist()
     sentences = findings(suite, records)
-    assert f"is {found}" in sentences[0]
-    assert f"Against sunet_tiny, {found}: plain_conv_small." in sentences
+    assert f"({found})" in sentences[0]
+    assert f"Compared with sunet_tiny, {found}: plain_conv_small." in sentences
 
 
 def test_figures_name_rows_that_are_not_comparable(suite, tmp_path) -> None:

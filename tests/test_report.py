@@ -280,11 +280,12 @@ def test_page_tells_findings_in_the_words_of_the_statistics(site) -> None:
     for part in ("## Findings", "## What was run", "## Limits", "## How it was made", "python -m sunets train MODEL",
                  "torch 2.14.1", "`d1d1d1d1d1d1d1d1`", "`0123456789abcdef`", "0, 1, 2", "A CPU"):  # fmt: skip
         assert part in page
-    assert "Against SUNet-tiny, worse: Plain & local_conv 100%" in page
-    assert "the difference of the next, U-Net (small), is undecided" in page
-    assert re.search(
-        r"Against SUNet-tiny, undecided: U-Net \(small\) \(.*\]; 3 seeds find \d\.\d points with 80 % power\)", page
+    assert "Compared with SUNet-tiny, worse: Plain & local_conv 100%" in page
+    assert re.search(r"; next is U-Net \(small\) \(-.*\], undecided\)\.", page)
+    undecided = (
+        r"Compared with SUNet-tiny, undecided: U-Net \(small\) \(.*\]; 3 seeds would detect \d\.\d points with 80 %"
     )
+    assert re.search(undecided, page)
     assert "3 seeds: the intervals are wide" in page
     for link in ("figures/accuracy.png", "figures/qualitative.png", "tables/accuracy.tex", "records/evaluate/"):
         assert f"({link})" in page
@@ -548,7 +549,7 @@ def test_one_seed_is_reported_without_intervals_and_without_a_test(tmp_path) -> 
     assert pd.isna(row["score.miou.ci95_low"])
     assert row["score.miou.difference.verdict"] == "not tested (1 seed)"
     assert row["score.miou.joint_ci95_low"] < row["score.miou.mean"] < row["score.miou.joint_ci95_high"]
-    assert "with one seed over the images alone" in table.notes[0]
+    assert "with one seed, over the images alone" in table.notes[0]
     for draw in figures.DRAWN.values():
         figures.plt.close(draw(records))
     assert tables.training_time(records).data.seconds.tolist() == [44.0] * 3

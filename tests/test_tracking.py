@@ -484,7 +484,8 @@ def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Pa
         experiment = client.get_experiment_by_name(name)
         query = "?workflowType=machine_learning&viewStateShareKey=sunets"
         assert line == f"{name}: http://host:7000/#/experiments/{experiment.experiment_id}/runs{query}"
-        columns = json.loads(experiment.tags["mlflow.sharedViewState.sunets"])["selectedColumns"]
+        state = json.loads(experiment.tags["mlflow.sharedViewState.sunets"])
+        columns = state["selectedColumns"]
         existing = {
             f"{kind}.`{key}`"
             for run in runs(name)
@@ -492,7 +493,13 @@ def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Pa
             for key in values
         }
         assert set(columns) <= existing
-        first = {"bench": "score.miou.mean", "bench/ablations": "best/score.miou.mean"}[name]
-        assert columns[0] == f"metrics.`{first}`"
+        first = {
+            "bench": [*(f"metrics.`score.miou.{k}`" for k in ("mean", "ci95_low", "ci95_high")), "params.`train.lr`"],
+            "bench/ablations": ["metrics.`best/score.miou.mean`"],
+        }[name]
+        # Without an order of its own MLflow shows metrics, then parameters, each by name.
+        assert state["columnOrder"][:2] == ["attributes.`Run Name`", "runDateAndNestInfo"]
+        assert state["columnOrder"][2 : 2 + len(first)] == first
+        assert set(state["columnOrder"][2:]) == set(columns) == set(state["columnWidths"])
     for run in [*runs(), *runs("bench/ablations")]:
         assert len([m for m in run.data.metrics if ".iou." not in m]) < 20

@@ -329,7 +329,7 @@ def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(ba
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs["tuning of net"]
-    assert parent.data.tags["chosen.train.lr"] == str(record["chosen"]["train.lr"])
+    assert parent.data.params["train.lr"] == str(record["chosen"]["train.lr"])
     assert runs["tuning of plain"].data.tags["left_out.train.zero_init_residual"] == "no residual branches"
     curve = client.get_metric_history(parent.info.run_id, "best/val.miou")
     assert [(point.step, point.value) for point in curve] == [(row["number"], row["best"]) for row in rows]

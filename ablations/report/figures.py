@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,10 +16,11 @@ from ablations.report.results import Study, arm_text, axis_name
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
 from sunets.report.comparison import NO_COMPARISON
+from sunets.report.figures import draw_trials, interval_bar
 from sunets.report.images import heat_map
 from sunets.report.records import FINISHED, quantity
 from sunets.report.statistics import BETTER, WORSE, mean_interval
-from sunets.report.style import LINES, MARKERS, PALETTE, STYLE, WIDTH, legend_columns
+from sunets.report.style import PALETTE, STYLE, WIDTH, Style, legend_columns, model_styles
 from sunets.report.write import value_text
 
 
@@ -41,12 +43,14 @@ def axes_figure(study: Study) -> Figure | None:
             for x, (value, scores) in enumerate(values.items()):
                 reference = value == base
                 noise = not reference and effects.get(value, NO_COMPARISON).verdict not in (BETTER, WORSE)
-                _value(ax, x, [q.scale * s for s in scores.values()], reference=reference, hollow=noise)
-            if (
-                base in values
-                and (low_high := mean_interval([q.scale * s for s in values[base].values()])).low is not None
-            ):
-                ax.axhspan(low_high.low, low_high.high or 0, color="#000000", alpha=0.06, linewidth=0)
+                look = Style("#222222", "s", "-") if reference else Style(PALETTE[0], "o", "-")
+                shown = [q.scale * s for s in scores.values()]
+                beside = np.linspace(x + 0.14, x + 0.26, len(shown)) if len(shown) > 1 else [x + 0.2]
+                ax.scatter(beside, shown, s=9, color=look.color, alpha=0.45, linewidths=0, zorder=2)
+                estimate = mean_interval(shown)
+                interval_bar(ax, x, estimate.mean, estimate, look, hollow=noise)
+                if reference and estimate.low is not None:
+                    ax.axhspan(estimate.low, estimate.high or 0, color="#000000", alpha=0.06, linewidth=0)
             ticks = [f"{v}\n(reference)" if v == base else v for v in values]
             ax.set_xticks(range(len(values)), ticks)
             ax.set_xlim(-0.6, len(values) - 0.4)
@@ -55,18 +59,6 @@ def axes_figure(study: Study) -> Figure | None:
         for ax in grid[:, 0]:
             ax.set_ylabel(q.heading)
     return fig
-
-
-def _value(ax: Axes, x: float, values: Sequence[float], *, reference: bool, hollow: bool) -> None:
-    estimate = mean_interval(values)
-    color = "#222222" if reference else PALETTE[0]
-    beside = np.linspace(0.14, 0.26, len(values)) if len(values) > 1 else [0.2]
-    ax.scatter([x + d for d in beside], values, s=9, color=color, alpha=0.45, linewidths=0, zorder=2)
-    half = estimate.half_width
-    ax.errorbar(
-        x, estimate.mean, yerr=half, fmt="s" if reference else "o", color=color, markersize=5.5, zorder=3,
-        markerfacecolor="white" if hollow else color, markeredgecolor=color, elinewidth=1.3, capsize=3, capthick=1.3,
-    )  # fmt: skip
 
 
 def interaction_figure(study: Study) -> Figure | None:
@@ -161,17 +153,13 @@ def pareto_figure(study: Study) -> Figure | None:
         )  # fmt: skip
         seen.set(title=f"Search ({study.sampled[0]['split']} split, one seed)", ylabel=f"Search {q.heading}")
         seen.legend(frameon=False, loc="lower right" if rising else "upper right")
-        confirmed = [(s, s.estimate, s.cost("cost.gmacs")) for s in study.settings]
-        for i, (setting, estimate, x) in enumerate([c for c in confirmed if c[1] is not None and c[2] is not None]):
-            assert estimate is not None
+        confirmed = [s for s in study.settings if s.estimate and s.cost("cost.gmacs") is not None]
+        for setting, look in zip(confirmed, model_styles(map(str, range(len(confirmed)))).values(), strict=True):
+            assert setting.estimate is not None
             assert study.reference is not None
-            half = estimate.half_width
             name = "default" if setting.reference else arm_text(study, setting.arm, study.reference.arm)
-            again.errorbar(
-                x, q.scale * estimate.mean, yerr=None if half is None else q.scale * half, label=name,
-                fmt=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)],
-                markersize=5.5, elinewidth=1.3, capsize=3,
-            )  # fmt: skip
+            estimate = setting.estimate.scaled(q.scale)
+            interval_bar(again, setting.cost("cost.gmacs") or 0.0, estimate.mean, estimate, look, label=name)
         again.set(title="Trained again (test split, all seeds)", ylabel=q.heading)
         if study.settings:
             handles, names = again.get_legend_handles_labels()
@@ -185,38 +173,23 @@ def pareto_figure(study: Study) -> Figure | None:
 
 def history_figure(study: Study) -> Figure | None:
     """Draw the scores of a sampler's trials in their order and the best so far, a line per arm."""
-    if not study.sampled:
-        return None
-    q = study.shown
     arms: dict[str, list[Record]] = {}
     for r in study.sampled:
         name = arm_text(study, r["arm"]) if r["phase"] == "tuning" else "search"
         arms.setdefault(name, []).append(r)
+    if not arms:
+        return None
     best = np.fmax if higher_is_better(study.headline) else np.fmin
-    with plt.rc_context(STYLE):
-        columns = legend_columns(list(arms), WIDTH * 0.72) if len(arms) > 1 else 1
-        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.7 + 0.17 * -(-len(arms) // columns)))
-        for i, (name, rows) in enumerate(arms.items()):
-            color, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-            line = LINES[(i // len(PALETTE)) % len(LINES)]
-            y = np.array(
-                [q.scale * s if (s := r["scores"].get(study.search_key)) is not None else np.nan for r in rows]
-            )
-            x = np.arange(1, len(y) + 1)
-            ax.scatter(x, y, s=16, color=color, marker=marker, alpha=0.55, linewidths=0)
-            ax.plot(x, best.accumulate(y), color=color, drawstyle="steps-post", linewidth=1.3, linestyle=line)
-            ax.plot([], [], color=color, linestyle=line, marker=marker, markersize=4, label=name)  # for the legend
-            lost = [n for n, r in zip(x, rows, strict=True) if r["status"] != FINISHED]
-            marks = ax.get_xaxis_transform()
-            ax.scatter(
-                lost, [0.02 + 0.03 * (i % 8)] * len(lost), marker="x", s=14, color=color, transform=marks, clip_on=False
-            )
-        ax.set(xlabel="Trial" + (" of the arm" if len(arms) > 1 else ""), ylabel=f"Search {q.heading}")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.margins(y=0.14)
-        if len(arms) > 1:
-            fig.legend(loc="outside lower center", ncols=columns, frameon=False)
-    return fig
+    frames = {}
+    for name, rows in arms.items():
+        scores = np.array([r["scores"].get(study.search_key, np.nan) for r in rows], dtype=float)
+        frames[name] = pd.DataFrame(
+            {"number": range(1, len(rows) + 1), "status": [r["status"] for r in rows], "score": scores}
+        ).assign(best=best.accumulate(scores))
+    xlabel = "Trial" + (" of the arm" if len(arms) > 1 else "")
+    return draw_trials(
+        frames, list(model_styles(frames).values()), xlabel, replace(study.shown, name=f"Search {study.shown.name}")
+    )
 
 
 FIGURES = (

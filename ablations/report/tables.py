@@ -18,7 +18,7 @@ from sunets.report.comparison import (
     estimate_text,
     verdict_text,
 )
-from sunets.report.records import DIVERGED, FINISHED, quantity
+from sunets.report.records import DIVERGED, FINISHED, plural, quantity
 from sunets.report.statistics import mean_interval
 from sunets.report.write import TRIAL_NUMBERS, Table, value_text
 
@@ -61,8 +61,8 @@ def settings_table(study: Study) -> Table:
     twice = [(setting.arm, arm) for setting in study.settings for arm in setting.same_as]
     if twice:
         one, other = (arm_text(study, arm) for arm in twice[0])
-        count = f"{len(twice)} further settings give" if len(twice) > 1 else "One further setting gives"
-        notes.append(f"{count} the same network as a row that was not trained again, such as {other} (same as {one}).")
+        count = plural(len(twice), "setting")
+        notes.append(f"Not trained again, since the network is that of a row: {count}, such as {other} (as {one}).")
     return Table(
         study.name,
         f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",

@@ -59,9 +59,7 @@ def joint_estimate(records: Records, model: str, key: str, variant: str | None =
     samples = _resampled(records, model, variant or records.variants[0]).get(key)
     if samples is not None and len(samples) != len(scores):
         samples = None
-    e = joint_interval([v / unit for v in scores.values()], samples)
-    low, high = (None if end is None else unit * end for end in (e.low, e.high))
-    return Estimate(unit * e.mean, low, high, e.n)
+    return joint_interval([v / unit for v in scores.values()], samples).scaled(unit)
 
 
 @functools.lru_cache(maxsize=32)

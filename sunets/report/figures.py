@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -35,7 +35,7 @@ def accuracy(records: Records) -> Figure | None:
             style, values = styles[model], [q.scale * v for v in by_seed.values()]
             ax.scatter(values, [y + 0.2] * len(values), s=11, color=style.color, alpha=0.5, linewidths=0, zorder=2)
             estimate = _shown_estimate(records, model, records.headline)
-            _interval_bar(ax, estimate.mean, y - 0.1, estimate, style, horizontal=True)
+            interval_bar(ax, estimate.mean, y - 0.1, estimate, style, horizontal=True)
         ax.set_yticks(range(len(scores)), _labels(records, scores))
         ax.set_ylim(len(scores) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
@@ -62,7 +62,7 @@ def accuracy_cost(records: Records) -> Figure | None:
             costs = {m: x for m, x in cost[key].dropna().items() if m in scores and x > 0}
             for model, x in costs.items():
                 estimate = _shown_estimate(records, model, records.headline)
-                _interval_bar(ax, x, estimate.mean, estimate, styles[model], horizontal=False)
+                interval_bar(ax, x, estimate.mean, estimate, styles[model])
             ax.margins(y=0.1)
             logarithmic = _cost_axis(ax, list(costs.values()))
             ax.set_xlabel(quantity(key).heading + (", logarithmic" if logarithmic else ""))
@@ -82,17 +82,17 @@ def object_size(records: Records) -> Figure | None:
     styles = model_styles(records.labels)
     with plt.rc_context(STYLE):
         labels = _labels(records, models)
-        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.8 + _legend_height(labels)))
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.8 + _legend_height(labels, WIDTH * 0.72)))
         for number, model in enumerate(models):
             shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
             for x, key in enumerate(SIZE_KEYS):
                 estimate = _shown_estimate(records, model, key)
-                _interval_bar(ax, x + shift, estimate.mean, estimate, styles[model], horizontal=False)
+                interval_bar(ax, x + shift, estimate.mean, estimate, styles[model])
         ax.set_xticks(range(len(SIZE_KEYS)), [quantity(key).name for key in SIZE_KEYS])
         ax.set_xlim(-0.5, len(SIZE_KEYS) - 0.5)
         ax.grid(axis="x", visible=False)
         ax.set_ylabel("Mean class accuracy (%)")
-        _legend(fig, [styles[m] for m in models], labels, lines=False)
+        _legend(fig, [styles[m] for m in models], labels, lines=False, width=WIDTH * 0.72)
     return fig
 
 
@@ -107,34 +107,45 @@ def _labels(records: Records, models: Iterable[str]) -> list[str]:
 
 def _shown_estimate(records: Records, model: str, key: str) -> Estimate:
     """A score that a model has: mean and interval over seeds and images, in the unit of the figure."""
-    e, q = joint_estimate(records, model, key), quantity(key)
-    assert e is not None
-    low, high = (None if end is None else q.scale * end for end in (e.low, e.high))
-    return Estimate(q.scale * e.mean, low, high, e.n)
+    estimate = joint_estimate(records, model, key)
+    assert estimate is not None
+    return estimate.scaled(quantity(key).scale)
 
 
-def _legend(fig: Figure, styles: Sequence[Style], labels: Sequence[str], *, lines: bool) -> None:
+def _legend(fig: Figure, styles: Sequence[Style], labels: Sequence[str], *, lines: bool, width: float = WIDTH) -> None:
     """Name the models below the panels, by marker and colour."""
     handles = [
         plt.Line2D([], [], color=s.color, marker=s.marker, linestyle=s.line if lines else "", markersize=4.5,
                    markeredgecolor="white", markeredgewidth=0.4)
         for s in styles
     ]  # fmt: skip
-    fig.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels), frameon=False)
+    fig.legend(handles, labels, loc="outside lower center", ncols=legend_columns(labels, width), frameon=False)
 
 
-def _legend_height(labels: Sequence[str]) -> float:
+def _legend_height(labels: Sequence[str], width: float = WIDTH) -> float:
     """Inches below a figure."""
-    return 0.16 * math.ceil(len(labels) / legend_columns(labels))
+    return 0.16 * math.ceil(len(labels) / legend_columns(labels, width)) if labels else 0.0
 
 
-def _interval_bar(ax: Axes, x: float, y: float, e: Estimate, style: Style, *, horizontal: bool) -> None:
+def interval_bar(
+    ax: Axes,
+    x: float,
+    y: float,
+    e: Estimate,
+    style: Style,
+    *,
+    horizontal: bool = False,
+    hollow: bool = False,
+    **options: Any,
+) -> None:
+    """Draw a point and its interval; a hollow one has a white centre."""
     error: dict[str, Any] = {}
     if e.low is not None and e.high is not None:
         error["xerr" if horizontal else "yerr"] = [[e.mean - e.low], [e.high - e.mean]]
+    face, edge = ("white", style.color) if hollow else (style.color, "white")
     ax.errorbar(
-        x, y, **error, fmt=style.marker, color=style.color, markersize=5.5, markeredgecolor="white",
-        markeredgewidth=0.7, elinewidth=1.3, capsize=2.5, capthick=1.3, zorder=3,
+        x, y, **error, fmt=style.marker, color=style.color, markersize=5.5, markerfacecolor=face, markeredgecolor=edge,
+        markeredgewidth=1.0 if hollow else 0.7, elinewidth=1.3, capsize=2.5, capthick=1.3, zorder=3, **options,
     )  # fmt: skip
 
 
@@ -214,22 +225,38 @@ def _band(values: pd.Series) -> tuple[float, float]:
 
 def tuning(records: Records) -> Figure | None:
     """Best validation score so far by trial, one line per model, and every trial as a dot."""
-    key, q = records.validation, quantity(records.headline)
     trials = {model: frame for model in records.labels if len(frame := records.trials(model))}
     if not trials:
         return None
-    styles = model_styles(records.labels)
+    q, styles = _prefixed("Validation", records.headline), model_styles(records.labels)
+    frames = {records.labels[m]: frame.rename(columns={records.validation: "score"}) for m, frame in trials.items()}
+    return draw_trials(frames, [styles[m] for m in trials], "Trial", q)
+
+
+def draw_trials(trials: Mapping[str, pd.DataFrame], styles: Sequence[Style], xlabel: str, q: Quantity) -> Figure:
+    """Draw every trial as a dot, or a cross below where it did not finish, and the best score so far as a line.
+
+    Args:
+        trials: label of a line -> number, status, score and best of its trials.
+        styles: of the lines.
+        xlabel: what the trials are.
+        q: the score.
+    """
+    labels = list(trials) if len(trials) > 1 else []
     with plt.rc_context(STYLE):
-        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.0))
-        for model, frame in trials.items():
-            look = styles[model]
-            score, best = (q.scale * frame[column] for column in (key, "best"))
-            ax.scatter(frame.number, score, s=12, color=look.color, marker=look.marker, alpha=0.5, linewidths=0)
+        fig, ax = plt.subplots(figsize=(WIDTH * 0.72, 2.7 + _legend_height(labels, WIDTH * 0.72)))
+        for i, (frame, look) in enumerate(zip(trials.values(), styles, strict=True)):
+            score, best = (q.scale * frame[column].astype(float) for column in ("score", "best"))
+            ax.scatter(frame.number, score, s=14, color=look.color, marker=look.marker, alpha=0.5, linewidths=0)
             ax.plot(frame.number, best, color=look.color, linestyle=look.line, drawstyle="steps-post", linewidth=1.3)
-        ax.set(xlabel="Trial", ylabel=_prefixed("Validation", records.headline).heading)
+            lost = frame.number[frame.status != FINISHED]
+            ax.scatter(lost, [0.02 + 0.03 * (i % 8)] * len(lost), marker="x", s=14, color=look.color,
+                       transform=ax.get_xaxis_transform(), clip_on=False)  # fmt: skip
+        ax.set(xlabel=xlabel, ylabel=q.heading)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.margins(y=0.08)
-        _legend(fig, [styles[m] for m in trials], [records.labels[m] for m in trials], lines=True)
+        ax.margins(y=0.1)
+        if labels:
+            _legend(fig, styles, labels, lines=True, width=WIDTH * 0.72)
     return fig
 
 

@@ -118,8 +118,9 @@ def findings(suite: Suite, records: Records) -> list[str]:
     if len(ranked) > 1:
         gap = compare_all({m: records.runs(m) for m in ranked[1:]}, records.runs(best), key, suite.report)[ranked[1]]
         verdict = "beyond noise" if gap.verdict in (BETTER, WORSE) else gap.verdict
-        shown = f" ({difference_text(q, gap.difference)})" if gap.difference else ""
-        lead += f"; the difference to the next, {name[ranked[1]]}, is {verdict}{shown}"
+        lead += (
+            f"; next is {name[ranked[1]]} ({', '.join(filter(None, (difference_text(q, gap.difference), verdict)))})"
+        )
     sentences = [lead + "."]
     groups: dict[str, list[str]] = {}
     others = {m: records.runs(m) for m in scores if m != reference and reference in scores}

@@ -240,11 +240,10 @@ def _difference(records: Records, quote: Quote, names: Mapping[str, str], key: s
 
 
 def _compared(row: dict[str, Any], quote: Quote, key: str, label: str, ours: Estimate) -> dict[str, Any]:
-    scale = quantity(quote.metric).scale
-    mean, low, high = (None if v is None else scale * v for v in (ours.mean, ours.low, ours.high))
-    shown = Estimate(scale * ours.mean, low, high, ours.n)
+    shown = ours.scaled(quantity(quote.metric).scale)
     row = row | {
-        "our_model": key, "our_label": label, "ours.mean": mean, "ours.ci95_low": low, "ours.ci95_high": high,
+        "our_model": key, "our_label": label,
+        "ours.mean": shown.mean, "ours.ci95_low": shown.low, "ours.ci95_high": shown.high,
         "n_seeds": None if quote.metric == PARAMETERS else ours.n,
     }  # fmt: skip
     if quote.value is None:

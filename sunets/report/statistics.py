@@ -39,6 +39,11 @@ class Estimate:
     high: float | None
     n: int
 
+    def scaled(self, factor: float) -> Estimate:
+        """Convert to another unit."""
+        low, high = (None if end is None else factor * end for end in (self.low, self.high))
+        return Estimate(factor * self.mean, low, high, self.n)
+
     @property
     def half_width(self) -> float | None:
         """Half the interval's width; None without an interval."""
