@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -73,6 +74,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which the smoke benchmark has run, for one module of tests."""
     own = tmp_path_factory.getbasetemp()  # of this worker, where there are several
     return finished_clone(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own, tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command of `python -m sunets` in this process, which imports torch once, with another checkout's files.
+
+    For a checkout whose code is of the same bytes; where code was edited, the command needs a process: `checkout.run`.
+    """
+    from sunets import __main__ as commands
+    from sunets.core import cli
+
+    def run(root: Path, *arguments: str, code: int = 0) -> str:
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+        monkeypatch.setattr(cli, "refuse_other_checkout", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["sunets", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.run(commands.app)
+        output = "".join(capsys.readouterr())
+        assert (ended.value.code or 0) == code, output
+        return output
+
+    return run
 
 
 @pytest.fixture
