@@ -308,15 +308,7 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
                 stack.enter_context(FileLock(f"{address}.{derive_seed(name)}.lock", timeout=0))
             except Timeout:
                 raise busy from None
-            try:
-                storage = JournalStorage(JournalFileBackend(address, lock_obj=_JournalLock(address)))
-            except OSError:
-                raise
-            except Exception as error:  # Optuna fails on a damaged line in as many ways as there are damages
-                fault = f"{type(error).__name__}: {printable(str(error)[:200])}"
-                raise ValueError(
-                    f"{address}: damaged ({fault}); delete it and run again: the trials' results are kept apart from it"
-                ) from None
+            storage = _open_journal(address)
         elif scheme == "grpc" and host and port.isdecimal():
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 storage = optuna.storages.GrpcStorageProxy(host=host, port=int(port))
@@ -345,6 +337,30 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
         yield storage
 
 
+def _open_journal(address: str) -> JournalStorage:
+    """Open a journal, or create it.
+
+    Raises:
+        ValueError: it is damaged, or no regular file.
+    """
+    path, remedy = Path(address), "run again: the trials' results are kept apart from it"
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise ValueError(f"{address}: not a regular file; move it away and {remedy}")
+    path.touch()
+    lock = _JournalLock(address)
+    try:
+        lock.acquire()
+        lock.release()
+        for line in path.read_bytes().splitlines():  # Optuna fails on a damaged last line only when more follow
+            json.loads(line)
+        return JournalStorage(JournalFileBackend(address, lock_obj=lock))
+    except OSError:
+        raise
+    except Exception as error:  # Optuna fails on a damaged line in as many ways as there are damages
+        fault = f"{type(error).__name__}: {printable(str(error)[:200])}"
+        raise ValueError(f"{address}: damaged ({fault}); delete it and {remedy}") from None
+
+
 class _JournalLock(JournalFileOpenLock):
     """Lock of a journal file that the kernel frees when its holder is killed.
 
@@ -360,9 +376,8 @@ class _JournalLock(JournalFileOpenLock):
         with self._journal.open("rb+") as file:
             end = file.seek(0, os.SEEK_END)
             if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
-                start = max(0, end - (1 << 22))
-                file.seek(start)
-                file.truncate(start + file.read().rfind(b"\n") + 1)
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:

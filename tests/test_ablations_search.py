@@ -165,14 +165,19 @@ def test_a_damaged_journal_is_named(line: str, journal: str, tmp_path: Path) -> 
     with open_storage(journal, "a") as storage:
         optuna.create_study(storage=storage, study_name="s")
     lines = Path(journal).read_text(encoding="utf-8").splitlines()
-    Path(journal).write_text("\n".join([line, *lines, ""]), encoding="utf-8")
-    with (
-        pytest.raises(ValueError, match=r"a\.journal: damaged .*; delete it and run again"),
-        open_storage(journal, "a"),
-    ):
-        pass
+    for damaged in ([line, *lines, ""], [*lines, line, ""]):
+        Path(journal).write_text("\n".join(damaged), encoding="utf-8")
+        with (
+            pytest.raises(ValueError, match=r"a\.journal: damaged .*; delete it and run again"),
+            open_storage(journal, "a"),
+        ):
+            pass
     Path(journal).unlink()
     with open_storage(journal, "a"):
+        pass
+    Path(journal).unlink()
+    os.mkfifo(journal)
+    with pytest.raises(ValueError, match=r"a\.journal: not a regular file"), open_storage(journal, "a"):
         pass
 
 

@@ -195,3 +195,34 @@ def test_the_reason_of_a_divergence_is_short(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"on the images train\d+-.* and 16 more; lower train.lr") as error:
         fit(config, long, work_dir=tmp_path / "run")
     assert len(str(error.value)) < 300 + 4 * NAME_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("task", None), ("task", "detection"), ("classes", 3), ("classes", "abc"), ("palette", [[300, 0, 0]]),
+        ("mean", [0.5]), ("std", ["a", "b", "c"]), ("config", {}), ("config", {"model": {"width": "x"}, "data": {}}),
+        ("identity", [1]), ("state_dict", None), ("state_dict", {1: torch.zeros(1)}),
+    ],
+)  # fmt: skip
+def test_weights_of_another_layout_are_named(key: str, value: Any, trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained / "weights.pt", weights_only=True) | {key: value}
+    del content[SEAL]
+    if value is None:
+        del content[key]
+    atomic_save(content, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"w\.pt: (written by another version|no weights file of this package)"):
+        load_trained(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("key", ["identity", "iteration", "history", "model", "optimizer", "sums"])
+@pytest.mark.parametrize("value", [None, [1]])
+def test_a_checkpoint_of_another_layout_is_named(
+    key: str, value: Any, trained: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    path = _copy(trained, tmp_path / "run") / "checkpoint.pt"
+    content = torch.load(path, weights_only=True) | {key: value}
+    del content[SEAL]
+    atomic_save(content, path)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: written by another version .*; delete it to start"):
+        fit(CONFIG, manifest, work_dir=path.parent)

@@ -7,14 +7,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sunets.core.config import Config, ModelConfig, derive_seed
+from sunets.core.config import Config, ModelConfig, Task, derive_seed
+from sunets.core.record import shortened
 from sunets.data.manifest import Manifest
 from sunets.models.initialization import zero_init_
 from sunets.models.reference import load_reference_weights
@@ -26,6 +28,33 @@ LOCK_SECONDS = 10.0
 
 _REMEDY = "train again, or name a weights file, such as outputs/BENCHMARK/weights/MODEL/seed0.pt"
 _KEYS = {"state_dict", "config", "classes", "identity"}
+_Triple = tuple[float, float, float]
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class _ScoredAt(BaseModel):
+    size: tuple[int, int] | None
+
+
+class _Config(BaseModel):
+    model: ModelConfig
+    data: _ScoredAt
+
+
+class _Weights(BaseModel):
+    """What readers of a weights file use of it."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    state_dict: dict[str, Tensor]
+    task: Task
+    config: _Config
+    classes: list[str] = Field(min_length=2)
+    palette: list[tuple[_Byte, _Byte, _Byte]]
+    mean: _Triple
+    std: _Triple
+    data_digest: str
+    identity: dict[str, Any]
 
 
 def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -42,11 +71,11 @@ def load_trained(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     content = read_weights(path)
     arguments = ModelConfig.model_validate(content["config"]["model"]).arguments()
     arguments.pop("weights", None)  # would be downloaded and then replaced
-    model = create_model(**arguments, task=content["task"], num_classes=len(content["classes"]))
     try:
+        model = create_model(**arguments, task=content["task"], num_classes=len(content["classes"]))
         model.load_state_dict(content.pop("state_dict"))
-    except RuntimeError as error:
-        fault = " ".join(str(error).split())[:200]
+    except (RuntimeError, ValueError) as error:
+        fault = shortened(str(error), 200)
         raise CheckpointError(f"{path}: does not fit the network that this code builds ({fault}); {_REMEDY}") from None
     return model.eval(), content
 
@@ -59,6 +88,12 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     check_seal(content, Path(path), _REMEDY)
     if missing := _KEYS - content.keys():
         raise CheckpointError(f"{path}: written by an earlier version: it lacks {', '.join(missing)}; train again")
+    try:
+        _Weights.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{path}: written by another version ({shortened(fault, 200)}); train again") from None
     if name := first_not_finite(content["state_dict"]):
         raise CheckpointError(f"{path}: {name} holds NaN or infinity; train again")
     return content

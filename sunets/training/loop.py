@@ -19,7 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from sunets.core.config import IGNORE_INDEX, Config, derive_seed, fingerprint
+from sunets.core.failure import machine_failure
 from sunets.core.metrics import confusion_matrix, scores_from_confusion, top_k_errors
+from sunets.core.record import shortened
 from sunets.data.loading import eval_batches, iterations_per_epoch, make_dataset, train_batches
 from sunets.data.manifest import Manifest
 from sunets.models.tensor_file import CheckpointError, atomic_save, check_seal, first_not_finite, read_file
@@ -126,7 +128,7 @@ class Trainer:
             try:
                 content = read_file(self.path, _RESTART)
                 check_seal(content, self.path, _RESTART)
-                self._check_identity(content["identity"])
+                self._check_identity(content.get("identity"))
             except CheckpointError as error:
                 content = error
         content = self.world.broadcast(content)
@@ -134,16 +136,24 @@ class Trainer:
             raise content
         if content is None:
             return False
-        self.iteration, self.history = content["iteration"], content["history"]
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.loss_sum, self.weight_sum = content["sums"]["loss"], content["sums"]["weight"]
-        if self.world.rank == 0:
-            self.counts = content["sums"]["counts"].to(self.device)
+        try:
+            self.iteration, self.history = int(content["iteration"]), [dict(row) for row in content["history"]]
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.loss_sum, self.weight_sum = float(content["sums"]["loss"]), float(content["sums"]["weight"])
+            if self.world.rank == 0:
+                self.counts = content["sums"]["counts"].to(self.device)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if machine_failure(error):
+                raise
+            fault = shortened(f"{type(error).__name__}: {error}", 200)
+            raise CheckpointError(f"{self.path}: written by another version ({fault}); {_RESTART}") from None
         return True
 
-    def _check_identity(self, other: dict[str, Any]) -> None:
+    def _check_identity(self, other: Any) -> None:
+        if not isinstance(other, dict):
+            raise CheckpointError(f"{self.path}: written by another version (it states no identity); {_RESTART}")
         if text := difference(other, self.identity):
             raise CheckpointError(
                 f"{self.path}: of another training ({fingerprint(other)}, not {fingerprint(self.identity)}): {text}; "
