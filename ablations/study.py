@@ -57,6 +57,7 @@ from sunets.core.record import (
     write_values,
 )
 from sunets.core.stage import stage
+from sunets.core.trials import trial_row
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate
 from sunets.models.zoo import resolve_config
@@ -275,7 +276,7 @@ def run_study(
             rows = [listener.rows(trial) for trial in trials]
             folder = paths.records / "ablations"
             write_rows(folder / f"{name}.history.csv", (row for part in rows for row in part), ["number", "epoch"])
-            write_rows(folder / f"{name}.csv", map(_flat, records))
+            write_rows(folder / f"{name}.csv", map(trial_row, records))
             write_json(folder / f"{name}.json", records)
     return records
 
@@ -460,10 +461,3 @@ class _Listener:
         kind, first = self.phases[trial.study]
         head = {"number": first + trial.number, "phase": kind, "seed": trial.setting["seed"]}
         return [{**head, **row} for row in trial.result["history"]]
-
-
-def _flat(record: Record) -> Record:
-    """Flatten a record to a row of a table."""
-    head = ("number", "phase", "status", "reason", "duplicate_of", "model", "seed", "split", "reference")
-    arm = {path: str(value) if isinstance(value, list) else value for path, value in record["arm"].items()}
-    return {k: record[k] for k in head} | arm | record["tuned"] | record["scores"] | record["cost"]

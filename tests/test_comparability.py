@@ -199,12 +199,12 @@ def fabricate_tuning(root: Path, suite: Suite, models: Sequence[str] = (SUNET, O
             write(folder / kind / f"{model}.json", rows)
         params = effort | {"train.epochs": 3, "train.lr": 0.003, "train.zero_init_head": False}
         made = record("tune", model, model, seed=77, params=params, scores={"val.miou": 0.41}) | {
-            "trial": 2, "chosen": chosen, "space": space, "left_out": left_out, "fingerprint": "f",
+            "trial": 2, "chosen": chosen, "space": space[: len(chosen)], "left_out": left_out, "fingerprint": "f",
         }  # fmt: skip
         write(folder / "tune" / f"{model}.json", [made])
         trials = [(0, "finished", 0.3, 0.3), (1, "failed", None, 0.3), (2, "finished", 0.41, 0.41),
                   (3, "finished", 0.39, 0.41)]  # fmt: skip
-        rows = [{"number": n, "status": s, "train.lr": 0.01, "val.miou": v, "best": b} for n, s, v, b in trials]
+        rows = [{"number": n, "status": s, **chosen, "val.miou": v, "best": b} for n, s, v, b in trials]
         write_rows(folder / "tune" / f"{model}.csv", rows)
 
 

@@ -15,6 +15,7 @@ from sunets.core.config import Suite
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import read_records, write_text
 from sunets.core.stage import stage
+from sunets.core.trials import check_trials
 from sunets.report.comparison import Comparison, difference_text, power_text
 from sunets.report.page import commit_unknown
 from sunets.report.records import FAILED, ReportError, check_parameters, join, plural
@@ -71,6 +72,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
         path = folder / "records" / "ablations" / f"{name}.json"
         if path.exists() and (records := read_records(path, "trial")):
             check_parameters(path, records)
+            check_trials(records, path)
             studies.append(Study(name, config, records, records[0]["label"], suite.report))
             studies[-1].check(path)
         else:

@@ -9,10 +9,8 @@ from typing import Any
 from sunets.core.config import NOT_IN_IDENTITY, Config, ConfigError, Suite, TuningEffort, derive_seed, flatten
 from sunets.core.config import fingerprint as digest_of
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.record import Record, parameters, read_records, write_json, write_rows
-
-COLUMNS = ("number", "status", "reason", "duplicate_of")
-"""First columns of a table of tuning trials."""
+from sunets.core.record import Record, RecordError, parameters, read_records, write_json, write_rows
+from sunets.core.trials import COLUMNS, check_chosen
 
 
 def tuned(suite: Suite, paths: BenchmarkPaths, models: Iterable[str], data_digest: str | None = None) -> Suite:
@@ -35,7 +33,9 @@ def tuned(suite: Suite, paths: BenchmarkPaths, models: Iterable[str], data_diges
         return suite
     for model in (model for model in models if model not in suite.recipes):
         record = tune_record(suite, paths, model, data_digest)
-        effort = TuningEffort(trials=suite.tune.trials, epochs=record["params"]["train.epochs"], seed=suite.tune.seed)
+        effort = TuningEffort(
+            trials=suite.tune.trials, epochs=first_trial(suite, model).train.epochs, seed=suite.tune.seed
+        )
         suite = suite.with_recipe(model, record["chosen"], effort)
     return suite
 
@@ -50,6 +50,8 @@ def tune_record(suite: Suite, paths: BenchmarkPaths, model: str, data_digest: st
         records = []
     if not records:
         raise ConfigError(f"models.{model}: its recipe is not tuned (no record in {path}); {remedy}")
+    if len(records) > 1:
+        raise RecordError(f"{path}: {len(records)} records instead of one; {remedy.removesuffix(' first')} again")
     (record,) = records
     if record["fingerprint"] != fingerprint(suite, base):
         changes = _changes(record["params"], parameters(base) | tune_parameters(suite)) or f"of models.{model}"
@@ -58,6 +60,7 @@ def tune_record(suite: Suite, paths: BenchmarkPaths, model: str, data_digest: st
         raise ConfigError(f"models.{model}: its recipe was tuned on other data; {remedy}")
     if record["status"] == "failed":
         raise ConfigError(f"models.{model}: {record['reason']}")
+    check_chosen(record, path)
     return record
 
 

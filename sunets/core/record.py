@@ -397,12 +397,18 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
         rows: each a mapping of column to number, text or None (an empty cell).
         columns: names of the first columns; others follow in order of appearance.
     """
+    write_text(path, rows_text(rows, columns))
+
+
+def rows_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Return the text that `write_rows` writes."""
     rows = [_plain_row(row) for row in rows]
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:

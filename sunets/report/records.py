@@ -32,6 +32,7 @@ from sunets.core.record import (
     read_records,
     read_rows,
 )
+from sunets.core.trials import check_chosen
 
 FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run"
 
@@ -449,6 +450,8 @@ def _read_all(
         kind, _, file = name.partition("/")
         if kind != "timing":
             check_parameters(directory / name, rows)
+        for record in rows if kind == "tune" else []:
+            check_chosen(record, directory / name)
         if kind == "evaluate":
             _check_scores(directory, file.removesuffix(".json"), rows, classes)
     return raw

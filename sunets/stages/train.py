@@ -151,7 +151,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
             weights = paths.weights(key, config.seed)
             if outcome["status"] == "finished":
                 with replacing(weights) as target:
-                    outcome["weights"].tofile(target)
+                    target.write_bytes(outcome["weights"])  # numpy's tofile does not say why it fails
             else:  # those of an earlier run are not this training's
                 weights.unlink(missing_ok=True)
             tracker.finish(config.seed, record, history)
