@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from torch import nn
 
 from sunets.core.config import IGNORE_INDEX, VariantConfig
-from sunets.core.names import child, name_fault
+from sunets.core.names import OUTPUTS, child, name_fault
 from sunets.core.record import replacing
 from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import MIN_SIDE, DataError, open_regular, read_picture
@@ -61,8 +61,9 @@ def predict_images(
         The files written.
 
     Raises:
-        DataError: unreadable or too small pictures, two pictures of one name, or results that would replace an input
-            or a file not written by `predict`; lists all of them, before anything is written.
+        DataError: unreadable or too small pictures, two pictures of one name, or results that would replace an input or
+            a file not written by `predict`, or lie where the pipeline deletes; lists all of them, before anything is
+            written.
         CheckpointError, FileNotFoundError: the weights file cannot be used.
     """
     pictures = list(dict.fromkeys(Path(path) for path in paths))
@@ -94,6 +95,8 @@ def predict_images(
             faults.append(f"{file}: `predict` did not write it and would replace it; choose another --out")
     if next((p for p in [out, *out.parents] if p.exists()), out).is_file():
         faults.append(f"{out}: a file is in the way of this directory; choose another --out")
+    if Path("dvc.yaml").exists() and (owner := next((o for o in OUTPUTS if _lies_in(out, o)), None)):
+        faults.append(f"{out}: lies in {owner}/, whose content the pipeline deletes; choose another --out")
     if faults:
         raise DataError(faults)
     predictor = _Predictor(checkpoint, variant, batch_size, device)
@@ -108,6 +111,10 @@ def predict_images(
         with replacing(overlay_file) as temporary:
             Image.fromarray(overlay(picture, labels, predictor.info["palette"])).save(temporary, pnginfo=png_text)
     return [file for files in results.values() for file in files]
+
+
+def _lies_in(path: Path, directory: Path) -> bool:
+    return path.resolve().is_relative_to(directory.resolve())
 
 
 def _results(path: Path, out: Path) -> tuple[Path, Path]:

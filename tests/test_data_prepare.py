@@ -231,6 +231,8 @@ def test_folder(tmp_path):
     assert any("other.jpg" in f and "no mask" in f for f in faults)
     assert any("photo 7.png" in f and "no image" in f for f in faults)
     assert any("out of range: 2" in f for f in faults)
+    (root / "classes.txt").write_text("a\n \nb\nc\n\n")  # is label 2 class b or c?
+    assert "classes.txt: line 2 is blank" in faults_of(config, tmp_path / "data")[0]
     (root / "classes.txt").unlink()
     assert "classes.txt" in faults_of(config, tmp_path / "data")[0]
 

@@ -307,3 +307,18 @@ def test_an_archive_that_fails_its_check_leaves_the_old_one(
     )
     with pytest.raises(ValueError, match="rename it"):
         write_server_archive(checkpoint, evil, tmp_path, split="val")
+
+
+@pytest.mark.parametrize("out", ["outputs/mine", "results", "link"])
+def test_nothing_is_written_where_the_pipeline_deletes(
+    out: str, checkpoint: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "link").symlink_to("outputs")
+    picture = manifest.splits["val"][0].image
+    (tmp_path / "dvc.yaml").touch()
+    with pytest.raises(DataError, match=rf"{out}: lies in (outputs|results)/, whose content the pipeline deletes"):
+        predict_images(checkpoint, [picture], out)
+    (tmp_path / "dvc.yaml").unlink()  # not a checkout
+    assert predict_images(checkpoint, [picture], out)

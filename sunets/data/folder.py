@@ -31,7 +31,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
     if absent:
         raise DataError(absent)
     raw = RawDataset(root, ignored_by_user=True)
-    classes = raw.read_lines(root / "classes.txt")
+    classes = raw.read_lines(root / "classes.txt", numbered=True)
     if not 2 <= len(classes) <= 255 or len(set(classes)) < len(classes):
         raise DataError(f"{root / 'classes.txt'}: 2 to 255 different class names, one per line, not {len(classes)}")
     if long := next((name for name in classes if len(name) > _LONGEST_CLASS), None):

@@ -129,11 +129,15 @@ class RawDataset:
             if counts.total()
         ]
 
-    def read_lines(self, path: Path) -> list[str]:
+    def read_lines(self, path: Path, *, numbered: bool = False) -> list[str]:
         """Read the non-blank lines of a text file, stripped, and record it in `files`.
 
+        Args:
+            path: the file.
+            numbered: whether the numbers of the lines matter, so that only its end may be blank.
+
         Raises:
-            DataError: the file does not exist, or is not UTF-8 text.
+            DataError: the file does not exist, is not UTF-8 text, or has a blank line before another one.
         """
         self.files[path] = None
         if not path.exists():
@@ -143,7 +147,13 @@ class RawDataset:
                 text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.rstrip().splitlines()]
+        if numbered and "" in lines:
+            raise DataError(
+                f"{path}: line {lines.index('') + 1} is blank, and the lines are counted; remove it, or write the name "
+                "that belongs there"
+            )
+        lines = [line for line in lines if line]
         if control := next((line for line in lines if has_control(line)), None):
             raise DataError(f"{path}: {control!r} has control characters; write the line again")
         return lines
