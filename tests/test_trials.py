@@ -51,6 +51,15 @@ def test_a_recipe_that_is_not_that_of_the_best_trial_is_refused(changes: Any, ro
         check_chosen(TUNED | changes, path)
 
 
+@pytest.mark.parametrize(
+    "content", ["number,status\n", "number,val.other\n0,0.5\n", "number,status,val.miou\n1,finished,\n"]
+)
+def test_a_table_of_trials_without_scores_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "net.csv").write_text(content)
+    with pytest.raises(RecordError, match=r"net\.csv: (no column status|one of the two)"):
+        check_chosen(TUNED, tmp_path / "net.json")
+
+
 @pytest.mark.parametrize("file", ["json", "csv"])
 def test_an_edited_record_or_row_of_a_study_is_refused(file: str, tmp_path: Path) -> None:
     path = tmp_path / "depth.json"
