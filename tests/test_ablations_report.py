@@ -22,7 +22,7 @@ from ablations.report import page as report_page
 from ablations.report.figures import history_figure, interaction_figure
 from ablations.report.importance import decompose, importance, variance_shares, variance_table
 from ablations.report.page import build_ablation_report, findings
-from ablations.report.results import Study
+from ablations.report.results import Study, axis_name
 from ablations.report.tables import axes_table, pareto_table, sampled_table, settings_table
 from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
@@ -641,6 +641,14 @@ def test_explain_shows_the_learning_rates_that_a_setting_was_chosen_from_and_its
 def test_explain_names_what_a_study_has(table: str, row: str, column: str, message: str, traced: Path) -> None:
     with pytest.raises(ReportError, match=message):
         explain(traced, "synthetic", f"ablations/{table}", row, column)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_rows_of_a_table_for_a_paper_keep_the_names_of_their_settings(name: str, traced: Path) -> None:
+    head = (traced / f"synthetic/ablations/{name}.tex").read_text().partition(r"\midrule")[0]
+    shown = [axis_name(axis.path).split()[0] for axis in MADE[name]()[0].axes]
+    assert len(shown) == head.partition(r"\toprule")[2].partition("mIoU")[0].count("&")
+    assert all(word in head for word in shown)
 
 
 def front(records: Sequence[Record]) -> list[Record]:

@@ -82,7 +82,7 @@ def test_many_classes_become_rows_with_the_best_of_each_row_bold() -> None:
     view.columns = pd.Index(["Model", *names, "mIoU"])
     (table,) = narrowed([Table("per_class", "IoU of each class.", view, view, ("Intervals.", "Absent: void."))])
     assert table.paper.view.columns.tolist() == ["Class", "A", "B"]
-    assert table.paper.view.Class.tolist() == [*names, "mIoU"]
+    assert table.paper.view.Class.tolist() == [*(name.replace("_", " ") for name in names), "mIoU"]
     assert table.paper.view.A.tolist()[:2] == ["0.50", "1.50"]
     assert table.paper.bold.A.tolist() == [False, False, False, *[True] * 9]
     assert table.paper.bold.B.tolist() == [True, True, True, *[False] * 9]
@@ -146,7 +146,7 @@ def test_latex_compiles_without_a_box_that_is_too_wide(results: Path, tmp_path: 
         for table in tables:
             write(table, folder / "tables")
         paths = [f"tables/{table.name}.tex" for table in tables]
-        text = latex_document("Odd & ends", paths, {}, ["ablations/none.tex", "ablations/none.pdf"])
+        text = latex_document("Odd & ends", paths, {}, {"ablations/none.tex": "", "ablations/none.pdf": "None."})
         (folder / "paper.tex").write_text(text, encoding="utf-8")
     log = compile_latex(folder, tmp_path)
     assert "Output written on" in log.replace("\n", "")

@@ -18,10 +18,10 @@ from sunets.core.stage import stage
 from sunets.core.trials import check_trials
 from sunets.report.comparison import Comparison, difference_text, power_text
 from sunets.report.page import commit_unknown
-from sunets.report.records import FAILED, ReportError, check_parameters, join, plural
+from sunets.report.records import FAILED, ReportError, check_parameters
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
-from sunets.report.write import Table, markdown, value_text, write
+from sunets.report.write import Table, join, markdown, plural, value_text, write
 
 IMPORTANCE = "fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees)"
 BUDGET = {

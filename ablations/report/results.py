@@ -17,17 +17,7 @@ from sunets.core.record import Record, RecordError
 from sunets.report.comparison import Comparison, compare_all
 from sunets.report.records import FINISHED, Quantity, Runs, quantity
 from sunets.report.statistics import Estimate, mean_interval
-from sunets.report.write import value_text
-
-NAMES = {
-    "model.unet_depth": "U-Net depth",
-    "model.num_blocks": "U-Nets per stage",
-    "model.output_stride": "Output stride",
-    "model.dilation": "Dilation schedule",
-    "train.lr": "Learning rate",
-    "train.weight_decay": "Weight decay",
-}
-"""Names of axes; any other axis is named by its path."""
+from sunets.report.write import NAMES, value_text
 
 KINDS = {
     "one_at_a_time": "one axis at a time from the default",

@@ -18,9 +18,9 @@ from sunets.report.comparison import (
     estimate_text,
     verdict_text,
 )
-from sunets.report.records import DIVERGED, FINISHED, plural, quantity
+from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import mean_interval
-from sunets.report.write import TRIAL_NUMBERS, Table, value_text
+from sunets.report.write import TRIAL_NUMBERS, Paper, Table, plural, value_text
 
 COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.effective_share")
 
@@ -67,8 +67,9 @@ def settings_table(study: Study) -> Table:
         study.name,
         f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",
         pd.DataFrame(rows),
-        pd.DataFrame(lines),
+        view := pd.DataFrame(lines),
         tuple(notes),
+        paper=Paper(view, names=len(study.axes)),
     )
 
 
@@ -105,8 +106,9 @@ def axes_table(study: Study) -> Table | None:
         f"{study.name}_axes",
         f"Ablation {study.name}: each axis alone, averaged over the others.",
         pd.DataFrame(rows),
-        pd.DataFrame(lines),
+        view := pd.DataFrame(lines),
         (note,),
+        paper=Paper(view, names=2),
     )
 
 
@@ -153,4 +155,4 @@ def _trials(study: Study, trials: Sequence[Record], name: str, caption: str, mor
     gmacs = quantity("cost.gmacs")
     view[gmacs.heading] = data["cost.gmacs"].map(gmacs.text)
     note = f"Scores of one seed on the {trials[0]['split']} split: they choose settings and compare nothing.{more}"
-    return Table(f"{study.name}_{name}", caption, data, view, (note,))
+    return Table(f"{study.name}_{name}", caption, data, view, (note,), paper=Paper(view, names=1))

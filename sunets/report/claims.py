@@ -16,10 +16,10 @@ import pandas as pd
 from sunets.core.record import Record, RecordError, read_records
 from sunets.report.comparison import Comparison, compare_all, difference_text, estimate_text, joint_estimate
 from sunets.report.published import family, zoo_names
-from sunets.report.records import FINISHED, Records, check_parameters, find_records, plural, quantity
+from sunets.report.records import FINISHED, Records, check_parameters, find_records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.tables import SIZE_KEYS
-from sunets.report.write import markdown
+from sunets.report.write import markdown, plural
 
 SHOWN, NOT_SHOWN, REFUTED, NOT_RUN = "shown", "not shown", "refuted", "not run"
 NOT_TESTED = "not tested here"

@@ -140,10 +140,18 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
 
 def power_text(q: Quantity, difference: Difference | None) -> str:
     """Format as `3 seeds would detect 5.4 points with 80 % power`; empty where the differences have no spread."""
+    detectable = _detectable(q, difference)
+    return (
+        f"{difference.n} seeds would detect {detectable} with {100 * POWER:.0f} % power"
+        if difference and detectable
+        else ""
+    )
+
+
+def _detectable(q: Quantity, difference: Difference | None) -> str:
     if difference is None or difference.detectable is None:
         return ""
-    detectable = f"{q.scale * difference.detectable:.1f} {q.difference_unit}"
-    return f"{difference.n} seeds would detect {detectable} with {100 * POWER:.0f} % power"
+    return f"{q.scale * difference.detectable:.1f} {q.difference_unit}"
 
 
 @dataclass(frozen=True)
@@ -171,8 +179,8 @@ def verdict_text(q: Quantity, comparison: Comparison) -> str:
     alone, judged, d = comparison.unadjusted_verdict, comparison.verdict, comparison.difference
     if alone != judged:
         return f"{alone}, but {judged} after Holm"
-    power = power_text(q, d).partition(" with")[0] if judged == UNDECIDED else ""
-    return f"{judged} ({power})" if power else judged
+    detectable = _detectable(q, d) if judged == UNDECIDED else ""
+    return f"{judged} (detectable: {detectable})" if detectable else judged
 
 
 def compare_all(
@@ -305,7 +313,7 @@ def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
     adjusted = f" Verdicts are adjusted for {comparisons} comparisons (Holm)." if comparisons > 1 else ""
     return (
         f"Equivalent: the interval lies within ± {margin}; better, worse: it does not, and it excludes 0; undecided: "
-        f"neither; in brackets, the difference that these seeds would detect with {100 * POWER:.0f} % power.{adjusted}"
+        f"neither. Detectable: the difference that these seeds would find with {100 * POWER:.0f} % power.{adjusted}"
     )
 
 

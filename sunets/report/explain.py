@@ -12,8 +12,8 @@ from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.recipes import COLUMNS
 from sunets.core.record import Kind, Record, RecordError, read_records, read_rows
 from sunets.report.claims import Results, findings, read_results
-from sunets.report.records import FINISHED, Records, ReportError, check_parameters, find_records, plural, quantity
-from sunets.report.write import TRIAL_NUMBERS
+from sunets.report.records import FINISHED, Records, ReportError, check_parameters, find_records, quantity
+from sunets.report.write import TRIAL_NUMBERS, plural
 
 CLAIMS = "claims"
 """The table of results/README.md."""

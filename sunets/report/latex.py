@@ -46,6 +46,7 @@ def latex_table(
     *,
     bold: pd.DataFrame | None = None,
     whole: bool = False,
+    names: int = 0,
 ) -> str:
     """A `table` environment that is as wide as its text at most; needs booktabs, siunitx and adjustbox.
 
@@ -56,10 +57,11 @@ def latex_table(
         label: for cross-references; unique in a document.
         bold: truth values, one per cell; the best of each column by default.
         whole: keep all columns, in smaller print if need be.
+        names: number of first columns that are kept in any case, since they name the row.
     """
     view = view.fillna("").astype(str)
     bold = best_cells(view) if bold is None else bold
-    keep = list(range(view.shape[1])) if whole else _fitting(view)
+    keep = list(range(view.shape[1])) if whole else _fitting(view, names)
     columns = [_column(view.iloc[:, i], bold.iloc[:, i]) for i in keep]
     lines = [
         r"\begin{table}[htbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}",
@@ -101,14 +103,14 @@ _FLOATS = (("topfraction", 0.95), ("bottomfraction", 0.95), ("textfraction", 0.0
 """Shares of a page of tables and figures with little text between them."""
 
 
-def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str], optional: Iterable[str] = ()) -> str:
+def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str], optional: Mapping[str, str]) -> str:
     """An article that shows tables and figures and compiles as it is.
 
     Args:
         title: of the benchmark.
         tables: paths of table files, as seen from the document.
         figures: path of a figure without suffix -> its caption.
-        optional: paths that another stage writes: shown where they exist; tables, or figures that end in .pdf.
+        optional: path of a file that another stage writes, .tex or .pdf, shown where it exists -> caption of a figure.
     """
     lines = [
         "% Made by `dvc repro` (stage `report`): pdflatex paper.tex", r"\documentclass{article}",
@@ -117,10 +119,8 @@ def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str]
         *(rf"\input{{{path}}}" for path in tables), r"\clearpage",
     ]  # fmt: skip
     lines += [_figure(path, latex_text(caption)) for path, caption in figures.items()]
-    for path in optional:
-        stem = path.removesuffix(".pdf")
-        name = latex_escape(stem.rpartition("/")[2].replace("_", " "))
-        shown = _figure(stem, f"Ablation: {name}.") if stem != path else rf"\input{{{path}}}"
+    for path, caption in optional.items():
+        shown = _figure(path.removesuffix(".pdf"), latex_text(caption)) if caption else rf"\input{{{path}}}"
         lines.append(rf"\IfFileExists{{{path}}}{{%" + "\n" + shown + "}{}")
     return "\n".join([*lines, r"\end{document}", ""])
 
@@ -159,13 +159,13 @@ def is_number_column(cells: Iterable[str]) -> bool:
     return bool(shown) and sum(bool(re.match(r"[+\-−\[]?[\d.,]+", v)) for v in shown) * 2 > len(shown)
 
 
-def _fitting(view: pd.DataFrame) -> list[int]:
+def _fitting(view: pd.DataFrame, named: int) -> list[int]:
     """Numbers of the columns that fit, in order: those that name the row, then by `PRIORITY`."""
-    names = [i for i in range(view.shape[1]) if not is_number_column(view.iloc[:, i])]
-    first_number = next((i for i in range(view.shape[1]) if i not in names), view.shape[1])
+    numbers = (i for i in range(view.shape[1]) if is_number_column(view.iloc[:, i]))
+    first = max(named, next(numbers, view.shape[1]))
 
     def rank(i: int) -> tuple[int, int]:
-        if i < first_number:
+        if i < first:
             return (-1, i)
         heading = str(view.columns[i])
         return (next((n for n, p in enumerate(PRIORITY) if re.match(p, heading)), len(PRIORITY)), i)

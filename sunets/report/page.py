@@ -20,10 +20,10 @@ from sunets.core.record import Kind, read_rows
 from sunets.report.claims import claims_table, read_results
 from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate, power_text
 from sunets.report.published import published_everywhere
-from sunets.report.records import FINISHED, Records, join, plural, quantity
+from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.tables import LARGE, MEDIUM
-from sunets.report.write import Table, markdown
+from sunets.report.write import Table, join, markdown, plural
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
 """Kinds of records of a benchmark."""

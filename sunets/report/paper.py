@@ -15,6 +15,14 @@ from sunets.report.write import Paper, Table
 
 MOST_CLASSES = 6
 """Classes beyond which they are rows, and the models columns."""
+_ABLATION = {
+    ".tex": "", "_axes.tex": "", "_pareto.tex": "",
+    "_axes.pdf": "score by the value of each axis, every seed (dots), mean and 95 % t-interval",
+    "_interaction.pdf": "mean score over two axes",
+    "_pareto.pdf": "score against multiply-adds, trials of the search (left) and those trained again (right)",
+    "_importance.pdf": "share of the variance that an axis explains (fANOVA), with 95 % bootstrap intervals",
+}  # fmt: skip
+"""End of a file of an ablation -> caption of a figure."""
 _COSTS = tuple(quantity(key).heading for key in ("cost.params_m", "cost.gmacs"))
 
 
@@ -39,7 +47,7 @@ def _accuracy(table: Table, cost: pd.DataFrame) -> Paper:
 
 def _per_class(table: Table) -> Paper:
     """Means alone; many classes are rows."""
-    view = table.view.fillna("").replace(r"\s*[±\[].*", "", regex=True)
+    view = table.view.fillna("").replace(r"\s*[±\[].*", "", regex=True).rename(columns=lambda c: c.replace("_", " "))
     bold = best_cells(view, dict.fromkeys(view.columns[1:], True))
     notes = ("IoU in %, mean over the seeds; the CSV file has the intervals.", *table.notes[1:])
     if view.shape[1] - 2 <= MOST_CLASSES:
@@ -72,19 +80,11 @@ def paper_document(suite: Suite, tables: Iterable[Table], figures: Mapping[str, 
         tables: of the report.
         figures: path without suffix, as seen from the page -> caption.
     """
-    optional = [
-        f"ablations/{study}{part}"
+    optional = {
+        f"ablations/{study}{part}": f"Ablation {study}: {caption}." if caption else ""
         for study in suite.ablations
-        for part in (
-            ".tex",
-            "_axes.tex",
-            "_axes.pdf",
-            "_interaction.pdf",
-            "_pareto.tex",
-            "_pareto.pdf",
-            "_importance.pdf",
-        )
-    ]
+        for part, caption in _ABLATION.items()
+    }
     order = [name for _, parts in SECTIONS for kind, name in parts if kind == "table"]
     shown = sorted(tables, key=lambda t: order.index(t.name) if t.name in order else len(order))
     paths = [f"tables/{table.name}.tex" for table in shown]

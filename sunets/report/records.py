@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -70,16 +70,6 @@ class Quantity:
             return ""
         shown = round(self.scale * value, self.digits) + 0.0  # + 0.0 turns -0.0 into 0.0
         return f"{shown:{'+' if sign else ''},.{self.digits}f}"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 seed`, `2 seeds`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def join(items: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -275,8 +265,8 @@ class Records:
     @property
     def unchecked(self) -> list[str]:
         """Models with scores but without confusion matrices."""
-        files = {model: self.directory / "confusion" / f"{model}.npz" for model in self.labels}
-        return [model for model, path in files.items() if self.scores(model) and not path.exists()]
+        folder = self.directory / "confusion"
+        return [m for m in self.labels if self.scores(m) and not (folder / f"{m}.npz").exists()]
 
     def effective_field(self, model: str) -> NDArray | None:
         """(H, W) mean absolute input gradient of a centre logit, or None."""
@@ -354,12 +344,6 @@ def find_records(results: Path, benchmark: str) -> Records:
         task=records[0]["task"],
         raw=raw,
     )
-
-
-_KINDS: dict[str, Kind | Literal["timing"]] = {
-    "train": "train", "evaluate": "evaluate", "cost": "cost", "timing": "timing", "speed.json": "speed", "tune": "tune",
-}  # fmt: skip
-"""First part of a path below `Records.directory` -> what its files hold."""
 
 
 def check_parameters(path: Path, records: Sequence[Record]) -> None:
@@ -440,7 +424,7 @@ def _read_all(
 ) -> dict[str, list[dict[str, Any]]]:
     wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "cost", "timing", "tune")]
     raw = {
-        name: read_records(directory / name, _KINDS[name.partition("/")[0]])
+        name: read_records(directory / name, cast(Kind, name.partition("/")[0].removesuffix(".json")))
         for name in [*wanted, "speed.json"]
         if (directory / name).exists()
     }

@@ -23,9 +23,9 @@ from sunets.report.comparison import (
     verdict_note,
     verdict_text,
 )
-from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, plural, quantity
+from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
 from sunets.report.statistics import Estimate, mean_interval
-from sunets.report.write import Table, value_text
+from sunets.report.write import NAMES, Table, plural, value_text
 
 
 def cost(records: Records) -> Table:
@@ -259,11 +259,13 @@ def tuning(records: Records) -> Table | None:
                 key: chosen,
             }
             line |= {"Trials": str(len(trials)), "Diverged": str(row["diverged"]), "Epochs": str(row["train.epochs"])}
-            line |= {k.removeprefix("train."): "" if row[k] is None else value_text(row[k]) for k in paths}
+            line |= {NAMES.get(k, k): "" if row[k] is None else value_text(row[k]) for k in paths}
             line |= {f"Default recipe ({q.unit})": q.text(default), f"Chosen ({q.unit})": q.text(chosen)}
         rows.append(row)
         shown.append(line)
-    left_out = [f"{records.labels[m]} {p} ({why})" for m, r in made.items() for p, why in r["left_out"].items()]
+    left_out = [
+        f"{NAMES.get(p, p)} of {records.labels[m]} ({why})" for m, r in made.items() for p, why in r["left_out"].items()
+    ]
     notes = [
         f"Validation {q.name} of one seed at the end of a trial. Trial 0 is the recipe of the parameter file; the "
         "others are drawn by Optuna (TPE). Every model has the same number of trials, epochs and tuning seed.",

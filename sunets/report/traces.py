@@ -13,6 +13,7 @@ from sunets.core.record import read_rows
 from sunets.report.claims import CAPTION, Results
 from sunets.report.explain import CLAIMS, Explainer
 from sunets.report.records import ReportError, quantity
+from sunets.report.write import NAMES
 
 _ROW_KEYS = (
     ("our_model", "published_model", "metric"), ("model", "variant"), ("model", "seed"), ("model",), ("axis", "value"),
@@ -24,7 +25,7 @@ _COLUMNS = {
     r"Published parameters \(M\)": "published_params_m", r"Our parameters \(M\)": r"ours\.params_m",
     r"Trainings|Median time \(s\)": "seconds", "Share of variance .*": "share", "Search .*": r"search\..*",
     "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
-    "Learning rate": r"train\.lr", "Weight decay": r"train\.weight_decay",
+    **{name: re.escape(path) for path, name in NAMES.items()},
 }  # fmt: skip
 """Heading of a shown column -> name of the column in the CSV file, where `explain` does not know the heading."""
 
@@ -85,6 +86,5 @@ class Traces:
 
 
 def _column(heading: str, columns: Sequence[str] | dict[str, Any]) -> str:
-    patterns = [column for shown, column in _COLUMNS.items() if re.fullmatch(shown, heading)]
-    pattern = "|".join([*patterns, re.escape(f"train.{heading.lower()}")])
+    pattern = "|".join(column for shown, column in _COLUMNS.items() if re.fullmatch(shown, heading)) or "(?!)"
     return next((column for column in columns if re.fullmatch(pattern, column)), heading)

@@ -18,7 +18,6 @@ import pandas as pd
 
 from sunets.core.record import write_text
 from sunets.report.latex import is_number_column, latex_table
-from sunets.report.records import plural
 
 TRIAL_NUMBERS = "trial_numbers"
 """Column of a CSV file of an ablation: the trials behind a row, by which `explain` finds their records."""
@@ -35,6 +34,8 @@ class Paper:
     """Those of the table by default."""
     whole: bool = False
     """Keep all columns, in smaller print if need be."""
+    names: int = 0
+    """Number of first columns that are kept in any case, since they name the row."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def write_table(
     label = f"tab:{benchmark}-{path_stem.name}"
     texts = {
         ".md": markdown(view, caption, notes),
-        ".tex": latex_table(paper.view, named, paper_notes, label, bold=paper.bold, whole=paper.whole),
+        ".tex": latex_table(
+            paper.view, named, paper_notes, label, bold=paper.bold, whole=paper.whole, names=paper.names
+        ),
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
     }
     paths = []
@@ -118,6 +121,29 @@ def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str
 
 def _markdown_cell(text: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def join(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
+
+
+NAMES = {
+    "model.unet_depth": "U-Net depth",
+    "model.num_blocks": "U-Nets per stage",
+    "model.output_stride": "Output stride",
+    "model.dilation": "Dilation schedule",
+    "train.lr": "Learning rate",
+    "train.weight_decay": "Weight decay",
+    "train.zero_init_residual": "Zero-init residual",
+    "train.zero_init_head": "Zero-init head",
+}
+"""Names of hyper-parameters; any other is named by its path."""
 
 
 def value_text(value: Any) -> str:

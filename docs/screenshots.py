@@ -1,9 +1,10 @@
-"""Pictures of MLflow's pages for docs/benchmark.md: `python docs/mlflow_screenshot.py [BENCHMARK] [STUDY]`.
+"""Pictures of the tools' pages for docs/: `python docs/screenshots.py [BENCHMARK] [STUDY]`.
 
-As the pages open, nothing selected: `docs/mlflow_runs.png` has the table of runs at the link of `make ui`,
-`docs/mlflow.png` compares the benchmark's models, `docs/mlflow_ablation.png` the trials of a study. Needs Chromium and
-its driver on the PATH (Debian: `apt-get install chromium chromium-driver`) and the benchmark's runs in the database:
-that of `MLFLOW_TRACKING_URI`, or mlflow.db.
+As the pages open, nothing selected: `mlflow_runs.png` has the table of runs at the link of `make ui`, `mlflow.png`
+compares the benchmark's models, `mlflow_ablation.png` the trials of a study; `report_html.png` is the page of
+`python -m sunets report --html`, `optuna_dashboard.png` the tuning of the first model. Needs Chromium and its driver on
+the PATH (Debian: `apt-get install chromium chromium-driver`) and the benchmark's runs in the database: that of
+`MLFLOW_TRACKING_URI`, or mlflow.db. The last two pictures are left out without their file, or without optuna-dashboard.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sunets.tracking.store import Store
 
 
 def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
-    """Serve the database on a free local port, open both comparisons, save what they show."""
+    """Serve the database and a journal on free local ports, open the pages, save what they show."""
     chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         sys.exit("no Chromium or no chromedriver on the PATH; install them")
@@ -50,7 +51,7 @@ def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
             session.open("about:blank")  # else only the fragment would change
             session.open(Store().link(benchmark, mlflow))
             session.wait_for("[row-id]")
-            session.save("docs/mlflow_runs.png")
+            session.save("docs/mlflow_runs.png", height=620)
             for runs, picture in ((models, "docs/mlflow.png"), (trials, "docs/mlflow_ablation.png")):
                 ids = json.dumps([run.info.run_id for run in runs])
                 session.open("about:blank")
@@ -59,6 +60,17 @@ def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
                 )
                 session.wait_for(".pcp-plot .axis-title")
                 session.save(picture)
+            if (page := Path(f"results/{benchmark}/report.html")).exists():
+                session.open(page.resolve().as_uri())
+                session.wait_for("figure img")
+                session.save("docs/report_html.png")
+            journals = Path(f".work/tune/{benchmark}").glob(f"{models[0].data.tags['model']}-*.journal")
+            journal = max(journals, key=lambda path: path.stat().st_mtime, default=None)
+            if journal is not None and (command := shutil.which("optuna-dashboard")):
+                with _serve([command, str(journal), "--port"], "/api/studies") as dashboard:
+                    session.open(f"{dashboard}/dashboard/studies/0")
+                    session.wait_for(".js-plotly-plot .scatterlayer")
+                    session.save("docs/optuna_dashboard.png")
         finally:
             session.call("DELETE", "")
 
@@ -108,7 +120,7 @@ class _Session:
     """A window of the browser: the few commands of the WebDriver protocol that a picture needs."""
 
     def __init__(self, driver: str, chromium: str) -> None:
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1500,1100"]
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1440,1100"]
         options = {"binary": chromium, "args": [*arguments, "--enable-unsafe-swiftshader"]}  # the plots need WebGL
         self.address = f"{driver}/session"
         answer = self.call("POST", "", {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}})
@@ -127,8 +139,11 @@ class _Session:
     def run(self, script: str) -> Any:
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
 
-    def save(self, picture: str) -> None:
+    def save(self, picture: str, height: int = 1100) -> None:
+        self.call("POST", "/window/rect", {"width": 1440, "height": height})
+        time.sleep(1)
         Path(picture).write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
+        self.call("POST", "/window/rect", {"width": 1440, "height": 1100})
         print(picture)
 
     def wait_for(self, selector: str) -> None:
