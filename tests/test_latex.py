@@ -63,6 +63,13 @@ def test_numbers_are_aligned_at_the_decimal_point_and_the_best_is_bold() -> None
     assert r"+62.15 & [+60.00, +64.30]" in text
 
 
+def test_a_list_of_numbers_is_text() -> None:
+    view = pd.DataFrame({"U-Net depth": ["1, 1, 1", "12, 1"], "Cost": ["1,234.5", "2.5"]})
+    lines = latex_table(view, "A caption.", (), "tab:x").splitlines()
+    assert r"1, 1, 1 & 1234.5 \\" in lines
+    assert r"12, 1 & 2.5 \\" in lines
+
+
 def test_best_is_the_largest_score_the_smallest_cost_and_nothing_where_all_are_equal() -> None:
     view = pd.DataFrame(
         {"Model": ["a", "b", "c"], "mIoU (%)": ["1.0", "2.0 ± 3.0", "2.0"], "Top-1 error (%)": ["9.0", "8.0", ""],

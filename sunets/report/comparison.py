@@ -180,7 +180,7 @@ def verdict_text(q: Quantity, comparison: Comparison) -> str:
     if alone != judged:
         return f"{alone}, but {judged} after Holm"
     detectable = _detectable(q, d) if judged == UNDECIDED else ""
-    return f"{judged} (detectable: {detectable})" if detectable else judged
+    return f"{judged} ({detectable} detectable)" if detectable else judged
 
 
 def compare_all(

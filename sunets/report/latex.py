@@ -33,9 +33,10 @@ _DIRECTIONS = {
 }
 """Heading -> whether more is better; headings that say nothing of better or worse are absent."""
 _NUMBERS = (
-    "retain-explicit-plus, group-separator={,}, group-minimum-digits=4, reset-text-series=false, text-series-to-math"
+    "retain-explicit-plus, group-digits=integer, group-separator={,}, group-minimum-digits=4, "
+    "reset-text-series=false, text-series-to-math"
 )
-_NUMBER = re.compile(r"([+\-−]?)([\d,]*)(?:\.(\d+))?(?=\s|$)(.*)", re.DOTALL)
+_NUMBER = re.compile(r"([+\-−]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d+))?(?=\s|$)(.*)", re.DOTALL)
 
 
 def latex_table(
