@@ -48,11 +48,13 @@ class Cluster:
 
     address: str
     scheduler: subprocess.Popen[bytes]
+    preload: str
+    """A module that workers import before they connect, not in their first job."""
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def add_worker(self, folder: Path, *options: str, **env: str) -> subprocess.Popen[bytes]:
         command = ["-m", "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-        command += ["--preload", "sunets.stages.train"]  # imports before it connects, not in its first job
+        command += ["--preload", self.preload]
         worker = subprocess.Popen(
             [sys.executable, *command, "--memory-limit", "0", "--local-directory", str(folder / ".dask"), *options],
             cwd=folder, env=environment(**env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -62,7 +64,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, workers: int, *options: str, **env: str) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, workers: int, *options: str, preload: str = "sunets.core.executor", **env: str
+) -> Iterator[Cluster]:
     """Start a scheduler and workers in a directory, wait until all are connected, and kill them in the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -71,7 +75,7 @@ def cluster(folder: Path, workers: int, *options: str, **env: str) -> Iterator[C
     scheduler = subprocess.Popen(
         [sys.executable, *command], cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    made = Cluster(f"tcp://127.0.0.1:{port}", scheduler)
+    made = Cluster(f"tcp://127.0.0.1:{port}", scheduler, preload)
     try:
         for _ in range(workers):
             made.add_worker(folder, *options, **env)

@@ -235,7 +235,7 @@ def test_a_cluster_that_loses_a_worker_and_then_its_scheduler_gives_the_same_tri
     kind: str, journal: str, tmp_path: Path, alone: Any
 ) -> None:
     expected, stored = alone(kind)
-    with cluster(tmp_path, 4) as made:
+    with cluster(tmp_path, 4, preload=__name__) as made:  # no job imports torch
         with program(journal, tmp_path, kind, 99, DASK_SCHEDULER_ADDRESS=made.address) as process:
             until(lambda: len({start[2] for start in starts(tmp_path)}) == 4)
             victim = starts(tmp_path)[-1][2]
@@ -247,7 +247,7 @@ def test_a_cluster_that_loses_a_worker_and_then_its_scheduler_gives_the_same_tri
         assert (process.returncode, output) == (2, "")
         assert errors.count("\n") == 1
         assert "the Dask scheduler is gone; start it and run again to go on" in errors
-    with cluster(tmp_path, 4) as made:
+    with cluster(tmp_path, 4, preload=__name__) as made:  # no job imports torch
         with program(journal, tmp_path, kind, 99, DASK_SCHEDULER_ADDRESS=made.address) as process:
             before = len(starts(tmp_path))
             until(lambda: len(starts(tmp_path)) > before + 2)

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 from cluster import NO_SERVER, cluster, environment, until
-from tiny import TINY, write_checkout
+from tiny import TINY, NoTracker, write_checkout
 
+import sunets.tracking.live
+from sunets.core.config import load
 from sunets.core.record import read_json
+from sunets.stages.evaluate import evaluate_stage
+from sunets.stages.train import train_stage
 
 PARAMS: dict[str, Any] = {
     **TINY,
@@ -38,12 +42,13 @@ def written(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the stages write on one worker of this machine."""
+    """What the stages write in one process of this machine."""
     folder = write_checkout(tmp_path_factory.mktemp("alone"), PARAMS)
-    for stage_name in ("train", "evaluate"):
-        with command(folder, stage_name, "net", "--workers", "1", **NO_SERVER) as process:
-            _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sunets.tracking.live, "Tracker", NoTracker)
+        train_stage(load("params.yaml"), "net", workers=1)
+        evaluate_stage(load("params.yaml"), "net", workers=1)
     return written(folder)
 
 
@@ -55,7 +60,7 @@ def test_a_cluster_that_loses_a_worker_trains_and_scores_the_same(
     """With a shared directory the lost training goes on, with none it starts anew on another worker."""
     driver = write_checkout(tmp_path / "driver", PARAMS)
     folders = [driver if shared else write_checkout(tmp_path / f"worker{number}", PARAMS) for number in range(2)]
-    with cluster(folders[0], 1) as made:
+    with cluster(folders[0], 1, preload="sunets.stages.train") as made:
         for folder in folders[1:]:
             made.add_worker(folder)
         with command(driver, "train", "net", DASK_SCHEDULER_ADDRESS=made.address, **NO_SERVER) as process:
@@ -81,16 +86,16 @@ def busy(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_other_weights_to_start_from_are_another_training(tmp_path: Path) -> None:
+def test_other_weights_to_start_from_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the same path: results are found by what decides them, not by the configuration alone."""
     folder = write_checkout(tmp_path / "chain", PARAMS)
     start, made = folder / "start.pt", folder / "outputs/tiny/weights/net/seed0.pt"
 
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", NoTracker)
+
     def train(*settings: str) -> bytes:
-        options = [part for setting in ("train.epochs=1", *settings) for part in ("--set", setting)]
-        with command(folder, "train", "net", *options, **NO_SERVER) as process:
-            _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        train_stage(load("params.yaml", ["train.epochs=1", *settings]), "net", workers=1)
         return made.read_bytes()
 
     first = train()
