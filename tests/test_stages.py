@@ -1,17 +1,16 @@
-"""Stages as processes: they are killed, stopped, and go on where they were."""
+"""Stages on a cluster that loses a worker, and with other weights to start from."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
 import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import NO_SERVER, cluster, environment, until
+from cluster import cluster, until
 from tiny import TINY, NoTracker, write_checkout
 
 import sunets.tracking.live
@@ -25,13 +24,6 @@ PARAMS: dict[str, Any] = {
     "train": {"epochs": 20, "batch_size": 4},
     "evaluate": {"batch_size": 4, "variants": {"plain": {}, "flip": {"flip": True}}},
 }
-
-
-def command(folder: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "sunets", *arguments], cwd=folder, env=environment(**env),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -55,7 +47,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["shared_directory", "none_shared"])
 def test_a_cluster_that_loses_a_worker_trains_and_scores_the_same(
-    shared: bool, tmp_path: Path, alone: dict[str, bytes]
+    shared: bool, tmp_path: Path, alone: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a shared directory the lost training goes on, with none it starts anew on another worker."""
     driver = write_checkout(tmp_path / "driver", PARAMS)
@@ -63,16 +55,20 @@ def test_a_cluster_that_loses_a_worker_trains_and_scores_the_same(
     with cluster(folders[0], 1, preload="sunets.stages.train") as made:
         for folder in folders[1:]:
             made.add_worker(folder)
-        with command(driver, "train", "net", DASK_SCHEDULER_ADDRESS=made.address, **NO_SERVER) as process:
-            held = [f"{folder}/.work/*/checkpoint.pt" for folder in folders]
+        held = [f"{folder}/.work/*/checkpoint.pt" for folder in folders]
+
+        def kill() -> None:
             until(lambda: sum(map(len, map(glob.glob, {*held}))) >= 2, 300)
-            victims = [w for w in made.workers if busy(w.pid)]
-            victims[0].kill()
-            _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        with command(driver, "evaluate", "net", DASK_SCHEDULER_ADDRESS=made.address, **NO_SERVER) as process:
-            _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+            next(worker for worker in made.workers if busy(worker.pid)).kill()
+
+        monkeypatch.chdir(driver)
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", made.address)
+        monkeypatch.setattr(sunets.tracking.live, "Tracker", NoTracker)
+        with ThreadPoolExecutor() as killer:
+            killed = killer.submit(kill)
+            train_stage(load("params.yaml"), "net")
+        killed.result()
+        evaluate_stage(load("params.yaml"), "net")
     assert written(driver) == alone
     timing = read_json(driver / "results/tiny/records/timing/net.json")
     assert [entry["resumed"] for entry in timing].count(True) == (1 if shared else 0)
