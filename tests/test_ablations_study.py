@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -18,6 +19,7 @@ import pytest
 from cluster import NO_SERVER, cluster, environment, until
 from tiny import TINY, write_checkout
 
+import sunets.core.stage
 import sunets.tracking.live
 from ablations import __main__ as commands
 from ablations.plan import estimate
@@ -51,6 +53,9 @@ PARAMS: dict[str, Any] = {
         "search": {"kind": "search", "model": "net", "seeds": [0], "trials": 3, "confirm": 2, "axes": [DEPTHS, RATE]},
     },
 }  # fmt: skip
+
+
+TRACKER = sunets.tracking.live.Tracker
 
 
 class QuietTracker:
@@ -258,7 +263,9 @@ def command(root: Path, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(suite: Suite, tmp_path: Path) -> None:
+def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_study(suite, "tuned", workers=1)
     expected = files(Path(), "tuned")
     write_checkout(tmp_path, PARAMS)
@@ -272,24 +279,31 @@ def test_a_study_killed_while_it_trains_leaves_the_records_of_one_left_alone(sui
             time.sleep(0.005)
         process.kill()
     assert not (tmp_path / "results").exists()
-    with command(tmp_path, "run", "tuned", "--workers", "1") as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", TRACKER)
+    run_study(suite, "tuned", workers=1)
     assert files(tmp_path, "tuned") == expected
     assert (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.slow
-def test_a_second_driver_of_a_study_is_refused_with_one_line(suite: Suite, tmp_path: Path) -> None:
+def test_a_second_driver_of_a_study_is_refused_with_one_line(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_checkout(tmp_path / "checkout", PARAMS)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sunets.core.stage, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(sys, "argv", ["ablations", "run", "tuned", "--workers", "1"])
     with command(folder, "run", "tuned", "--workers", "1", "--set", "train.epochs=300", **NO_SERVER) as first:
         until(lambda: list(folder.glob(".work/*/checkpoint.pt")), 300)
-        with command(folder, "run", "tuned", "--workers", "1", **NO_SERVER) as second:
-            _, errors = second.communicate(timeout=300)
+        with pytest.raises(SystemExit) as second:
+            commands.main()
         running = first.poll() is None
         first.kill()
-    assert (second.returncode, running) == (2, True), errors.decode()
-    assert errors.decode() == "error: ablate@tuned: already running in this checkout; wait for it, or stop it\n"
+    error = capsys.readouterr().err
+    assert (second.value.code, running) == (2, True), error
+    assert error == "error: ablate@tuned: already running in this checkout; wait for it, or stop it\n"
 
 
 @pytest.mark.slow
@@ -311,20 +325,26 @@ def test_the_records_are_the_same_to_the_byte_with_1_2_and_4_workers(
     "shared", [True, False] if os.environ.get("SUNETS_THOROUGH") else [True], ids=lambda s: f"shared_directory_{s}"
 )
 def test_a_cluster_that_loses_a_worker_in_mid_trial_leaves_the_same_bytes(
-    shared: bool, suite: Suite, tmp_path: Path
+    shared: bool, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_study(suite, "tuned", workers=1)
     expected = files(Path(), "tuned")
     driver = write_checkout(tmp_path / "driver", PARAMS)
-    folders = [driver if shared else write_checkout(tmp_path / f"worker{number}", PARAMS) for number in range(4)]
+    folders = [driver if shared else write_checkout(tmp_path / f"worker{number}", PARAMS) for number in range(3)]
     with cluster(folders[0], 1, preload="sunets.stages.train") as made:
         for folder in folders[1:]:
             made.add_worker(folder)
-        with command(driver, "run", "tuned", DASK_SCHEDULER_ADDRESS=made.address, **NO_SERVER) as process:
+
+        def kill() -> None:
             until(lambda: sum(len(list(folder.glob(".work/*/checkpoint.pt"))) for folder in {*folders}) >= 2, 300)
             made.workers[0].kill()
-            _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors.decode()
+
+        monkeypatch.chdir(driver)
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", made.address)
+        with ThreadPoolExecutor() as killer:
+            killed = killer.submit(kill)
+            run_study(suite, "tuned")
+        killed.result()
     assert files(driver, "tuned") == expected
     assert bool(list(driver.glob(".work/*/checkpoint.pt"))) == shared
 
