@@ -7,11 +7,12 @@ import os
 import re
 import signal
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import clone, edit, ran, run, shell, start_shell
+from checkout import clone, edit, ran, shell, start_shell
 from cluster import NO_SERVER
 from standins import make_coco, make_imagefolder, make_sbd, make_voc
 
@@ -156,7 +157,9 @@ def test_archive_for_the_server_is_complete(checkout: Path, log: str) -> None:
         (["plan", "vok"], ["vok", "imagenet"]),
     ],
 )
-def test_nonsense_is_one_clear_error(checkout: Path, log: str, command: list[str], words: list[str]) -> None:
-    output = run(checkout, "sunets", *command, code=2)
+def test_nonsense_is_one_clear_error(
+    checkout: Path, log: str, call: Callable[..., str], command: list[str], words: list[str]
+) -> None:
+    output = call(checkout, *command, code=2)
     assert "Traceback" not in output
     assert [word for word in words if word not in output] == []

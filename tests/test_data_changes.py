@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from checkout import ROOT, clone, ran, run
+from cluster import NO_SERVER
 from PIL import Image
 from standins import make_camvid, make_cityscapes, make_folder, make_imagefolder, make_voc
 
@@ -238,7 +240,7 @@ def test_two_at_once_in_one_directory(dataset: Path, out: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path) -> None:
+def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path, call: Callable[..., str]) -> None:
     root, dataset = clone(tmp_path / "checkout"), make_folder(tmp_path / "dataset", size=(32, 32))
     tree = yaml.safe_load((ROOT / "presets" / "folder.yaml").read_text())
     tree["seeds"] = [0]
@@ -248,16 +250,16 @@ def test_dvc_repro_notices_and_is_quiet_otherwise(tmp_path: Path) -> None:
     tree["train"] |= {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "augment": {"flip": True}}
     (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     train = ("dvc", "repro", "train@plain")
-    assert ran(run(root, *train)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
+    assert ran(run(root, *train, env=NO_SERVER)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
     lock, made = (root / "dvc.lock").read_bytes(), content(root / "data")
     for path in dataset.rglob("*"):
         os.utime(path)
-    assert ran(run(root, *train)) == ["watch@files"]
+    assert ran(run(root, *train, env=NO_SERVER)) == ["watch@files"]
     assert (root / "dvc.lock").read_bytes() == lock
     assert content(root / "data") == made
     edit_mask(dataset / "masks" / "photo 3.png")
-    assert "photo 3.png: changed since it was prepared" in run(root, "sunets", "train", "plain", code=2)
-    assert ran(run(root, *train)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
+    assert "photo 3.png: changed since it was prepared" in call(root, "train", "plain", code=2)
+    assert ran(run(root, *train, env=NO_SERVER)) == ["watch@files", "prepare", "tune@plain", "train@plain"]
     Image.fromarray(np.full((32, 32), 99, np.uint8)).save(dataset / "masks" / "photo 3.png")
     assert "photo 3.png" in run(root, *train, code=255)
 

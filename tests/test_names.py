@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,19 +80,19 @@ def test_loading_refuses_such_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_commands_touch_nothing_of_such_a_root(tmp_path: Path) -> None:
+def test_commands_touch_nothing_of_such_a_root(tmp_path: Path, call: Callable[..., str]) -> None:
     root = clone(tmp_path / "checkout")
     for place in ("data/prepared/folder", "outputs", "results/mine", ".work", "data/.."):
         mine = root / place / "images" / "mine.txt"
         mine.parent.mkdir(parents=True, exist_ok=True)
         mine.write_text("mine")
         before = (root / "params.yaml").read_bytes()
-        assert "of the checkout" in run(root, "sunets", "preset", "folder", "--root", place, code=2)
+        assert "of the checkout" in call(root, "preset", "folder", "--root", place, code=2)
         assert (root / "params.yaml").read_bytes() == before
         tree = yaml.safe_load((root / "presets" / "folder.yaml").read_text())
         tree["data"]["root"] = place
         (root / "other.yaml").write_text(yaml.safe_dump(tree))
-        assert "data.root" in run(root, "sunets", "prepare", "--params", "other.yaml", code=2)
+        assert "data.root" in call(root, "prepare", "--params", "other.yaml", code=2)
         assert mine.read_text() == "mine"
 
 
