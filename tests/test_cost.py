@@ -345,6 +345,8 @@ def test_run_profile_refuses_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="output_stride: one of"):
         run_profile(["sunet_tiny"], size=(32, 32), output_stride=7, json_path=out)
     assert not out.exists()
+    with pytest.raises(ValueError, match=r"one\.json: named for two outputs"):
+        run_profile(["sunet_tiny"], size=(64, 64), json_path=tmp_path / "one.json", csv_path=tmp_path / "one.json")
 
 
 def test_saved_bytes_do_not_depend_on_deterministic_algorithms() -> None:

@@ -206,12 +206,16 @@ def run_profile(
         The exact records.
 
     Raises:
-        ValueError: an unknown name, too small a size, a model that cannot be built, or a picture that is no PNG.
+        ValueError: an unknown name, too small a size, a model that cannot be built, a picture that is no PNG, or
+            one file for two outputs.
         AuditError: two counts differ.
     """
     _check_size(size)
     if picture_path is not None and picture_path.suffix.lower() != ".png":
         raise ValueError(f"--picture {picture_path}: the picture is a PNG; name it *.png")
+    outputs = [path.resolve() for path in (json_path, csv_path, speed_json_path, picture_path) if path is not None]
+    if twice := next((path for path in outputs if outputs.count(path) > 1), None):
+        raise ValueError(f"{twice}: named for two outputs, of which one would replace the other; name two files")
     for name in models:
         if name not in list_models(task):
             raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")
