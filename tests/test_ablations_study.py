@@ -330,7 +330,7 @@ def test_a_cluster_that_loses_a_worker_in_mid_trial_leaves_the_same_bytes(
     run_study(suite, "tuned", workers=1)
     expected = files(Path(), "tuned")
     driver = write_checkout(tmp_path / "driver", PARAMS)
-    folders = [driver if shared else write_checkout(tmp_path / f"worker{number}", PARAMS) for number in range(3)]
+    folders = [driver if shared else write_checkout(tmp_path / f"worker{number}", PARAMS) for number in range(4)]
     with cluster(folders[0], 1, preload="sunets.stages.train") as made:
         for folder in folders[1:]:
             made.add_worker(folder)
