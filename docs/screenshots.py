@@ -51,7 +51,7 @@ def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
             session.open("about:blank")  # else only the fragment would change
             session.open(Store().link(benchmark, mlflow))
             session.wait_for("[row-id]")
-            session.save("docs/mlflow_runs.png", height=620)
+            session.save("docs/mlflow_runs.png", height=780)
             for runs, picture in ((models, "docs/mlflow.png"), (trials, "docs/mlflow_ablation.png")):
                 ids = json.dumps([run.info.run_id for run in runs])
                 session.open("about:blank")

@@ -108,7 +108,7 @@ def axes_table(study: Study) -> Table | None:
         pd.DataFrame(rows),
         view := pd.DataFrame(lines),
         (note,),
-        paper=Paper(view, names=2),
+        paper=Paper(view, pd.DataFrame(False, view.index, view.columns), names=2),
     )
 
 
