@@ -119,6 +119,15 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
 
 
+def test_the_versions_that_docs_call_tested_are_those_of_the_lock() -> None:
+    pins = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", (ROOT / "requirements.lock").read_text()))
+    stated = re.search(r"requirements\.lock`: (.*)\. Useful", (ROOT / "docs/benchmark.md").read_text())
+    assert stated
+    assert {name: pins[name.lower()] for name in ("DVC", "MLflow", "Optuna")} == dict(
+        entry.split(" ") for entry in stated[1].split(", ")
+    )
+
+
 def _rows(page: str) -> dict[str, list[str]]:
     """First cell -> the other cells of each row of the tables of a page."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (ROOT / page).read_text().splitlines()

@@ -325,13 +325,17 @@ def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(ba
     shutil.copytree(baseline / "results", "results")
     (record,) = read_records(PATHS.records / "tune/net.json")
     rows = read_rows(PATHS.records / "tune/net.csv")
+    (PATHS.results / "figures").mkdir()
+    (PATHS.results / "figures/tuning.png").touch()
     done = sync(Path("results"))
-    assert (done.created, done.updated) == (2 * (1 + 4), 0)
+    assert (done.created, done.updated) == (2 * (1 + 4) + 1, 0)  # the report too
     client = MlflowClient(f"sqlite:///{db}")
     experiment = client.get_experiment_by_name("tiny/tuning")
     assert experiment is not None
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs["tuning of net"]
+    for run in runs.values():
+        assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/tuning.png"]
     assert parent.data.params["train.lr"] == str(record["chosen"]["train.lr"])
     assert runs["tuning of plain"].data.tags["left_out.train.zero_init_residual"] == "no residual branches"
     curve = client.get_metric_history(parent.info.run_id, "best/val.miou")

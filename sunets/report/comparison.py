@@ -335,12 +335,6 @@ def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
     return {f"{key}.mean": estimate.mean if estimate else None, f"{key}.ci95_low": low, f"{key}.ci95_high": high}
 
 
-def joint_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
-    """CSV columns of the interval over seeds and images; empty where there is none."""
-    low, high = (estimate.low, estimate.high) if estimate else (None, None)
-    return {f"{key}.joint_ci95_low": low, f"{key}.joint_ci95_high": high}
-
-
 def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:
     """CSV columns of a paired difference to the row `reference`; empty where there is none."""
     d = comparison.difference

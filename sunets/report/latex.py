@@ -22,8 +22,8 @@ MOST_LETTERS = 116
 CELL_LETTERS, HEADING_LETTERS = 20, 13
 """Letters beyond which a text cell and a heading are broken into lines."""
 PRIORITY = (
-    r"mIoU \(%\)|Top-1 error|Search |Chosen", "Default recipe", "Difference", "Verdict", "Parameters", "Multiply-adds", "Saved for backward",
-    "Output stride",
+    r"mIoU \(%\)|Top-1 error|Search |Chosen", "Default recipe", "Difference", "Verdict", "Parameters", "Multiply-adds",
+    "Saved for backward", "Output stride",
 )  # fmt: skip
 """Patterns of headings that a narrow table keeps, the most important first; others follow in their order."""
 _DIRECTIONS = {

@@ -22,7 +22,7 @@ from sunets.report.comparison import compare_all, difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
-from sunets.report.tables import LARGE, MEDIUM
+from sunets.report.tables import LARGE, MEDIUM, run_failures
 from sunets.report.write import Table, join, markdown, plural
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
@@ -55,7 +55,7 @@ def benchmark_page(suite: Suite, records: Records, content: Content) -> str:
         body = [
             _table(content.tables[n]) if kind == "table" else _figure(n, content)
             for kind, n in names
-            if _has(kind, n, content)
+            if n in (content.tables if kind == "table" else content.figures)
         ]
         if body:
             parts += [f"## {title}", *body]
@@ -105,7 +105,7 @@ def findings(suite: Suite, records: Records) -> list[str]:
     q = quantity(key)
     scores = {m: s for m in records.labels if (s := records.scores(m))}
     if not scores:
-        return [f"No model has been scored: {_unscored(records)}"]
+        return [f"No model has been scored: {run_failures(records)[0]}"]
     name = records.labels
     means = {m: e for m in scores if (e := joint_estimate(records, m, key))}
     ranked = sorted(means, key=lambda m: means[m].mean, reverse=higher_is_better(key))
@@ -159,12 +159,7 @@ def _cost_findings(records: Records) -> list[str]:
 
 def limits(suite: Suite, records: Records, content: Content) -> list[str]:
     """State what the numbers do not say: missing runs, few seeds, one budget, mixed data or code."""
-    e = records.evaluated
-    sentences = []
-    for (label, status, reason), rows in e[(e.status != FINISHED) & (e.variant == records.variants[0])].groupby(
-        ["label", "status", "reason"], sort=False
-    ):
-        sentences.append(f"{label}, {_seeds_named(rows.seed)}: {status} ({reason}).")
+    sentences = run_failures(records)
     for r in records.cost[records.cost.status != FINISHED].itertuples():
         sentences.append(f"Cost of {r.label}: {r.status} ({r.reason}).")
     if len(records.seeds) == 1:
@@ -246,7 +241,7 @@ def _what_was_run(suite: Suite, records: Records) -> str:
         ("Classes", ", ".join(records.classes) if len(records.classes) <= 30 else str(len(records.classes))),
         ("Data digest", _codes(r["provenance"].get("data_digest") for r in runs)),
         ("Models", join(list(records.labels.values()))),
-        ("Seeds", _seeds_named(pd.Series(records.seeds)).partition(" ")[2]),
+        ("Seeds", ", ".join(map(str, records.seeds))),
         ("Recipe", _recipe(records)),
         ("Scored on", join([f"`{v}`" for v in _values(records, "data.test_split")])),
         ("Test-time variants", join([v.replace("_", " ") for v in records.variants])),
@@ -299,19 +294,6 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 def _codes(values: Iterable[Any]) -> str:
     return ", ".join(f"`{str(v)[:16]}`" for v in dict.fromkeys(values) if v)
-
-
-def _seeds_named(seeds: pd.Series) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(str(int(s)) for s in seeds)}"
-
-
-def _unscored(records: Records) -> str:
-    first = records.evaluated.iloc[0]
-    return f"{first.label}: {first.status} ({first.reason})."
-
-
-def _has(kind: str, name: str, content: Content) -> bool:
-    return name in (content.tables if kind == "table" else content.figures)
 
 
 def _table(table: Table) -> str:

@@ -11,13 +11,13 @@ import pandas as pd
 from sunets.core.metrics import OBJECT_SIZES, higher_is_better
 from sunets.report.comparison import (
     NO_COMPARISON,
+    Comparison,
     compare_all,
     declared_notes,
     difference_columns,
     difference_text,
     estimate_columns,
     estimate_text,
-    joint_columns,
     joint_estimate,
     joint_note,
     verdict_note,
@@ -78,35 +78,22 @@ def accuracy(records: Records, reference: str) -> Table:
         records: of the benchmark.
         reference: key of the model that the others are compared with.
     """
-    headline, metrics = records.headline, SCORES[records.task]
+    headline = records.headline
     q = quantity(headline)
     others = {m: records.runs(m) for m in records.labels if m != reference}
     compared = compare_all(others, records.runs(reference), headline, records.report)
-    rows, shown = [], []
+    rows, shown, budgets = [], [], []
     for model, label in records.labels.items():
-        status, reason, seeds = model_status(records, model)
-        row = _row(model, label, status, reason, seeds)
-        line: dict[str, Any] = {"Model": label, "Seeds": str(len(seeds)) if seeds else ""}
-        for key in metrics:
-            columns, joint = _estimated(records, model, key)
-            row |= columns
-            line[quantity(key).heading] = _estimate_cell(key, joint, headline)
-        comparison = compared.get(model, NO_COMPARISON)
-        row |= difference_columns(headline, reference, comparison)
+        row, line = _score_row(records, model, None, (reference, records.labels[reference]), compared.get(model))
         change = row[f"{records.validation}.last_fifth"] = last_fifth(records, model)
-        line["Budget"] = ""
-        if change is not None and abs(change) * q.scale >= SETTLED:
-            direction = "improving" if (change > 0) == higher_is_better(headline) else "getting worse"
-            line["Budget"] = f"still {direction} ({q.text(change, sign=True)})"
-        line[f"Difference to {records.labels[reference]}"] = difference_text(q, comparison.difference)
-        line["Verdict"] = "reference" if model == reference else verdict_text(q, comparison)
-        if not seeds:
-            line |= {q.heading: state_text(status, reason), "Verdict": ""}
+        moves = change is not None and abs(change) * q.scale >= SETTLED
+        direction = "improving" if ((change or 0) > 0) == higher_is_better(headline) else "getting worse"
+        budgets.append(f"still {direction} ({q.text(change, sign=True)})" if moves else "")
         rows.append(row)
-        shown.append(line)
+        shown.append({"Model": label, "Seeds": str(row["n_seeds"] or "")} | line)
     view = pd.DataFrame(shown).fillna("")
-    if not view.Budget.any():
-        view = view.drop(columns="Budget")
+    if any(budgets):
+        view.insert(view.shape[1] - 2, "Budget", budgets)
     tests = sum(c.adjusted_p is not None for c in compared.values())
     notes = [
         joint_note(records),
@@ -116,7 +103,7 @@ def accuracy(records: Records, reference: str) -> Table:
         *_without_spread(records),
         *_unchecked(records),
         *_budget_note(records, pd.DataFrame(rows)),
-        *_run_failures(records),
+        *run_failures(records),
     ]
     split = _split(records)
     return Table("accuracy", f"Accuracy{split}.", pd.DataFrame(rows), view, tuple(notes))
@@ -180,56 +167,62 @@ def _estimated(
     """A score of one model as columns of the CSV file, and its estimate over seeds and images."""
     values = list(records.scores(model, key, variant).values())
     joint = joint_estimate(records, model, key, variant)
-    return estimate_columns(key, mean_interval(values) if values else None) | joint_columns(key, joint), joint
+    ends = (joint.low, joint.high) if joint else (None, None)
+    both = dict(zip((f"{key}.joint_ci95_low", f"{key}.joint_ci95_high"), ends, strict=True))
+    return estimate_columns(key, mean_interval(values) if values else None) | both, joint
+
+
+def _score_row(
+    records: Records, model: str, variant: str | None, reference: tuple[str, str], comparison: Comparison | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Columns of the CSV file, and the cells that a reader sees: scores and the difference to a reference.
+
+    Only the headline is shown with its interval; the CSV file has all.
+
+    Args:
+        records: of the benchmark.
+        model: key of the row's model.
+        variant: test-time variant; the first by default.
+        reference: key and name of the row that the difference is to.
+        comparison: None for the reference.
+    """
+    headline, line = records.headline, {}
+    row = _row(model, records.labels[model], *model_status(records, model, variant))
+    for key in SCORES[records.task]:
+        columns, joint = _estimated(records, model, key, variant)
+        row |= columns
+        shown = joint and (joint if key == headline else Estimate(joint.mean, None, None, joint.n))
+        line[quantity(key).heading] = estimate_text(quantity(key), shown)
+    q, c = quantity(headline), comparison or NO_COMPARISON
+    row |= difference_columns(headline, reference[0], c)
+    line[f"Difference to {reference[1]}"] = difference_text(q, c.difference)
+    line["Verdict"] = verdict_text(q, c) if comparison else "reference"
+    if not row["n_seeds"]:
+        line |= {q.heading: state_text(row["status"], row["reason"]), "Verdict": ""}
+    return row, line
 
 
 def test_time(records: Records) -> Table | None:
     """Every test-time variant against the first one; None where there is one variant only."""
     if len(records.variants) < 2:
         return None
-    headline = records.headline
-    q = quantity(headline)
-    names = list(SCORES[records.task])
+    first, q = records.variants[0], quantity(records.headline)
     rows, shown = [], []
     for model, label in records.labels.items():
         family = {v: records.runs(model, variant=v) for v in records.variants[1:]}
-        compared = compare_all(
-            family, records.runs(model), headline, records.report, varied=("variant", "evaluate.variants")
-        )
+        varied = ("variant", "evaluate.variants")
+        compared = compare_all(family, records.runs(model), records.headline, records.report, varied)
         for variant in records.variants:
-            status, reason, seeds = model_status(records, model, variant)
-            row: dict[str, Any] = {
-                "model": model,
-                "variant": variant,
-                "label": label,
-                "status": status,
-                "reason": reason,
-            }
-            row["n_seeds"] = len(seeds)
-            line: dict[str, Any] = {"Model": label, "Variant": variant.replace("_", " ")}
-            for key in names:
-                columns, joint = _estimated(records, model, key, variant)
-                row |= columns
-                line[quantity(key).heading] = _estimate_cell(key, joint, headline)
-            comparison = compared.get(variant, NO_COMPARISON)
-            row |= difference_columns(headline, records.variants[0], comparison)
-            line[f"Difference to {records.variants[0].replace('_', ' ')}"] = difference_text(q, comparison.difference)
-            line["Verdict"] = "reference" if variant == records.variants[0] else verdict_text(q, comparison)
-            if not seeds:
-                line |= {q.heading: state_text(status, reason), "Verdict": ""}
-            rows.append(row)
-            shown.append(line)
+            reference = (first, first.replace("_", " "))
+            row, line = _score_row(records, model, variant, reference, compared.get(variant))
+            rows.append({"model": model, "variant": variant} | row)
+            shown.append({"Model": label, "Variant": variant.replace("_", " ")} | line)
     notes = (
         f"{joint_note(records)} Difference to the first variant of the same network, paired by seed, with its 95 % "
         "interval. " + verdict_note(records.report, q, len(records.variants) - 1),
     )
-    return Table(
-        "test_time",
-        f"Test-time variants{_split(records)}.",
-        pd.DataFrame(rows),
-        pd.DataFrame(shown),
-        notes,
-    )
+    caption = f"Test-time variants{_split(records)}."
+    return Table("test_time", caption, pd.DataFrame(rows), pd.DataFrame(shown), notes)
 
 
 def tuning(records: Records) -> Table | None:
@@ -333,13 +326,6 @@ def class_keys(records: Records) -> list[str]:
     return sorted(keys, key=lambda k: order.get(k, len(order)))
 
 
-def _estimate_cell(key: str, estimate: Estimate | None, headline: str) -> str:
-    """Format the headline with its interval, any other score without; the CSV has all intervals."""
-    if key == headline or estimate is None:
-        return estimate_text(quantity(key), estimate)
-    return quantity(key).text(estimate.mean)
-
-
 def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequence[int]) -> dict[str, Any]:
     """The first columns of a table with one row per model."""
     return {"model": model, "label": label, "status": status, "reason": reason, "n_seeds": len(seeds)}
@@ -428,12 +414,12 @@ def _unchecked(records: Records) -> list[str]:
     return [f"Scores not checked, for want of confusion matrices: {', '.join(labels)}."] if labels else []
 
 
-def _run_failures(records: Records) -> list[str]:
+def run_failures(records: Records) -> list[str]:
     """One sentence per model and reason, naming the seeds."""
     e = records.evaluated
     bad = e[(e.status != FINISHED) & (e.variant == records.variants[0])]
     return [
-        f"{label}, seed{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows.seed))}: {status} ({reason})."
+        f"{label}, seed{'s' * (len(rows) > 1)} {', '.join(map(str, rows.seed))}: {status} ({reason})."
         for (label, status, reason), rows in bad.groupby(["label", "status", "reason"], sort=False)
     ]
 

@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +145,10 @@ class Store:
         new = [column for column in run.columns if column not in known]
         if new:
             known += new
-            shown = known[:30]  # MLflow keeps 5000 characters
-            state = {
-                "selectedColumns": shown,
-                "columnOrder": [*_LEFT, *shown],  # else metrics, parameters and tags, each by name
-                "columnWidths": {c: 260 if c.startswith("tags") else 34 + 6 * len(c.partition("`")[2]) for c in shown},
-            }
-            name = f"mlflow.sharedViewState.{VIEW}"
-            self.client.set_experiment_tag(self.experiment(run.experiment), name, json.dumps(state))
+            shown = [*known]
+            while len(state := _view_state(shown)) > 5000:  # characters that MLflow keeps
+                shown.pop()
+            self.client.set_experiment_tag(self.experiment(run.experiment), f"mlflow.sharedViewState.{VIEW}", state)
 
     def link(self, experiment: str, base: str) -> str:
         """Return the address of an experiment's run table; without `workflowType` MLflow shows traces of agents.
@@ -279,6 +275,13 @@ class Store:
             self.client.set_terminated(run_id, run.status, run.seconds and int(1000 * run.seconds[1]))
         self.client.set_tag(run_id, DIGEST, digest)  # last, so that an interrupted write is repeated
         return run_id, "created" if created else "updated"
+
+
+def _view_state(columns: Sequence[str]) -> str:
+    """The state of MLflow's run table; without an order of its own it has metrics, parameters, tags, each by name."""
+    widths = {c: 260 if c.startswith("tags") else 34 + 6 * len(c.partition("`")[2]) for c in columns}
+    state = {"selectedColumns": columns, "columnOrder": [*_LEFT, *columns], "columnWidths": widths}
+    return json.dumps(state)
 
 
 def _all_tags(run: Run, parent: str | None) -> dict[str, str]:

@@ -23,7 +23,9 @@ def tuning_runs(folder: Path) -> list[tuple[Run, list[Run]]]:
             rows = read_rows(path.with_suffix(".csv"), ("number", "status", "best"))
             history = read_history(path.with_suffix(".history.csv"), "number")
             children = [_trial(record, row, [r for r in history if r["number"] == row["number"]]) for row in rows]
-            families.append((_tuning(record, rows), children))
+            pictures = tuple((picture, "figures") for picture in (folder / "figures").glob("tuning.png"))
+            parent, *children = (replace(run, files=pictures) for run in (_tuning(record, rows), *children))
+            families.append((parent, children))
     return families
 
 
