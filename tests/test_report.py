@@ -619,6 +619,9 @@ def test_models_keep_one_look_and_no_two_share_one() -> None:
     styles = style.model_styles(keys)
     assert len({(s.color, s.marker) for s in styles.values()}) == 40
     assert style.model_styles(keys[:3])["m2"] == styles["m2"]
+    small = [style.model_styles(order) for order in (("m0", "unet_small", "m1"), ("unet_small", "sunet_tiny"))]
+    assert small[0]["unet_small"] == small[1]["unet_small"], "whatever its position"
+    assert len({look.color for look in small[0].values()}) == 3
 
 
 @pytest.mark.parametrize("count", [4, 8])

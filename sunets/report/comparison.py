@@ -178,7 +178,7 @@ def verdict_text(q: Quantity, comparison: Comparison) -> str:
     """Format a verdict for a table: with the change by Holm's adjustment, and what undecided seeds could have shown."""
     alone, judged, d = comparison.unadjusted_verdict, comparison.verdict, comparison.difference
     if alone != judged:
-        return f"{alone}, but {judged} after Holm"
+        return f"{judged} ({alone} before Holm)"
     detectable = _detectable(q, d) if judged == UNDECIDED else ""
     return f"{judged} ({detectable} detectable)" if detectable else judged
 
