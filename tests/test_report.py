@@ -718,8 +718,13 @@ def test_explain_lists_the_recipes_that_a_tuning_tried(site, tmp_path: Path) -> 
               "val.miou": 0.3 + 0.1 * (n == 1), "best": 0.3 + 0.1 * (n > 0)} for n in range(3)]  # fmt: skip
     made = record("tune", "sunet_tiny", "SUNet-tiny", seed=7, scores={"val.miou": 0.4}, trial=1, left_out={},
                   chosen={"train.lr": 0.02}, space=[{"path": "train.lr"}], fingerprint="f")  # fmt: skip
-    write(tmp_path / "toy/records/tune/sunet_tiny.json", [made])
     write_rows(tmp_path / "toy/records/tune/sunet_tiny.csv", rates)
+    write(tmp_path / "toy/records/tune/sunet_tiny.json", [])  # as without tuning
+    find_records(tmp_path, "toy")
+    write(tmp_path / "toy/records/tune/sunet_tiny.json", [made, made])
+    with pytest.raises(RecordError, match="sunet_tiny.json: 2 records instead of one"):
+        find_records(tmp_path, "toy")
+    write(tmp_path / "toy/records/tune/sunet_tiny.json", [made])
     table = tables.tuning(find_records(tmp_path, "toy"))
     write_table(table.data, tmp_path / "toy/tables/tuning", table.caption)
     text = explain(tmp_path, "toy", "tuning", "sunet_tiny", "train.lr")

@@ -434,10 +434,10 @@ def _read_all(
         kind, _, file = name.partition("/")
         if kind != "timing":
             check_parameters(directory / name, rows)
-        if kind == "tune":
-            if len(rows) != 1:
-                raise RecordError(f"{directory / name}: {len(rows)} records instead of one; {REMEDY}")
-            check_chosen(rows[0], directory / name)
+        if kind == "tune" and len(rows) > 1:
+            raise RecordError(f"{directory / name}: {len(rows)} records instead of one; {REMEDY}")
+        for record in rows if kind == "tune" else []:
+            check_chosen(record, directory / name)
         if kind == "evaluate":
             _check_scores(directory, file.removesuffix(".json"), rows, classes)
     return raw
