@@ -722,7 +722,7 @@ def test_explain_lists_the_recipes_that_a_tuning_tried(site, tmp_path: Path) -> 
     write(tmp_path / "toy/records/tune/sunet_tiny.json", [])  # as without tuning
     find_records(tmp_path, "toy")
     write(tmp_path / "toy/records/tune/sunet_tiny.json", [made, made])
-    with pytest.raises(RecordError, match="sunet_tiny.json: 2 records instead of one"):
+    with pytest.raises(RecordError, match=r"sunet_tiny\.json: 2 records instead of one"):
         find_records(tmp_path, "toy")
     write(tmp_path / "toy/records/tune/sunet_tiny.json", [made])
     table = tables.tuning(find_records(tmp_path, "toy"))
