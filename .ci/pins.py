@@ -9,19 +9,16 @@ from __future__ import annotations
 import json
 import sys
 
+from packaging.version import Version
+
 TOOLS = ("dvc", "mlflow", "optuna", "torch")
-
-
-def minor(version: str) -> tuple[int, ...]:
-    """Return major and minor release."""
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
 
 
 def main() -> None:
     """Print a line for each tool whose pin is behind."""
     for package in json.load(sys.stdin):
         name, pinned, latest = package["name"], package["version"], package["latest_version"]
-        if name in TOOLS and minor(pinned) < minor(latest):
+        if name in TOOLS and Version(pinned).release[:2] < Version(latest).release[:2]:
             print(f"note: {name} is pinned at {pinned}, and {latest} is out")
 
 

@@ -49,6 +49,15 @@ def street(tmp_path: Path) -> Records:
     return Records("camvid", tmp_path, labels, (0, 1), ("single_scale",), "segmentation", raw, classes=names)
 
 
+def test_a_heat_map_of_one_value_is_drawn_and_its_texts_are_legible() -> None:
+    _, ax = figures.plt.subplots()
+    images.heat_map(ax, np.full((2, 2), 11.5), np.full((2, 2), "11.5"), (11.5, 11.5), 8.0)
+    (mesh,) = ax.collections
+    drawn = mesh.cmap(mesh.norm(11.5))[:3]
+    assert len(ax.texts) == 4
+    assert all(contrast(to_rgb(text.get_color()), drawn) >= 4.5 for text in ax.texts)
+
+
 def test_ink_has_enough_contrast_to_every_colour_of_the_map() -> None:
     assert contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
     shades = [colormaps["cividis"](x) for x in np.linspace(0, 1, 256)]

@@ -128,9 +128,8 @@ def sampled_table(study: Study) -> Table | None:
 
 def pareto_table(study: Study) -> Table | None:
     """Make the table of a search's Pareto front; None without a search."""
-    more = " On the front: no other trial has as high a score with as few multiply-adds."
-    if not higher_is_better(study.headline):
-        more = more.replace("high a", "low a")
+    word = "high" if higher_is_better(study.headline) else "low"
+    more = f" On the front: no other trial has as {word} a score with as few multiply-adds."
     return _trials(study, study.front, "pareto", f"Pareto front of {study.name}: trials of the search.", more)
 
 

@@ -167,7 +167,7 @@ class Explainer:
             lines += ["", title, *_states(sampled, (searched,))]
         if end == "_pareto":
             confirmed = [r for r in alike if r["phase"] == "confirmation"]
-            lines += ["", "on the front: no other trial of the search scores as much with as few multiply-adds"]
+            lines += ["", "on the front: no other trial of the search scores as well with as few multiply-adds"]
             lines += ["", "trained again on every seed:", *_states(confirmed, (headline,))] if confirmed else []
         if ".difference." in " ".join(columns):
             for reference in (r for r in rows if r["reference"] == "True"):

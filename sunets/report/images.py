@@ -92,11 +92,12 @@ def heat_map(
     """
     sns.heatmap(values, vmin=limits[0], vmax=limits[1], cmap=cmap, annot=texts, fmt="", linewidths=0.8,
                 linecolor="white", annot_kws={"fontsize": size}, ax=ax, **options)  # fmt: skip
-    shares = (values[~np.isnan(values)] - limits[0]) / (limits[1] - limits[0])
-    for text, share in zip(ax.texts, shares, strict=True):
-        text.set_color(ink(plt.get_cmap(cmap)(share)))
+    (mesh,) = ax.collections
+    drawn = mesh.cmap(np.asarray(mesh.norm(values[~np.isnan(values)])))
+    for text, color in zip(ax.texts, drawn, strict=True):
+        text.set_color(ink(color))
     ax.tick_params(length=0)
-    ax.collections[0].colorbar.outline.set_visible(False)  # type: ignore[union-attr]
+    mesh.colorbar.outline.set_visible(False)  # type: ignore[union-attr]
 
 
 def _cell_text(estimate: Estimate | None, *, many: bool) -> str:

@@ -1,9 +1,8 @@
 """Style of all figures, and their writer.
 
 A model has the same colour, marker and line in every figure, and the small networks have theirs in every benchmark;
-others have theirs by their position in `params.yaml`. Colours are those
-of Okabe and Ito (2008), which colour-blind readers can tell apart; no figure relies on colour alone. Figures are as
-wide as the text of a printed page, 7 inches.
+others have theirs by their position in `params.yaml`. Colours are those of Okabe and Ito (2008), which colour-blind
+readers can tell apart; no figure relies on colour alone. Figures are as wide as the text of a printed page, 7 inches.
 """
 
 from __future__ import annotations
