@@ -47,7 +47,7 @@ def trials_per_hour(workers: int, trials: int, epochs: int) -> float:
     }
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-        suite = load("params.yaml")
+        suite = load("params.yaml", ["tune.trials=0"])
         prepare(suite.data, Path("data/prepared/smoke"))
         run_study(suite, "rates", workers=workers)
         ends = sorted(path.stat().st_mtime for path in Path(".work/results").glob("*.npz"))

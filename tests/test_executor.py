@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -373,3 +374,12 @@ def test_no_scheduler_is_one_line(free_port: int, tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(executor, "CONNECT_SECONDS", 1)
         with pytest.raises(JobError, match=f"DASK_SCHEDULER_ADDRESS: no answer from {address}"), opened(tmp_path):
             pass
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_engine_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE.parents[1] / "benchmarks")
+    monkeypatch.delenv(executor.SCHEDULER, raising=False)
+    engine = importlib.import_module("engine")
+    assert engine.trials_per_hour(workers=1, trials=2, epochs=1) > 0
+    assert 0 < engine.seconds_per_job(workers=1, jobs=2) < 1
