@@ -41,6 +41,7 @@ from ablations.space import Arm, Point, Space, check_study, rungs, study_config
 from sunets.core.config import Config, CostConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
+from sunets.core.history import write_history
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
@@ -52,7 +53,6 @@ from sunets.core.record import (
     parameters,
     parameters_hash,
     read_values,
-    write_json,
     write_rows,
     write_values,
 )
@@ -275,9 +275,9 @@ def run_study(
             records = [listener.record(trial) for trial in trials]
             rows = [listener.rows(trial) for trial in trials]
             folder = paths.records / "ablations"
-            write_rows(folder / f"{name}.history.csv", (row for part in rows for row in part), ["number", "epoch"])
             write_rows(folder / f"{name}.csv", map(trial_row, records))
-            write_json(folder / f"{name}.json", records)
+            history = (row for part in rows for row in part)
+            write_history(folder / f"{name}.history.csv", history, records, folder / f"{name}.json")
     return records
 
 

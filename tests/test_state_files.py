@@ -17,11 +17,11 @@ from test_report import MODELS, fabricate, make_suite
 
 from sunets.core.config import Suite
 from sunets.core.failure import line_for_user
+from sunets.core.history import read_history, write_history
 from sunets.core.names import PREPARED
 from sunets.core.record import (
     RecordError,
     read_arrays,
-    read_history,
     read_json,
     read_records,
     read_rows,
@@ -206,6 +206,21 @@ def test_a_history_that_is_none_is_named_with_its_line(text: str, fault: str, tm
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecordError, match=fault):
         read_history(path, "seed")
+
+
+@pytest.mark.parametrize(
+    ("history", "records", "key"),
+    [("history/m.csv", "train/m.json", "seed"), ("tune/m.history.csv", "tune/m.json", "number")],
+)
+def test_an_edited_history_contradicts_its_records(history: str, records: str, key: Any, tmp_path: Path) -> None:
+    path = tmp_path / history
+    write_history(path, [{key: 0, "epoch": 1, "val.miou": 0.4}], [record()], tmp_path / records)
+    assert read_history(path, key)[0]["val.miou"] == 0.4
+    path.write_text(path.read_text().replace("0.4", "0.9"))
+    with pytest.raises(RecordError, match=rf"{path.name}: not the table of \S+/{records}: one of the two"):
+        read_history(path, key)
+    (tmp_path / records).write_text(json.dumps([record()]))  # of an earlier version
+    assert read_history(path, key)[0]["val.miou"] == 0.9
 
 
 def test_an_archive_that_holds_code_is_not_run(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from sunets.core.config import NOT_IN_IDENTITY, Config, ConfigError, Suite, TuningEffort, derive_seed, flatten
 from sunets.core.config import fingerprint as digest_of
+from sunets.core.history import write_history
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.record import Record, RecordError, parameters, read_records, write_json, write_rows
+from sunets.core.record import Record, RecordError, parameters, read_records, write_rows
 from sunets.core.trials import COLUMNS, check_chosen
 
 
@@ -112,8 +113,7 @@ def write_tuning(
     """
     folder = paths.records / "tune"
     write_rows(folder / f"{model}.csv", trials, COLUMNS)
-    write_rows(folder / f"{model}.history.csv", history, ("number", "epoch"))
-    write_json(folder / f"{model}.json", [record] if record else [])
+    write_history(folder / f"{model}.history.csv", history, [record] if record else [], folder / f"{model}.json")
 
 
 def skip_tuning(suite: Suite, model: str, root: Path = Path()) -> None:

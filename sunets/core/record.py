@@ -180,7 +180,7 @@ def read_json(path: str | Path) -> Any:
         with _opened(path) as file:
             return json.loads(file.read())
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"not valid JSON ({error})", error) from None
+        raise damaged(path, f"not valid JSON ({error})", error) from None
 
 
 class _Provenance(BaseModel):
@@ -277,32 +277,11 @@ def check_records(rows: list[Any], path: str | Path, kind: Kind | Literal["timin
     try:
         TypeAdapter(list[schema]).validate_python(rows)  # type: ignore[valid-type]
     except ValidationError as error:
-        raise _damaged(path, _first_fault(error), error) from None
+        raise damaged(path, _first_fault(error), error) from None
     if kind not in (None, "timing"):
         for number, row in enumerate(rows):
             if row["kind"] != kind:
-                raise _damaged(path, f"record {number} is of kind {row['kind']}, not {kind}")
-    return rows
-
-
-def read_history(path: str | Path, key: Literal["seed", "number"]) -> list[dict[str, Any]]:
-    """Read the history of trainings: one row per training and epoch.
-
-    Args:
-        path: a file of `write_rows`.
-        key: column that identifies a training.
-
-    Raises:
-        FileNotFoundError: no such file.
-        RecordError: a damaged file, or text in a column of numbers.
-    """
-    rows = read_rows(path, (key, "epoch"))
-    for number, row in enumerate(rows, start=2):
-        for name, value in row.items():
-            if isinstance(value, str) and name not in ("model", "phase"):
-                raise _damaged(path, f"line {number}: {name} is no number")
-        if not isinstance(row[key], int) or not isinstance(row["epoch"], int):
-            raise _damaged(path, f"line {number} lacks {key} or epoch")
+                raise damaged(path, f"record {number} is of kind {row['kind']}, not {kind}")
     return rows
 
 
@@ -331,7 +310,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
         except Exception as error:  # a damaged archive fails in many ways
             # numpy's ValueError advises to load the file with its code.
             reason = "it holds something else" if isinstance(error, ValueError) else error
-            raise _damaged(path, f"no readable archive of arrays ({reason})", error) from None
+            raise damaged(path, f"no readable archive of arrays ({reason})", error) from None
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -360,9 +339,9 @@ def read_values(path: str | Path) -> dict[str, Any]:
         name, plain = json.loads(arrays.pop(_VALUES).tobytes())
         values = json.loads(plain)
     except (KeyError, ValueError, TypeError) as error:
-        raise _damaged(path, "no plain values in it", error) from None
+        raise damaged(path, "no plain values in it", error) from None
     if name != Path(path).stem:
-        raise _damaged(path, f"the values of another file, {name}")
+        raise damaged(path, f"the values of another file, {name}")
     return {**values, **arrays}
 
 
@@ -383,7 +362,8 @@ def _opened(path: str | Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _damaged(path: str | Path, fault: str, error: Exception | None = None) -> RecordError:
+def damaged(path: str | Path, fault: str, error: Exception | None = None) -> RecordError:
+    """Make the error that names a file, its fault and the remedy; returns an `error` that is one already."""
     if isinstance(error, RecordError):
         return error
     return RecordError(f"{printable(path)}: {printable(shortened(fault))}; {REMEDY}")
@@ -432,9 +412,9 @@ def read_rows(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, A
                     raise ValueError(f"line {reader.line_num} has {len(cells)} cells instead of {len(names)}")
                 rows.append({name: _cell(cell) for name, cell in zip(names, cells, strict=True)})
     except (ValueError, csv.Error) as error:
-        raise _damaged(path, f"no readable table ({error})", error) from None
+        raise damaged(path, f"no readable table ({error})", error) from None
     if absent := [name for name in columns if rows and name not in names]:
-        raise _damaged(path, f"no column {', '.join(absent)}")
+        raise damaged(path, f"no column {', '.join(absent)}")
     return rows
 
 

@@ -109,7 +109,8 @@ def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int
     if foreign := [name for name in names if name not in _WRITTEN and not is_hidden(name)]:
         raise DataError(f"{out_dir / foreign[0]}: `prepare` did not write it and would delete it; move it elsewhere")
     for leftover in (work, old):  # of a killed run
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.exists():
+            shutil.rmtree(leftover)
     work.mkdir()
     try:
         raw = _FIND[config.name](config, work)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from sunets.core.config import ReportConfig, Suite, Task
+from sunets.core.history import read_history
 from sunets.core.metrics import OBJECT_SIZES, PRIMARY_METRIC, scores_by_object_size, scores_from_confusion
 from sunets.core.names import PREPARED
 from sunets.core.record import (
@@ -27,7 +28,6 @@ from sunets.core.record import (
     RecordError,
     parameters_hash,
     read_arrays,
-    read_history,
     read_json,
     read_records,
     read_rows,

@@ -134,7 +134,8 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                         arrays[f"by_object_size.seed{seed}.{variant}"] = by_size
                     arrays["images"] = np.array(result["image_ids"][variant])
         folder = paths.predictions(key)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True)
         if by_seed:
             for name, labels in next(iter(by_seed.values())).items():

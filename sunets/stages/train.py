@@ -13,11 +13,12 @@ from rich.progress import TaskID
 
 from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
+from sunets.core.history import write_history
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar, scores_text
 from sunets.core.provenance import environment, provenance, stage_command, utc_now
 from sunets.core.recipes import tuned
-from sunets.core.record import make_record, replacing, write_json, write_rows
+from sunets.core.record import make_record, replacing, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
 from sunets.models.zoo import resolve_config
@@ -160,9 +161,9 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         folder.mkdir(parents=True, exist_ok=True)
         for path in set(folder.glob("seed*.pt")) - {paths.weights(key, seed) for seed in suite.seeds}:
             path.unlink()  # of a seed that is no longer asked for
-        write_rows(paths.records / "history" / f"{key}.csv", rows)
         write_json(paths.records / "timing" / f"{key}.json", timing)
-        write_json(paths.records / "train" / f"{key}.json", records)
+        directory = paths.records
+        write_history(directory / "history" / f"{key}.csv", rows, records, directory / "train" / f"{key}.json")
         tracker.close()
         _tell(key, records)
     return records

@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from sunets.core.history import read_history
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED, check_name
-from sunets.core.record import Kind, Record, read_history, read_records
+from sunets.core.record import Kind, Record, read_records
 from sunets.tracking.address import TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.networks import trained_network

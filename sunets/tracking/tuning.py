@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sunets.core.record import Record, read_history, read_records, read_rows
+from sunets.core.history import read_history
+from sunets.core.record import Record, read_records, read_rows
 from sunets.tracking.view import Run, child_run, finite_numbers, legal, make_slot, model_run, plain_text, shorten
 
 
