@@ -99,6 +99,9 @@ def test_names_that_differ_in_case_only_are_refused() -> None:
     tree["models"]["SUNET_tiny"] = tree["models"]["sunet_tiny"]
     with pytest.raises(ConfigError, match="one file on a Mac"):
         _load(tree)
+    tree["data"] = {"name": "folder", "root": "own", "val_split": "val", "test_split": "Val"}
+    with pytest.raises(ConfigError, match="names 'val' and 'Val' are one file on a Mac"):
+        _load(tree)
 
 
 @pytest.mark.parametrize(

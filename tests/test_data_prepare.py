@@ -237,6 +237,30 @@ def test_folder(tmp_path):
     assert "classes.txt" in faults_of(config, tmp_path / "data")[0]
 
 
+@pytest.mark.parametrize(
+    ("split", "suffix", "clash"), [("test", ".png", True), ("train", ".png", False), ("train", ".gif", True)]
+)
+def test_images_whose_files_would_be_one_on_a_mac_are_refused(tmp_path, split, suffix, clash):
+    """Predictions of test images and masks that `prepare` converts are named by the image."""
+    root = make_folder(tmp_path / "own", count=20)
+    (root / "splits").mkdir()
+    stems = [f"photo {n}" for n in range(20)]
+    for number, name in ((0, "photo"), (1, "Photo")):
+        (root / "images" / f"photo {number}.jpg").rename(root / "images" / f"{name}.jpg")
+        Image.open(root / "masks" / f"photo {number}.png").save(root / "masks" / f"{name}{suffix}")
+        (root / "masks" / f"photo {number}.png").unlink()
+    others = {"train": stems[2:10], "val": stems[10:14], "test": stems[14:]}
+    for name, listed in others.items():
+        lines = [*listed, *(["photo", "Photo"] if name == split else [])]
+        (root / "splits" / f"{name}.txt").write_text("\n".join(lines))
+    if clash:
+        (fault,) = faults_of(folder_config(root), tmp_path / "data")
+        assert "photo.jpg" in fault
+        assert "that of image 'Photo' on a Mac" in fault
+    else:
+        prepare(folder_config(root), tmp_path / "data")
+
+
 def test_imagefolder(tmp_path):
     root = make_imagefolder(tmp_path / "imagenet")
     config = DataConfig(name="imagefolder", root=str(root), test_split="val")

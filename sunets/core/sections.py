@@ -96,6 +96,7 @@ class DataConfig(Section):
     def _root_is_given(self) -> Self:
         if self.root is None and not self.name.startswith("synthetic"):
             raise ValueError(f"root: the data set {self.name!r} needs the directory that holds it")
+        _check_names(dict.fromkeys((self.train_split, self.val_split, self.test_split)))
         for key in ("val_split", "test_split"):
             if getattr(self, key) == self.train_split:
                 raise ValueError(f"{key}: another split than train_split ({self.train_split}), which is trained on")

@@ -242,6 +242,11 @@ def _check(config: DataConfig, raw: RawDataset, work: Path, min_side: int) -> tu
                 pixels[split][item.target] += 1
                 image_pixels[split][item.target] += 1
     _check_overlap(raw, splits, contents, faults, warnings)
+    folded: dict[str, str] = {}
+    for split, item in ((split, item) for split, items in splits.items() for item in items):
+        written = isinstance(item.target, Path) and (split == config.test_split or item.target.is_relative_to(work))
+        if written and (other := folded.setdefault(item.id.casefold(), item.id)) != item.id:
+            faults.append(f"{item.image}: a file named by it would be that of image {other!r} on a Mac; rename one")
     masks = [scan.labels for scan in scans.values() if scan.labels is not None]
     if raw.ignored_by_user and masks:
         _check_ignored(config, raw, pixels, all(m[IGNORE_INDEX] for m in masks), faults, warnings)
