@@ -1,6 +1,7 @@
 """prepare: what it writes, and every fault it has to find before anything trains."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -259,6 +260,16 @@ def test_images_whose_files_would_be_one_on_a_mac_are_refused(tmp_path, split, s
         assert "that of image 'Photo' on a Mac" in fault
     else:
         prepare(folder_config(root), tmp_path / "data")
+
+
+def test_what_a_killed_run_left_and_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    (tmp_path / ".data.partial").mkdir()
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with pytest.raises(PermissionError, match=r"\.data\.partial"):
+        prepare(DataConfig(), tmp_path / "data")
 
 
 def test_imagefolder(tmp_path):

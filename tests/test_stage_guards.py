@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,8 +198,12 @@ def _scored(suite: Suite) -> list[str]:
     return [r["status"] for r in evaluate_stage(suite, "net", workers=1)]
 
 
+def _refuse(path: str, **_: Any) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied", path)
+
+
 @pytest.mark.slow
-def test_only_the_weights_of_this_training_are_scored(suite: Suite) -> None:
+def test_only_the_weights_of_this_training_are_scored(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     train_stage(suite, "net", workers=1)
     train_stage(suite, "plain", workers=1)
     layout = BenchmarkPaths("tiny")
@@ -238,6 +244,9 @@ def test_only_the_weights_of_this_training_are_scored(suite: Suite) -> None:
         Path("data/prepared/tiny").rename("data/other")
         Path("data/kept").rename("data/prepared/tiny")
     assert _scored(suite) == ["finished", "finished"]
+    monkeypatch.setattr(os, "rmdir", _refuse)
+    with pytest.raises(PermissionError):  # not "a file stands where a directory is needed"
+        _scored(suite)
 
 
 @pytest.mark.slow
