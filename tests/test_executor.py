@@ -369,7 +369,7 @@ def test_a_worker_of_another_checkout_is_named_with_its_file(
 
 @pytest.mark.slow
 def test_no_scheduler_is_one_line(free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for address in (f"tcp://127.0.0.1:{free_port}", "nonsense://x"):
+    for address in (f"tcp://127.0.0.1:{free_port}", "nonsense://x", f"tls://127.0.0.1:{free_port}"):
         monkeypatch.setenv(executor.SCHEDULER, address)
         monkeypatch.setattr(executor, "CONNECT_SECONDS", 1)
         with pytest.raises(JobError, match=f"DASK_SCHEDULER_ADDRESS: no answer from {address}"), opened(tmp_path):

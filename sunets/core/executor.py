@@ -332,7 +332,7 @@ def _cluster(address: str, needs: dict[str, Any]) -> Iterator[tuple[Executor, An
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except ImportError:
         raise JobError(f"{SCHEDULER} is set, but distributed is not installed: pip install 'sunets[cluster]'") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # the last for tls:// without certificates
         remedy = "start `dask scheduler`, or unset the variable"
         raise JobError(f"{SCHEDULER}: no answer from {address}; {remedy}") from None
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
