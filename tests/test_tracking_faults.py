@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from tracked import Pipeline, by_name, make_suite, points, row, runs
 
@@ -95,8 +96,18 @@ def test_machine_without_mlflow_can_train(
 
 def test_only_the_first_process_of_torchrun_writes(db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     Pipeline(tmp_path).train("sunet_tiny")
     assert runs() == []
+
+
+def test_two_processes_do_not_sync_at_once(db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.train("sunet_tiny")
+    monkeypatch.setattr("sunets.tracking.sync.CREATION_LIMIT", 0.1)
+    with FileLock(f"{db}.lock.sync"), pytest.raises(TrackingError, match="another process is syncing; wait for it"):
+        sync(pipeline.results)
+    assert sync(pipeline.results).created == 0
 
 
 def test_sync_without_records_is_one_clear_error(tmp_path: Path) -> None:

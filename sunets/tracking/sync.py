@@ -9,11 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from sunets.core.history import read_history
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED, check_name
 from sunets.core.record import Kind, Record, read_records
-from sunets.tracking.address import TrackingError, failure
+from sunets.tracking.address import CREATION_LIMIT, TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.networks import trained_network
 from sunets.tracking.store import CURRENT, Store, is_alive
@@ -64,29 +66,38 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
     wanted = {
         folder.name: [*_models(folder), *tuning_runs(folder), *_studies(folder), *_report(folder)] for folder in folders
     }
-    counts: Counter[str] = Counter()
-    links = []
     try:
         store = Store()
-        for name, families in wanted.items():
-            kept = set()
-            for parent, children in families:
-                parent_id, change = store.finish(parent)
-                kept.add(parent_id)
-                counts[change] += 1
-                for child in children:
-                    run_id, change = store.finish(child, parent_id)
-                    kept.add(run_id)
-                    counts[change] += 1
-            for experiment in (name, f"{name}/tuning", f"{name}/ablations"):
-                if store.experiment(experiment, create=False) is None:
-                    continue
-                links.append(f"{experiment}: {store.link(experiment, pages)}")
-                for run in store.search(experiment, CURRENT, "true"):
-                    if run.info.run_id not in kept and not is_alive(run):
-                        store.retire(run)
+        # Two that write the same runs at once would double them or break the database's constraints.
+        with FileLock(f"{store.lock.lock_file}.sync", timeout=CREATION_LIMIT):
+            return _write(store, wanted, pages)
+    except Timeout:
+        raise TrackingError(f"MLflow: another process is syncing; wait for it to end, then: {REMEDY}") from None
     except (TrackingError, OSError) as error:
         raise TrackingError(f"MLflow: {failure(error)}; see MLFLOW_TRACKING_URI, then: {REMEDY}") from error
+
+
+def _write(store: Store, wanted: Mapping[str, list[tuple[Run, list[Run]]]], pages: str) -> Synced:
+    """Write the runs of each benchmark, and retire all others."""
+    counts: Counter[str] = Counter()
+    links = []
+    for name, families in wanted.items():
+        kept = set()
+        for parent, children in families:
+            parent_id, change = store.finish(parent)
+            kept.add(parent_id)
+            counts[change] += 1
+            for child in children:
+                run_id, change = store.finish(child, parent_id)
+                kept.add(run_id)
+                counts[change] += 1
+        for experiment in (name, f"{name}/tuning", f"{name}/ablations"):
+            if store.experiment(experiment, create=False) is None:
+                continue
+            links.append(f"{experiment}: {store.link(experiment, pages)}")
+            for run in store.search(experiment, CURRENT, "true"):
+                if run.info.run_id not in kept and not is_alive(run):
+                    store.retire(run)
     return Synced(counts["created"], counts["updated"], counts["unchanged"], tuple(links))
 
 
