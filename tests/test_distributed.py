@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import SUNET, tiny_config, tiny_manifest
 
+from sunets.core.hardware import torchrun_process
 from sunets.training.fit import FitResult, fit
 
 pytestmark = [
@@ -140,3 +141,28 @@ def test_a_dead_process_is_replaced_and_the_result_is_the_same(folder: Path, tmp
     assert (resumed, attempt) == (True, "1")
     assert [False, history, "0"] == json.loads((folder / "run0.json").read_text())
     assert (tmp_path / "run" / "weights.pt").read_bytes() == (folder / "run" / "weights.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("variables", "stated"),
+    [
+        ({}, (0, 0, 1)),
+        ({"RANK": "1"}, (0, 0, 1)),  # a training that took it for torchrun's would write nothing, without a word
+        ({"RANK": "", "LOCAL_RANK": "7", "WORLD_SIZE": "1"}, (0, 0, 1)),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, (3, 1, 4)),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, None),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, None),
+        ({"WORLD_SIZE": "0"}, None),
+        ({"WORLD_SIZE": ""}, None),
+    ],
+)
+def test_variables_of_torchrun(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], stated: object) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if stated is None:
+        with pytest.raises(ValueError, match=r"WORLD_SIZE='\S*': not what torchrun sets"):
+            torchrun_process()
+    else:
+        assert torchrun_process() == stated

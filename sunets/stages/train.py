@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.progress import TaskID
 
 from sunets.core.config import Config, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
+from sunets.core.hardware import torchrun_process
 from sunets.core.history import write_history
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar, scores_text
@@ -90,7 +90,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
     configs = [suite.config(key, seed) for seed in suite.seeds]
     started_from = {config.train.init_from: config for config in reversed(configs)}  # may differ from seed to seed
     summaries = [check(config, manifest) for config in reversed(started_from.values())]
-    speaks = int(os.environ.get("RANK", 0)) == 0  # of torchrun's processes one
+    speaks = torchrun_process()[0] == 0  # of torchrun's processes one
     for summary in filter(None, summaries if speaks else []):
         print(f"{key}: {summary}", flush=True)
     params = ("benchmark", "seeds", "data", "train", "tune", f"models.{key}")

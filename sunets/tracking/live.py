@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sunets.core.config import Config, Suite
+from sunets.core.hardware import torchrun_process
 from sunets.core.record import Record, make_record
 from sunets.tracking.address import LIMIT, failure, tracking_uri, within
 from sunets.tracking.store import PROCESS, Store, process_name
@@ -95,7 +95,7 @@ class Tracker:
         self._monitor: Any = None
         self._store: Store | None = None
         self._planned: dict[int, Record] = {}
-        if int(os.environ.get("RANK", 0)) != 0:  # torchrun: only the first process writes
+        if torchrun_process()[0] != 0:  # torchrun: only the first process writes
             return
         try:
             parent = self._plan_trainings(runs) if kind == "train" else self._plan_study()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sunets.core.config import Config, ModelConfig, Task, derive_seed
+from sunets.core.hardware import torchrun_process
 from sunets.core.record import shortened
 from sunets.data.manifest import Manifest
 from sunets.models.initialization import zero_init_
@@ -112,7 +112,7 @@ def difference(made_by: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | N
 @contextlib.contextmanager
 def waiting_for(work_dir: Path) -> Iterator[None]:
     """Wait for the same training in another process: of another study, or of a worker considered lost."""
-    if int(os.environ.get("RANK", 0)) != 0:
+    if torchrun_process()[0] != 0:
         yield
         return
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def waiting_for(work_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def training_lock(work_dir: Path) -> Iterator[None]:
     """Lock the directory against other trainings; the operating system releases the lock if this process dies."""
-    if int(os.environ.get("RANK", 0)) != 0:
+    if torchrun_process()[0] != 0:
         yield
         return
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import os
 import torch
 
 from sunets.core.config import ConfigError, TrainConfig
+from sunets.core.hardware import torchrun_process
 
 
 def select_device(name: str) -> torch.device:
@@ -19,7 +20,7 @@ def select_device(name: str) -> torch.device:
         raise ConfigError("train.device: cuda, but torch sees no GPU here; set auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    local, gpus = torchrun_process()[1], torch.cuda.device_count()
     if local >= gpus:
         raise ConfigError(f"--nproc-per-node: at most the machine's {gpus} GPUs; more processes were started")
     return torch.device("cuda", local)

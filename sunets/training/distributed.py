@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from sunets.core.hardware import torchrun_process
+
 
 @dataclass(frozen=True)
 class World:
@@ -38,7 +40,7 @@ class World:
 
 def world_size() -> int:
     """Return the number of processes that share a training; 1 without `torchrun`."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return torchrun_process()[2]
 
 
 @contextlib.contextmanager
@@ -52,7 +54,10 @@ def join_processes(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, rank, size = next(rendezvous("env://"))
+    try:
+        store, rank, size = next(rendezvous("env://"))
+    except ValueError as error:
+        raise ValueError(f"{error}; start the training with torchrun, or unset WORLD_SIZE") from None
     # torchrun's store outlives a training: the prefix separates its keys from those of earlier trainings and processes.
     attempt = f"sunets/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     training = (store.add(attempt, 1) - 1) // size
