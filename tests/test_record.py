@@ -19,7 +19,7 @@ import torch
 from sunets.core import provenance as core_provenance
 from sunets.core.config import Config, fingerprint, load
 from sunets.core.provenance import code_hash, command_line, environment, module_closure, provenance, stage_command
-from sunets.core.record import make_record, read_json, read_rows, replacing, write_json, write_rows
+from sunets.core.record import RecordError, make_record, read_json, read_rows, replacing, write_json, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -315,6 +315,13 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
         write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_or_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecordError, match=r"pipe: not a regular file, .* name another"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_kill_never_leaves_half_a_file(tmp_path: Path) -> None:

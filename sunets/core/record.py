@@ -140,8 +140,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises:
         OSError: the file cannot be written; names it.
+        RecordError: a device or FIFO, such as /dev/stdout, which would be replaced.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise RecordError(f"{printable(path)}: not a regular file, and would be replaced by one; name another")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
