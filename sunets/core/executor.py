@@ -124,7 +124,7 @@ def _check(needs: dict[str, Any]) -> None:
     for name, (here, there) in compared.items():
         if here != there:
             raise JobError(
-                f"{name} differs from the driver's ({here} here, {there} there); fix that and restart this worker"
+                f"{name} differs from the driver's ({here} here, {there} there); fix that, restart workers, run again"
             )
 
 

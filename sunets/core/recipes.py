@@ -10,7 +10,7 @@ from sunets.core.config import NOT_IN_IDENTITY, Config, ConfigError, Suite, Tuni
 from sunets.core.config import fingerprint as digest_of
 from sunets.core.history import write_history
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.record import Record, RecordError, parameters, read_records, write_rows
+from sunets.core.record import Record, parameters, read_records, write_rows
 from sunets.core.trials import COLUMNS, check_chosen
 
 
@@ -51,8 +51,6 @@ def tune_record(suite: Suite, paths: BenchmarkPaths, model: str, data_digest: st
         records = []
     if not records:
         raise ConfigError(f"models.{model}: its recipe is not tuned (no record in {path}); {remedy}")
-    if len(records) > 1:
-        raise RecordError(f"{path}: {len(records)} records instead of one; {remedy.removesuffix(' first')} again")
     (record,) = records
     if record["fingerprint"] != fingerprint(suite, base):
         changes = _changes(record["params"], parameters(base) | tune_parameters(suite)) or f"of models.{model}"

@@ -285,6 +285,8 @@ def check_records(rows: list[Any], path: str | Path, kind: Kind | Literal["timin
         for number, row in enumerate(rows):
             if row["kind"] != kind:
                 raise damaged(path, f"record {number} is of kind {row['kind']}, not {kind}")
+    if kind == "tune" and len(rows) > 1:
+        raise damaged(path, f"{len(rows)} records instead of one")
     return rows
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sunets.core.config import DataConfig, Task
-from sunets.data.changes import FILES, FileState, check_unchanged, write_states
+from sunets.data.changes import FILES, FileState, check_unchanged, file_state, write_states
 from sunets.data.picture import DataError, open_regular
 from sunets.data.raw_dataset import Color, existing_root, split_path, used_splits
 
@@ -115,7 +115,7 @@ def write_manifest(
                 target = relative(i.target, directory, root) if isinstance(i.target, Path) else i.target
                 rows.writerow([i.id, relative(i.image, directory, root), target, i.height, i.width])
     write_states(states, directory)
-    tree["lists"] = {name: _sha256((directory / name).read_bytes()) for name in _lists(tree)}
+    tree["lists"] = {name: file_state(directory / name).digest for name in _lists(tree)}
     text = json.dumps(tree | {"sha256": _seal(tree)}, indent=1, sort_keys=True, ensure_ascii=False)
     (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
@@ -127,11 +127,8 @@ def _lists(tree: Mapping[str, Any]) -> list[str]:
 
 def _seal(tree: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the other keys of a manifest."""
-    return _sha256(json.dumps({k: v for k, v in tree.items() if k != "sha256"}, sort_keys=True).encode())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    text = json.dumps({k: v for k, v in tree.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_lists(directory: Path, tree: Mapping[str, Any]) -> None:
@@ -143,8 +140,7 @@ def _check_lists(directory: Path, tree: Mapping[str, Any]) -> None:
     for name in _lists(tree):
         path = directory / name
         try:
-            with open_regular(path) as file:
-                whole = _sha256(file.read()) == tree["lists"].get(name)
+            whole = file_state(path).digest == tree["lists"].get(name)
         except DataError as error:
             raise DataError(f"{path}: damaged ({error}); {_REMEDY} again") from None
         if not whole:
