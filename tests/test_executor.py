@@ -190,7 +190,7 @@ def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             {"code": {"sunets/core/record.py": "0"}},
             r"sunets/core/record\.py differs from the driver's \(\w+ here, 0 there",
         ),
-        ({"digest": "e"}, r"data/manifest\.json differs from the driver's \(d here, e there\); fix that and restart"),
+        ({"digest": "e"}, r"data/manifest\.json differs from the driver's \(d here, e there\); fix that, restart"),
         ({"data": "/nowhere"}, r"/nowhere/manifest\.json: no such file; prepare the data there"),
         ({"torch": "0.4"}, r"torch differs from the driver's \([\d.+a-z]+ here, 0\.4 there\)"),
         (
