@@ -20,12 +20,13 @@ def preset_path(name: str) -> Path:
 
     Raises:
         ValueError: no such preset; lists the available ones.
+        OSError: the directory cannot be read.
     """
-    path = PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        names = ", ".join(p.stem for p in _files()) or "none in this directory"
+    presets = {path.stem: path for path in _files()}
+    if name not in presets:
+        names = ", ".join(presets) or "none in this directory"
         raise ValueError(f"{printable(name)}: no such preset; there are {names}")
-    return path
+    return presets[name]
 
 
 def list_presets() -> dict[str, str]:
@@ -34,7 +35,8 @@ def list_presets() -> dict[str, str]:
 
 
 def _files() -> list[Path]:
-    return sorted(path for path in PRESETS.glob("*.yaml") if path.is_file())  # a FIFO would be waited for
+    files = PRESETS.iterdir() if PRESETS.is_dir() else ()  # unlike glob, names a directory that cannot be read
+    return sorted(path for path in files if path.suffix == ".yaml" and path.is_file())  # a FIFO would be waited for
 
 
 def use_preset(name: str, root: Path | None = None) -> Path | None:
