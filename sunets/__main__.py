@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sunets.core.cli import PARAMS, GpuTflops, Params, Settings, add_version, run
 from sunets.core.config import Suite, flatten, load
+from sunets.core.paths import BenchmarkPaths
 from sunets.presets import list_presets, preset_path, use_preset
 
 app = typer.Typer(
@@ -45,11 +46,17 @@ def prepare(params: Params = PARAMS, settings: Settings = None, download: bool =
     suite = _suite(params, settings)
     if download:
         fetch(suite.data)
+    written = BenchmarkPaths(suite.benchmark).data / "manifest.json"
+    before = written.stat().st_mtime_ns if written.exists() else None
     manifest = prepare_stage(suite)
     for warning in manifest.warnings:
         typer.echo(f"warning: {warning}", err=True)
     counts = ", ".join(f"{name} {len(items)}" for name, items in manifest.splits.items())
     typer.echo(f"{manifest.name}: {counts} images, {manifest.num_classes} classes, digest {manifest.digest[:16]}")
+    if suite.data.root is not None and written.stat().st_mtime_ns != before:  # new data of the user, not drawn ones
+        from sunets.duration import duration_line
+
+        typer.echo(duration_line(suite))
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -269,7 +276,7 @@ def preset(
         return
     if copy := use_preset(name, root):
         typer.echo(f"params.yaml had uncommitted changes: kept as {copy}", err=True)
-    typer.echo(f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it")
+    typer.echo(f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it, `python -m sunets plan` estimates it")
 
 
 @app.command(rich_help_panel=TOOLS)

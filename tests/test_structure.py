@@ -24,7 +24,15 @@ FLOORS = (
     ("sunets.data", "sunets.models", "sunets.report"),
     ("sunets.training", "sunets.profiling", "sunets.tracking"),
     ("sunets.evaluation",),
-    ("sunets.plan", "sunets.presets", "sunets.predict", "sunets.verify", "sunets.zoo_tables", "sunets.stages"),
+    (
+        "sunets.plan",
+        "sunets.duration",
+        "sunets.presets",
+        "sunets.predict",
+        "sunets.verify",
+        "sunets.zoo_tables",
+        "sunets.stages",
+    ),
     ("sunets.__main__", "ablations"),
 )
 """The floors of the house, from the ground up: a layer imports from lower floors, and on its floor from its left."""

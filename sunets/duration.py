@@ -1,0 +1,107 @@
+"""How long a benchmark takes on this machine: the passes that `sunets.plan` counts, at a speed measured here."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from sunets.core.config import Config, Suite
+from sunets.core.hardware import default_workers, device_type
+from sunets.core.paths import BenchmarkPaths
+from sunets.core.recipes import first_trial
+from sunets.data.picture import MIN_SIDE
+from sunets.models.zoo import create_model
+from sunets.plan import DataFacts, Passes, TrainingWork, dataset_facts, images_per_pass, training_work
+from sunets.profiling.modes import input_channels, switched_mode, torch_threads
+
+MEASURED_MACS = 5e8
+"""Multiply-adds of a measured pass: 0.03 to 0.1 seconds on a CPU core."""
+MEASURING_SECONDS = 1.0
+"""Models that are left after this time are assumed to run at the rate of the last measured one."""
+GPU_TFLOPS = 10.0
+"""Sustained rate of a GPU, which is not measured: that of `python -m sunets plan`."""
+
+
+def duration_line(suite: Suite, root: Path = Path()) -> str:
+    """Estimate the time of all trainings, tuning trials and scores on this machine, in one line.
+
+    Args:
+        suite: the parameters.
+        root: root of the checkout, which may hold prepared data.
+
+    Returns:
+        The line; where an estimate fails, it says what tells why. Nothing is raised: work can go on without it.
+    """
+    try:
+        seconds, trainings = _estimate(suite, root)
+    except Exception:
+        return "time: no estimate; `python -m sunets plan` says what is missing"
+    studies = ", the ablations aside" if suite.ablations else ""
+    what = f"{trainings} trainings and their scores" if trainings > 1 else "the training and its scores"
+    return (
+        f"time: about {in_words(seconds)} on this machine for {what}{studies} "
+        "(rough estimate; `python -m sunets plan` has GPU hours and memory)"
+    )
+
+
+def in_words(seconds: float) -> str:
+    """Round a time to what an estimate is worth: a minute, 5 minutes, an hour or a day."""
+    minutes = seconds / 60
+    if minutes < 1.5:
+        return "1 min"
+    if minutes < 90:
+        return f"{round(minutes) if minutes < 10 else 5 * round(minutes / 5)} min"
+    return f"{minutes / 60:.0f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:,.0f} days"
+
+
+def _estimate(suite: Suite, root: Path) -> tuple[float, int]:
+    """Return the seconds of a benchmark and its number of trainings; models run one after another, seeds at once."""
+    data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
+    started, rate, total = time.perf_counter(), 0.0, 0.0
+    for key in suite.models:
+        config = suite.config(key, suite.seeds[0])
+        work, device = training_work(config, data), device_type(config.train.device)
+        if device == "cpu" and (not rate or time.perf_counter() - started < MEASURING_SECONDS):
+            rate = macs_per_second(config, work, data)
+        workers = default_workers(config.train.threads, device)
+        rounds = math.ceil(len(suite.seeds) / workers)
+        total += rounds * sum(_seconds(p, device, rate) for p in (work.train, work.validation, *work.test))
+        if suite.tune.trials:
+            trial = training_work(first_trial(suite, key), data)
+            rounds = math.ceil(suite.tune.trials / workers)
+            total += rounds * sum(_seconds(p, device, rate) for p in (trial.train, trial.validation))
+    return total, len(suite.models) * (len(suite.seeds) + suite.tune.trials)
+
+
+def _seconds(passes: Passes, device: str, rate: float) -> float:
+    return (
+        3600 * passes.gpu_hours(GPU_TFLOPS) if device == "cuda" else passes.times * passes.images * passes.macs / rate
+    )
+
+
+def macs_per_second(config: Config, work: TrainingWork, data: DataFacts) -> float:
+    """Measure the multiply-adds per second of forward and backward passes on the CPU, on images of random pixels.
+
+    One thread is measured, by its own time, and others are assumed to be as fast: what else runs at this moment will
+    have ended. Large images are measured as smaller ones, whose multiply-adds follow from their area.
+    """
+    height, width = work.size
+    scale = min(1.0, math.sqrt(MEASURED_MACS / work.train.macs))
+    sides = [max(MIN_SIDE, round(side * scale)) for side in (height, width)]
+    macs = work.train.macs * (sides[0] * sides[1]) / (height * width)
+    images = max(1, min(images_per_pass(config), int(MEASURED_MACS / macs)))
+    arguments = config.model.model_copy(update={"weights": None}).arguments()
+    model = create_model(**arguments, task=config.data.task, num_classes=data.classes)
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)
+    x = torch.rand(images, input_channels(model), *sides).to(memory_format=layout)
+    with torch_threads(1), switched_mode(model, training=True), torch.enable_grad():
+        model(x).mean().backward()  # the first pass also chooses kernels
+        start = time.thread_time()
+        model(x).mean().backward()
+        seconds = time.thread_time() - start
+    return images * macs / seconds * min(config.train.threads, os.cpu_count() or 1)
