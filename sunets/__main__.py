@@ -16,6 +16,7 @@ from rich.console import Console
 from sunets.core.cli import PARAMS, GpuTflops, Params, Settings, add_version, run
 from sunets.core.config import Suite, flatten, load
 from sunets.core.paths import BenchmarkPaths
+from sunets.extras import extras_named
 from sunets.presets import list_presets, preset_path, use_preset
 
 app = typer.Typer(
@@ -291,7 +292,8 @@ def main() -> None:
     """Entry point; commands that other packages register under `sunets.commands`, such as `ablate`, come with it."""
     for command in entry_points(group="sunets.commands"):
         app.add_typer(command.load(), name=command.name, rich_help_panel=TOOLS)
-    run(app)
+    with extras_named():
+        run(app)
 
 
 if __name__ == "__main__":

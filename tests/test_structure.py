@@ -27,6 +27,7 @@ FLOORS = (
     (
         "sunets.plan",
         "sunets.duration",
+        "sunets.extras",
         "sunets.presets",
         "sunets.predict",
         "sunets.verify",
