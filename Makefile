@@ -75,6 +75,7 @@ zoo: env  ## count every network of the zoo: the tables of docs/cost.md; draw th
 
 # MLflow's own start page shows traces of agents: the links that mlflow-sync prints show the runs.
 ui: env  ## open MLflow on this checkout's runs, and print the links that show them
+	@echo "bringing MLflow in line with results/; the first time takes a minute"
 	-@$(PY) -m sunets mlflow-sync --pages http://127.0.0.1:$(PORT)
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
 	  (sleep 5; $(PY) -m webbrowser -t "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning") & fi

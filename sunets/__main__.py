@@ -277,7 +277,9 @@ def preset(
         return
     if copy := use_preset(name, root):
         typer.echo(f"params.yaml had uncommitted changes: kept as {copy}", err=True)
-    typer.echo(f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it, `python -m sunets plan` estimates it")
+    typer.echo(
+        f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it, `python -m sunets plan` estimates its GPU hours"
+    )
 
 
 @app.command(rich_help_panel=TOOLS)

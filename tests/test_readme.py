@@ -28,7 +28,7 @@ NOT_RUN = {
     ): "starts a server; test_tracking.py does so",
     ("MLflow", "export MLFLOW_TRACKING_URI=http://HOST:5000"): "for the command below",
     ("MLflow", "export OPTUNA_STORAGE=postgresql+psycopg://USER@HOST/optuna"): "for the command below",
-    ("MLflow", "python -m ablations run joint_search"): "needs servers; test_ablations_search.py has them",
+    ("MLflow", "python -m ablations run unet_depth"): "needs servers; test_ablations_search.py has them",
     ("The default benchmark", "dvc exp run -S train.lr=0.001"): "runs everything again; test_pipeline.py does so",
     ("CamVid", "make repro"): "hours, or a GPU; `make repro` runs above on other data",
     (
