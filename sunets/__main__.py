@@ -6,6 +6,7 @@ from sunets.core.process import die_with_pipeline
 
 die_with_pipeline()  # before slow imports, during which the pipeline may be killed
 
+import contextlib
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -55,9 +56,10 @@ def prepare(params: Params = PARAMS, settings: Settings = None, download: bool =
     counts = ", ".join(f"{name} {len(items)}" for name, items in manifest.splits.items())
     typer.echo(f"{manifest.name}: {counts} images, {manifest.num_classes} classes, digest {manifest.digest[:16]}")
     if suite.data.root is not None and written.stat().st_mtime_ns != before:  # new data of the user, not drawn ones
-        from sunets.duration import duration_line
+        with contextlib.suppress(Exception):  # no estimate fails the stage, nor does torch, which it imports
+            from sunets.duration import duration_line
 
-        typer.echo(duration_line(suite))
+            typer.echo(duration_line(suite))
 
 
 @app.command(rich_help_panel=PIPELINE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,11 @@ def test_prepare_says_the_time_of_new_data_once(tmp_path: Path, monkeypatch: pyt
     assert "time: about 1 min on this machine for 3 trainings and their scores (rough" in first.stdout
     assert second.exit_code == 0
     assert "time:" not in second.stdout
+    monkeypatch.setitem(sys.modules, "sunets.duration", None)  # as where torch cannot be loaded
+    shutil.rmtree(tmp_path / "data")
+    third = CliRunner().invoke(app, ["prepare"])
+    assert third.exit_code == 0
+    assert "time:" not in third.stdout
 
 
 def test_a_failed_estimate_fails_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
