@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +11,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ablations.report.importance import NOISE, SEED, importance, term_name, variance_shares
+from ablations.report.importance import NOISE, SEED, Term, importance, term_name, variance_shares
 from ablations.report.results import Study, arm_text, axis_name
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
 from sunets.report.comparison import NO_COMPARISON
-from sunets.report.figures import draw_trials, interval_bar
+from sunets.report.figures import draw_trials, interval_bar, name_rows
 from sunets.report.images import heat_map
 from sunets.report.records import FINISHED, quantity
 from sunets.report.statistics import BETTER, WORSE, mean_interval
@@ -100,36 +100,28 @@ def variance_figure(study: Study) -> Figure | None:
     """Draw `variance_shares` as bars."""
     if (shares := variance_shares(study)) is None:
         return None
-    bars = {term_name(term): (share, None) for term, share in shares.items()}
-    grey = [term_name(term) for term in ((SEED,), (NOISE,))]
-    return _bars(bars, grey, f"Share of the variance of {study.shown.name} (%)")
+    return _bars({term: (share,) for term, share in shares.items()}, f"Share of the variance of {study.shown.name} (%)")
 
 
 def importance_figure(study: Study) -> Figure | None:
     """Draw `importance` as bars."""
     if (shares := importance(study)) is None:
         return None
-    bars = {term_name((path,)): (share, (low, high)) for path, (share, low, high) in shares.items()}
-    return _bars(bars, [term_name((SEED,))], "Share of the variance of the score (%), fANOVA")
+    return _bars({(path,): share for path, share in shares.items()}, "Share of the variance of the score (%), fANOVA")
 
 
-def _bars(bars: Mapping[str, tuple[float, tuple[float, float] | None]], grey: Collection[str], heading: str) -> Figure:
+def _bars(bars: Mapping[Term, Sequence[float]], heading: str) -> Figure:
+    """Draw shares, each with the ends of its interval where it has one."""
     with plt.rc_context(STYLE):
         fig, ax = plt.subplots(figsize=(WIDTH * 0.66, 0.8 + 0.3 * len(bars)))
-        for y, (name, (share, interval)) in enumerate(bars.items()):
-            ax.barh(
-                y, 100 * share, height=0.6, color="#888888" if name in grey else PALETTE[0], alpha=0.75, linewidth=0
-            )
-            if interval:
-                ax.plot(
-                    [100 * end for end in interval], [y, y], color="#222222", linewidth=1.3, marker="|", markersize=6
-                )
-        ax.set_yticks(range(len(bars)), list(bars))
-        ax.set_ylim(len(bars) - 0.5, -0.5)
+        for y, (term, (share, *ends)) in enumerate(bars.items()):
+            color = "#888888" if term in ((SEED,), (NOISE,)) else PALETTE[0]
+            ax.barh(y, 100 * share, height=0.6, color=color, alpha=0.75, linewidth=0)
+            if ends:
+                ax.plot([100 * end for end in ends], [y, y], color="#222222", linewidth=1.3, marker="|", markersize=6)
         ax.set_xlim(left=0)
-        ax.grid(axis="y", visible=False)
-        ax.tick_params(axis="y", length=0)
         ax.set_xlabel(heading)
+        name_rows(ax, map(term_name, bars))
     return fig
 
 
@@ -192,41 +184,12 @@ def history_figure(study: Study) -> Figure | None:
     )
 
 
-FIGURES = (
-    (
-        "axes",
-        axes_figure,
-        "{score} by the value of each axis: every seed (dots), mean and 95 % t-interval. Square and band: the "
-        "reference. Hollow: neither better nor worse than it.",
-    ),
-    (
-        "interaction",
-        interaction_figure,
-        "Mean {score} over the seeds, and over axes that are not shown. The colours span at least the mean width of "
-        "the 95 % intervals.",
-    ),
-    (
-        "variance",
-        variance_figure,
-        "What explains the variance of {score} over settings and seeds: exact functional ANOVA of the complete grid.",
-    ),
-    (
-        "importance",
-        importance_figure,
-        "Importance by {evaluator}: share of the variance over all trials that an axis alone explains. Lines: 95 % of "
-        "{resamples} bootstrap samples of the trials (16 trees each).",
-    ),
-    (
-        "pareto",
-        pareto_figure,
-        "{score} against multiply-adds. Left: trials of the search; right: points trained again on every seed, with "
-        "95 % t-intervals.",
-    ),
-    (
-        "history",
-        history_figure,
-        "Optimisation history: every trial and the best so far (search score, validation split). Crosses: pruned or "
-        "failed.",
-    ),
-)
-"""Name, what draws it, caption."""
+DRAWN: dict[str, Callable[[Study], Figure | None]] = {
+    "axes": axes_figure,
+    "interaction": interaction_figure,
+    "variance": variance_figure,
+    "importance": importance_figure,
+    "pareto": pareto_figure,
+    "history": history_figure,
+}
+"""Name -> what draws it."""

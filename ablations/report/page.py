@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablations.report.figures import FIGURES
+from ablations.report.figures import DRAWN
 from ablations.report.importance import RESAMPLES, variance_table
 from ablations.report.results import KINDS, Study, arm_text, axis_name
 from ablations.report.tables import axes_table, pareto_table, sampled_table, settings_table
 from sunets.core.config import Suite
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.record import read_records, write_text
+from sunets.core.record import write_text
 from sunets.core.stage import stage
 from sunets.core.trials import check_trials
 from sunets.report.comparison import Comparison, difference_text, power_text
 from sunets.report.page import commit_unknown
-from sunets.report.records import FAILED, ReportError, check_parameters
+from sunets.report.records import FAILED, ReportError, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
 from sunets.report.write import Table, join, markdown, plural, value_text, write
 
-IMPORTANCE = "fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees)"
+CAPTIONS = {
+    "axes": "{score} by the value of each axis: every seed (dots), mean and 95 % t-interval. Square and band: the "
+    "reference. Hollow: neither better nor worse than it.",
+    "interaction": "Mean {score} over the seeds, and over axes that are not shown. The colours span at least the mean "
+    "width of the 95 % intervals.",
+    "variance": "What explains the variance of {score} over settings and seeds: exact functional ANOVA of the "
+    "complete grid.",
+    "importance": "Importance by fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees): share of the variance "
+    f"over all trials that an axis alone explains. Lines: 95 % of {RESAMPLES} bootstrap samples of the trials (16 "
+    "trees each).",
+    "pareto": "{score} against multiply-adds. Left: trials of the search; right: points trained again on every seed, "
+    "with 95 % t-intervals.",
+    "history": "Optimisation history: every trial and the best so far (search score, validation split). Crosses: "
+    "pruned or failed.",
+}
 BUDGET = {
     "train.epochs": "{} epochs", "train.batch_size": "batch {}", "train.optimizer": "{}",
     "train.lr": "learning rate {:g}", "train.weight_decay": "weight decay {:g}",
@@ -57,7 +71,7 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
 
 def _check_names(studies: Iterable[str]) -> None:
     """Refuse a study `depth_axes` beside a study `depth`, whose table of the axes has this name."""
-    ends = {"axes", "variance", "trials", *(name for name, _, _ in FIGURES)}
+    ends = {"axes", "variance", "trials", *DRAWN}
     names = set(studies)
     for name in sorted(names):
         first, _, last = name.rpartition("_")
@@ -70,8 +84,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     studies, absent = [], []
     for name, config in suite.ablations.items():
         path = folder / "records" / "ablations" / f"{name}.json"
-        if path.exists() and (records := read_records(path, "trial")):
-            check_parameters(path, records)
+        if path.exists() and (records := read_checked(path, "trial")):
             check_trials(records, path)
             studies.append(Study(name, config, records, records[0]["label"], suite.report))
             studies[-1].check(path)
@@ -95,38 +108,32 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     for study in studies:
         makers = (settings_table, axes_table, variance_table, pareto_table, sampled_table)
         tables = [table for make in makers if (table := make(study)) is not None]
-        figures = {name: (figure, caption) for name, draw, caption in FIGURES if (figure := draw(study)) is not None}
+        figures = {name: figure for name, draw in DRAWN.items() if (figure := draw(study)) is not None}
         for table in tables:
             written += write(table, folder / "ablations")
-        for name, (figure, _) in figures.items():
+        for name, figure in figures.items():
             written += save_figure(figure, folder / "ablations" / f"{study.name}_{name}")
-        parts += _section(study, tables, {name: caption for name, (_, caption) in figures.items()})
+        parts += _section(study, tables, figures)
     page = folder / "ablations.md"
     write_text(page, "\n\n".join(parts) + "\n")
     return [*written, page]
 
 
-def _section(study: Study, tables: Sequence[Table], figures: Mapping[str, str]) -> list[str]:
-    parts = [
-        f"## {study.name}",
-        what_was_run(study),
-        "\n".join(f"- {sentence}" for sentence in findings(study)),
-    ]
+def _section(study: Study, tables: Iterable[Table], figures: Iterable[str]) -> list[str]:
+    parts = [f"## {study.name}", what_was_run(study), "\n".join(f"- {sentence}" for sentence in findings(study))]
     for table in tables:
         stem = f"ablations/{table.name}"
         if len(table.view) <= PAGE_ROWS and not table.name.endswith("_trials"):
             parts.append(markdown(table.view, table.caption, table.notes).strip())
         else:
             parts.append(f"{table.caption} [Table of {len(table.view)} rows]({stem}.md), [CSV]({stem}.csv).")
-    for name, caption in figures.items():
+    for name in figures:
         stem = f"ablations/{study.name}_{name}"
-        text = caption.format(score=study.shown.name, evaluator=IMPORTANCE, resamples=RESAMPLES)
+        text = CAPTIONS[name].format(score=study.shown.name)
         parts.append(f"![{study.name}: {name}]({stem}.png)\n\n*{text}* ([PDF]({stem}.pdf))")
     if failed := [r for r in study.records if r["status"] == FAILED]:
-        lines = [
-            f"- trial {r['number']} ({arm_text(study, r['arm'])}, seed {r['seed']}): {r['reason']}" for r in failed
-        ]
-        parts.append("Trials that diverged:\n\n" + "\n".join(lines))
+        trials = (f"trial {r['number']} ({arm_text(study, r['arm'])}, seed {r['seed']}): {r['reason']}" for r in failed)
+        parts.append("Trials that diverged:\n\n" + "\n".join(f"- {trial}" for trial in trials))
     return parts
 
 

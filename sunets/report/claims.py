@@ -7,16 +7,16 @@ contradicts it or decides nothing, and `judge` makes the verdict of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from sunets.core.record import Record, RecordError, read_records
+from sunets.core.record import Kind, Record, RecordError
 from sunets.report.comparison import Comparison, compare_all, difference_text, estimate_text, joint_estimate
 from sunets.report.published import family, zoo_names
-from sunets.report.records import FINISHED, Records, check_parameters, find_records, quantity
+from sunets.report.records import FINISHED, Records, find_records, quantity, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.tables import SIZE_KEYS
 from sunets.report.write import markdown, plural
@@ -68,26 +68,22 @@ class Results:
 
 def read_results(results: Path) -> Results:
     """Read the records of every benchmark; one that another version of the code left stops no report."""
-    benchmarks: dict[str, Records] = {}
-    unreadable: dict[str, str] = {}
-    zoo: dict[str, list[Record]] = {"records": [], "speed": []}
+    read = Results({}, [], [], {})
     for directory in sorted(path.parent for path in results.glob("*/records")):
         try:
-            benchmarks[directory.name] = find_records(results, directory.name)
+            read.benchmarks[directory.name] = find_records(results, directory.name)
         except FileNotFoundError:
             continue
         except RecordError as error:
-            unreadable[directory.name] = str(error)
-    for name in zoo:
+            read.unreadable[directory.name] = str(error)
+    files: dict[str, tuple[Kind, list[Record]]] = {"records": ("cost", read.zoo), "speed": ("speed", read.zoo_speed)}
+    for name, (kind, rows) in files.items():
         path = results / "zoo" / f"{name}.json"
         try:
-            if path.exists():
-                zoo[name] = read_records(path, "cost" if name == "records" else "speed")
-                check_parameters(path, zoo[name])
+            rows += read_checked(path, kind) if path.exists() else []
         except RecordError as error:
-            zoo[name] = []
-            unreadable["zoo"] = str(error)
-    return Results(benchmarks, zoo["records"], zoo["speed"], unreadable)
+            read.unreadable["zoo"] = str(error)
+    return read
 
 
 @dataclass(frozen=True)
@@ -106,6 +102,14 @@ class Finding:
     records: tuple[Record, ...] = field(default=(), repr=False)
     """Those that are compared."""
 
+    @property
+    def cells(self) -> dict[str, str]:
+        """Heading -> text of the row."""
+        return {
+            "Claim": self.claim[0], "Would be shown by": self.claim[1], "Benchmark": self.benchmark,
+            "Measured": self.measured, "Verdict": self.verdict, "Table": self.table,
+        }  # fmt: skip
+
 
 def judge(outcomes: Iterable[bool | None]) -> str:
     """The verdict of several comparisons.
@@ -121,15 +125,14 @@ def judge(outcomes: Iterable[bool | None]) -> str:
 
 def claims_table(results: Results) -> str:
     """The claims as Markdown, with links as seen from `results/README.md`."""
-    rows = []
+    rows: list[dict[str, str]] = []
     last = None
     for f in findings(results):
-        claim, test = f.claim if f.claim != last else ("", "")
         link = f"[{Path(f.table).stem}]({f.table})" if f.table else ""
-        rows.append(
-            {"Claim": claim, "Would be shown by": test, "Benchmark": f.benchmark, "Measured": f.measured,
-             "Verdict": f"**{f.verdict}**" if f.verdict in (SHOWN, NOT_SHOWN, REFUTED) else f.verdict, "Table": link}
-        )  # fmt: skip
+        verdict = f"**{f.verdict}**" if f.verdict in (SHOWN, NOT_SHOWN, REFUTED) else f.verdict
+        rows.append(f.cells | {"Verdict": verdict, "Table": link})
+        if f.claim == last:
+            rows[-1] |= {"Claim": "", "Would be shown by": ""}
         last = f.claim
     return markdown(pd.DataFrame(rows), CAPTION, NOTES)
 
@@ -149,43 +152,40 @@ def findings(results: Results) -> list[Finding]:
 
 # --- claims on scores -------------------------------------------------------------------------------------------------
 
+_OUTCOMES = {WORSE: True, EQUIVALENT: True, BETTER: False, UNDECIDED: None}
+"""Verdict of another network against a SUNet -> what it says of the claim; other verdicts are not comparable."""
 
-def _accuracy(records: Records) -> Iterator[Finding]:
+
+def _accuracy(records: Records) -> list[Finding]:
     """Against every other network; one with fewer parameters cannot support."""
-    params = _cost(records, "cost.params_m")
+    key, params = records.headline, _cost(records, "cost.params_m")
     sunets, others = _split(records)
     outcomes, texts = [], []
-    for sunet in sunets:
-        if sunet not in params:
-            continue
-        compared = _compare(records, sunet, [m for m in others if m in params])
-        for model, c in compared.items():
-            outcome = _outcome(c)
-            if _decidable(c) and (params[model] > params[sunet] or not outcome):
-                outcomes.append(outcome)
-        texts.append(_text(records, sunet, compared, params))
-    if texts:
-        keys = (records.headline, "cost.params_m")
-        yield _finding(ACCURACY, records, outcomes, texts, keys, (*sunets, *others))
+    for sunet in (m for m in sunets if m in params):
+        compared = _compare(records, sunet, [m for m in others if m in params], key)
+        judged = {m: _OUTCOMES[c.verdict] for m, c in compared.items() if c.verdict in _OUTCOMES}
+        outcomes += [outcome for m, outcome in judged.items() if params[m] > params[sunet] or not outcome]
+        texts.append(_text(records, sunet, compared, key, params))
+    return _finding(ACCURACY, records, outcomes, texts, (key, "cost.params_m"), (*sunets, *others))
 
 
-def _global(records: Records) -> Iterator[Finding]:
+def _global(records: Records) -> list[Finding]:
     """Against networks that see a neighbourhood only; equal accuracy contradicts."""
-    shares = _cost(records, "receptive_field.effective_share")
+    key, share = records.headline, "receptive_field.effective_share"
+    shares = _cost(records, share)
     sunets, others = _split(records)
     local = [m for m in others if m in _local(records)]
     outcomes, texts = [], []
     for sunet in sunets if local else ():
-        compared = _compare(records, sunet, local)
-        outcomes += [False if c.verdict == EQUIVALENT else _outcome(c) for c in compared.values() if _decidable(c)]
-        text = _text(records, sunet, compared)
-        q = quantity("receptive_field.effective_share")
-        fields = [f"{records.labels[m]} {q.text(shares[m])} %" for m in (sunet, *local) if m in shares]
+        compared = _compare(records, sunet, local, key)
+        told = _OUTCOMES | {EQUIVALENT: False}
+        outcomes += [told[c.verdict] for c in compared.values() if c.verdict in told]
+        text = _text(records, sunet, compared, key, {})
+        fields = [f"{records.labels[m]} {quantity(share).text(shares[m])} %" for m in (sunet, *local) if m in shares]
         text += f"; share of the image that holds 95 % of the input gradient: {', '.join(fields)}" if fields else ""
         texts.append(text + _by_object_size(records, (sunet, *local)))
-    if texts:
-        keys = (records.headline, "receptive_field.theoretical_px", "receptive_field.effective_share")
-        yield _finding(GLOBAL, records, outcomes, texts, keys, (*sunets, *local))
+    keys = (key, "receptive_field.theoretical_px", share)
+    return _finding(GLOBAL, records, outcomes, texts, keys, (*sunets, *local))
 
 
 def _by_object_size(records: Records, models: Sequence[str]) -> str:
@@ -200,18 +200,17 @@ def _by_object_size(records: Records, models: Sequence[str]) -> str:
     return f"; mean class accuracy on {', '.join(sizes)} objects: {'; '.join(texts)}" if texts else ""
 
 
-def _resolution(records: Records) -> Iterator[Finding]:
+def _resolution(records: Records) -> list[Finding]:
+    key, local = "score.boundary_f", _local(records)
     sunets, others = _split(records)
-    others = [m for m in others if m not in _local(records)]
+    others = [m for m in others if m not in local]
     outcomes, texts = [], []
-    key = "score.boundary_f"
     for sunet in sunets:
         compared = _compare(records, sunet, others, key)
-        outcomes += [_outcome(c) for c in compared.values() if _decidable(c)]
+        outcomes += [_OUTCOMES[c.verdict] for c in compared.values() if c.verdict in _OUTCOMES]
         if compared and records.scores(sunet, key):
-            texts.append(_text(records, sunet, compared, key=key))
-    if texts:
-        yield _finding(RESOLUTION, records, outcomes, texts, (key,), (*sunets, *others))
+            texts.append(_text(records, sunet, compared, key, {}))
+    return _finding(RESOLUTION, records, outcomes, texts, (key,), (*sunets, *others))
 
 
 def _split(records: Records) -> tuple[list[str], list[str]]:
@@ -233,43 +232,31 @@ def _cost(records: Records, key: str) -> dict[str, float]:
     return cost[key].dropna().to_dict() if key in cost else {}
 
 
-def _compare(records: Records, sunet: str, others: Sequence[str], key: str | None = None) -> dict[str, Comparison]:
-    """Each other network against a SUNet."""
-    key = key or records.headline
-    family_of_runs = {m: runs for m in others if (runs := records.runs(m, key)).scores}
-    return compare_all(family_of_runs, records.runs(sunet, key), key, records.report)
-
-
-def _decidable(comparison: Comparison) -> bool:
-    return comparison.verdict in (BETTER, WORSE, EQUIVALENT, UNDECIDED)
-
-
-def _outcome(comparison: Comparison) -> bool | None:
-    """What another network's verdict against a SUNet says of the SUNet."""
-    return {WORSE: True, EQUIVALENT: True, BETTER: False}.get(comparison.verdict)
+def _compare(records: Records, sunet: str, others: Sequence[str], key: str) -> dict[str, Comparison]:
+    """Each other network that has the score against a SUNet."""
+    scored = {m: runs for m in others if (runs := records.runs(m, key)).scores}
+    return compare_all(scored, records.runs(sunet, key), key, records.report)
 
 
 def _text(
     records: Records,
     sunet: str,
     compared: Mapping[str, Comparison],
-    params: Mapping[str, float] | None = None,
-    key: str | None = None,
+    key: str,
+    params: Mapping[str, float],
 ) -> str:
     """`mIoU of A (0.2 M): 80.0 [79.0, 81.0] %; compared with it, B (0.3 M): -5.0 [-6.0, -4.0], worse`."""
-    q, params = quantity(key or records.headline), params or {}
-
-    def name(model: str) -> str:
-        count = f" ({quantity('cost.params_m').text(params[model])} M)" if model in params else ""
-        return records.labels[model] + count
-
-    estimate = joint_estimate(records, sunet, key or records.headline)
+    q = quantity(key)
+    names = records.labels | {
+        m: f"{records.labels[m]} ({quantity('cost.params_m').text(count)} M)" for m, count in params.items()
+    }
+    estimate = joint_estimate(records, sunet, key)
     score = f"{estimate_text(q, estimate)} {q.unit}" if estimate else "not scored"
     parts = [
-        f"{name(m)}: {', '.join(filter(None, (difference_text(q, c.difference), c.verdict)))}"
+        f"{names[m]}: {', '.join(filter(None, (difference_text(q, c.difference), c.verdict)))}"
         for m, c in compared.items()
     ]
-    return f"{q.name} of {name(sunet)}: {score}" + (f"; compared with it, {'; '.join(parts)}" if parts else "")
+    return f"{q.name} of {names[sunet]}: {score}" + (f"; compared with it, {'; '.join(parts)}" if parts else "")
 
 
 def _finding(
@@ -279,7 +266,10 @@ def _finding(
     texts: list[str],
     keys: tuple[str, ...],
     models: tuple[str, ...],
-) -> Finding:
+) -> list[Finding]:
+    """The row of a claim on a benchmark; none where no SUNet was compared."""
+    if not texts:
+        return []
     name = records.benchmark
     compared = tuple(
         r
@@ -290,70 +280,68 @@ def _finding(
         and r["variant"] in (None, records.variants[0])
         and (r["status"] != FINISHED or any(key in r["scores"] or key in r["cost"] for key in keys))
     )
-    return Finding(claim, name, ". ".join(texts), judge(outcomes), f"{name}/tables/accuracy.md", keys, compared)
+    return [Finding(claim, name, ". ".join(texts), judge(outcomes), f"{name}/tables/accuracy.md", keys, compared)]
 
 
 # --- claims on cost ---------------------------------------------------------------------------------------------------
+
+Pairs = list[tuple[Record, Record]]
+"""Every SUNet of the paper beside every larger network."""
 
 
 def _segmentation(zoo: Iterable[Record]) -> list[Record]:
     return [r for r in zoo if r["task"] == "segmentation" and r["status"] == FINISHED]
 
 
-def _pairs(rows: Sequence[Record], params: dict[str, float]) -> list[tuple[Record, Record]]:
-    """Every SUNet of the paper beside every larger network."""
+def _pairs(rows: Sequence[Record], counted: Sequence[Record]) -> Pairs:
+    """Pairs of rows, by the parameters in cost records."""
+    params = {r["label"]: r["cost"]["cost.params_m"] for r in counted if r["cost"].get("cost.params_m")}
     large = [r for r in rows if params.get(r["label"], 0.0) >= LARGE_M]
     sunets = [r for r in large if r["label"].startswith("sunet")]
     others = [r for r in large if r not in sunets]
     return [(s, o) for s in sunets for o in others if params[o["label"]] > params[s["label"]]]
 
 
-def _members(pairs: Iterable[tuple[Record, Record]]) -> tuple[Record, ...]:
-    """Each record of the pairs once."""
-    return tuple({id(r): r for pair in pairs for r in pair}.values())
+def _cost_finding(
+    claim: tuple[str, str], pairs: Pairs, text: str, outcomes: Iterable[bool | None], table: str, keys: tuple[str, ...]
+) -> Finding:
+    members = {id(r): r for pair in pairs for r in pair}  # each record once
+    return Finding(claim, "zoo", text, judge(outcomes), f"zoo/{table}", keys, tuple(members.values()))
 
 
 def _memory(zoo: Sequence[Record]) -> Finding:
-    key = "memory.saved_mib"
+    key, stride = "memory.saved_mib", "cost.output_stride"
     rows = [r for r in _segmentation(zoo) if r["cost"].get(key)]
-    pairs = [
-        (s, o)
-        for s, o in _pairs(rows, _params(rows))
-        if s["cost"]["cost.output_stride"] == o["cost"]["cost.output_stride"]
-    ]
+    pairs = [(s, o) for s, o in _pairs(rows, rows) if s["cost"][stride] == o["cost"][stride]]
     if not pairs:
         return Finding(MEMORY, "zoo", "", NOT_RUN)
-    ratios = {_pair(s, o): s["cost"][key] / o["cost"][key] for s, o in pairs}
-    text = _ratios(ratios)
-    recomputing = [
-        efficient / o["cost"][key] for s, o in pairs if (efficient := s["cost"].get(f"{key}_memory_efficient"))
-    ]
-    if recomputing:
-        text += f"; recomputing its U-Nets, {min(recomputing):.2f} to {max(recomputing):.2f}"
-    verdict = judge(r < 1 for r in ratios.values())
-    keys = ("cost.params_m", "cost.output_stride", key, f"{key}_memory_efficient")
-    return Finding(MEMORY, "zoo", text, verdict, "zoo/cost_segmentation.md", keys, _members(pairs))
+    text, recomputing = _ratios(pairs, key), f"{key}_memory_efficient"
+    if efficient := [s["cost"][recomputing] / o["cost"][key] for s, o in pairs if s["cost"].get(recomputing)]:
+        text += f"; recomputing its U-Nets, {min(efficient):.2f} to {max(efficient):.2f}"
+    outcomes = (s["cost"][key] < o["cost"][key] for s, o in pairs)
+    return _cost_finding(
+        MEMORY, pairs, text, outcomes, "cost_segmentation.md", ("cost.params_m", stride, key, recomputing)
+    )
 
 
 def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
-    rows = [r for r in speed if r["status"] == FINISHED and r["cost"].get("speed.step_ms")]
-    pairs = _pairs(rows, _params(_segmentation(zoo)))
+    key = "speed.step_ms"
+    rows = [r for r in speed if r["status"] == FINISHED and r["cost"].get(key)]
+    pairs = _pairs(rows, _segmentation(zoo))
     if not pairs:
         return Finding(SPEED, "zoo", "", NOT_RUN)
-    ratios = {_pair(s, o): s["cost"]["speed.step_ms"] / o["cost"]["speed.step_ms"] for s, o in pairs}
     e, params = rows[0]["environment"], rows[0]["params"]
     size, threads = " x ".join(map(str, params.get("cost.size") or ())), e.get("threads")
-    text = f"{_ratios(ratios)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {plural(threads or 0, 'thread')}"
-    verdict, keys = judge(_faster(s, o) for s, o in pairs), ("speed.step_ms", "speed.step_iqr_ms")
-    return Finding(SPEED, "zoo", text, verdict, "zoo/speed.json", keys, _members(pairs))
+    text = f"{_ratios(pairs, key)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {plural(threads or 0, 'thread')}"
+    outcomes = (_faster(s["cost"], o["cost"]) for s, o in pairs)
+    return _cost_finding(SPEED, pairs, text, outcomes, "speed.json", (key, "speed.step_iqr_ms"))
 
 
-def _faster(sunet: Record, other: Record) -> bool | None:
+def _faster(sunet: Mapping[str, float], other: Mapping[str, float]) -> bool | None:
     """Whether a step is shorter; None where the interquartile ranges, taken as symmetric, overlap."""
-    (a, spread_a), (b, spread_b) = (
-        (r["cost"]["speed.step_ms"], r["cost"].get("speed.step_iqr_ms") or 0.0) for r in (sunet, other)
-    )
-    return None if abs(a - b) <= (spread_a + spread_b) / 2 else a < b
+    spread = sum(cost.get("speed.step_iqr_ms") or 0.0 for cost in (sunet, other))
+    difference = sunet["speed.step_ms"] - other["speed.step_ms"]
+    return None if abs(difference) <= spread / 2 else difference < 0
 
 
 def _simple(zoo: Sequence[Record]) -> Finding:
@@ -371,22 +359,16 @@ def _simple(zoo: Sequence[Record]) -> Finding:
     return Finding(SIMPLE, "zoo", text, why, "zoo/cost_segmentation.md", (key,), tuple(rows))
 
 
-def _params(zoo: Iterable[Record]) -> dict[str, float]:
-    return {r["label"]: r["cost"]["cost.params_m"] for r in zoo if r["cost"].get("cost.params_m")}
-
-
-def _pair(sunet: Record, other: Record) -> str:
-    stride = other["cost"].get("cost.output_stride") or other["params"].get("model.output_stride")
-    return f"{sunet['label']} / {other['label']}" + (f" at stride {stride:g}" if stride else "")
-
-
-def _ratios(ratios: dict[str, float]) -> str:
+def _ratios(pairs: Pairs, key: str) -> str:
     """`0.20 to 2.05 times that of the larger network (24 pairs), not smaller in 2: A / B at stride 8 (2.05), ...`."""
+    ratios = {}
+    for sunet, other in pairs:
+        stride = other["cost"].get("cost.output_stride") or other["params"].get("model.output_stride")
+        name = f"{sunet['label']} / {other['label']}" + (f" at stride {stride:g}" if stride else "")
+        ratios[name] = sunet["cost"][key] / other["cost"][key]
     low, high = min(ratios.values()), max(ratios.values())
     text = f"{low:.2f} to {high:.2f} times that of the larger network ({plural(len(ratios), 'pair')})"
-    above = {pair: ratio for pair, ratio in ratios.items() if ratio >= 1}
+    above = [f"{name} ({ratio:.2f})" for name, ratio in sorted(ratios.items(), key=lambda r: -r[1]) if ratio >= 1]
     if not above:
         return text
-    worst = sorted(above, key=lambda pair: -above[pair])[:3]
-    more = ", ..." if len(above) > 3 else ""
-    return f"{text}, not smaller in {len(above)}: {', '.join(f'{pair} ({above[pair]:.2f})' for pair in worst)}{more}"
+    return f"{text}, not smaller in {len(above)}: {', '.join(above[:3])}{', ...' if len(above) > 3 else ''}"

@@ -10,9 +10,9 @@ from typing import Any
 
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.recipes import COLUMNS
-from sunets.core.record import Kind, Record, RecordError, read_records, read_rows
+from sunets.core.record import Record, RecordError, read_rows
 from sunets.report.claims import Results, findings, read_results
-from sunets.report.records import FINISHED, Records, ReportError, check_parameters, find_records, quantity
+from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity, read_checked
 from sunets.report.write import TRIAL_NUMBERS, plural
 
 CLAIMS = "claims"
@@ -28,7 +28,7 @@ _KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "t
 _STUDY_KEYS = {"_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",), "_pareto": ("number",)}
 """End of the file stem of an ablation's table -> columns that name its rows; the table without such an end has a row
 per setting of the axes."""
-Cells = dict[str, Any]
+Cells = Mapping[str, Any]
 
 
 def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str) -> str:
@@ -49,7 +49,7 @@ class Explainer:
         self._results = results_dir
         self._all = functools.cache(lambda: read or read_results(results_dir))
         self._records = functools.cache(lambda name: read.benchmarks[name] if read else find_records(results_dir, name))
-        self._rows, self._checked = functools.cache(_read_table), functools.cache(_read_checked)
+        self._rows, self._checked = functools.cache(_read_table), functools.cache(read_checked)
         self._tables = functools.cache(_tables)
 
     def explain(self, benchmark: str, table: str, row: str, column: str) -> str:
@@ -111,7 +111,9 @@ class Explainer:
         lines += _runs(used, (base,), records.directory / ("speed.json" if kind == "speed" else f"{kind}/{model}.json"))
         tuned = next(iter(records.raw.get(f"tune/{model}.json", [])), None)
         if kind == "tune":
-            lines += _tuning_trials(used[0], records.directory / "tune" / f"{model}.csv")
+            file, chosen = records.directory / "tune" / f"{model}.csv", used[0]["trial"]
+            tried = [r | {"chosen": "yes" if r["number"] == chosen else None} for r in read_rows(file, COLUMNS)]
+            lines += ["", f"trials in {file}:", *_listed(tried)]
         elif tuned is not None and kind in ("train", "evaluate"):
             lines += ["", f"recipe: trial {tuned['trial']} of its tuning, see `sunets explain tuning {model} trial`"]
         if table == "training_time":
@@ -180,19 +182,10 @@ class Explainer:
         """Trace a row of the table of claims, which no CSV file holds, to the records of its comparisons."""
         results = self._all()
         made = findings(results)
-        names = ["/".join(filter(None, (f.claim[0], f.benchmark))) for f in made]
-        hit = [f for f, name in zip(made, names, strict=True) if row in (name, f.claim[0])]
-        if len(hit) != 1:
-            problem = "several rows" if hit else "no row"
-            raise ReportError(f"{row}: {problem} of table {CLAIMS}; there are {', '.join(names)}")
-        (finding,) = hit
-        cells = {
-            "Claim": finding.claim[0], "Would be shown by": finding.claim[1], "Benchmark": finding.benchmark,
-            "Measured": finding.measured, "Verdict": finding.verdict, "Table": finding.table,
-        }  # fmt: skip
-        chosen = [name for name in cells if name.lower() == column.lower()]
-        if not chosen:
-            raise ReportError(f"{column}: no column of table {CLAIMS}; there are {', '.join(cells)}")
+        rows: list[Cells] = [finding.cells for finding in made]
+        cells = _row(rows, ("Claim", "Benchmark"), CLAIMS, row)
+        finding = made[rows.index(cells)]
+        _, chosen = _column(cells, CLAIMS, column)
         lines = _values(cells, chosen)
         others = (name for name, value in cells.items() if value and name not in ("Claim", *chosen))
         lines += [f"{name.lower()}: {cells[name]}" for name in others]
@@ -218,23 +211,17 @@ def _tables(results_dir: Path, benchmark: str) -> dict[str, Path]:
     }
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> list[Cells]:
+def _read_table(path: Path, columns: Sequence[str]) -> Sequence[Cells]:
     rows = read_rows(path, columns)
     if not rows:
         raise RecordError(f"{path}: holds no row; run `dvc repro` again")
     return rows
 
 
-def _read_checked(path: Path, kind: Kind) -> list[Record]:
-    records = read_records(path, kind)
-    check_parameters(path, records)
-    return records
-
-
 def _row(rows: Sequence[Cells], keys: Sequence[str], table: str, row: str) -> Cells:
-    names = ["/".join(str(cells[key]) for key in keys) for cells in rows]
+    names = ["/".join(filter(None, (str(cells[key]) for key in keys))) for cells in rows]
     hit = [cells for cells, name in zip(rows, names, strict=True) if name == row]
-    for other in ("label", "our_label"):  # what the page shows
+    for other in ("label", "our_label", "Claim"):  # what the page shows
         hit = hit or [cells for cells in rows if cells.get(other) == row]
     if len(hit) == 1:
         return hit[0]
@@ -254,7 +241,7 @@ def _column(cells: Cells, table: str, column: str) -> tuple[str, list[str]]:
     return base, [c for c in cells if _SUFFIX.sub("", c) == base]
 
 
-def _values(cells: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+def _values(cells: Cells, columns: Iterable[str]) -> list[str]:
     return [*(f"  {name} = {'none' if cells[name] is None else cells[name]}" for name in columns), ""]
 
 
@@ -322,14 +309,5 @@ def _reference(records: Records, table: str, cells: Cells, key: str) -> list[str
     ]
 
 
-def _tuning_trials(record: Record, path: Path) -> list[str]:
-    """The recipes that a tuning tried."""
-    rows = read_rows(path, COLUMNS)
-    for row in rows:
-        if row["number"] == record["trial"]:
-            row["chosen"] = "yes"
-    return ["", f"trials in {path}:", *_listed(rows)]
-
-
-def _listed(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _listed(rows: Iterable[Cells]) -> list[str]:
     return ["  " + ", ".join(f"{k} = {v}" for k, v in row.items() if v is not None) for row in rows]

@@ -36,10 +36,7 @@ def accuracy(records: Records) -> Figure | None:
             ax.scatter(values, [y + 0.2] * len(values), s=11, color=style.color, alpha=0.5, linewidths=0, zorder=2)
             estimate = _shown_estimate(records, model, records.headline)
             interval_bar(ax, estimate.mean, y - 0.1, estimate, style, horizontal=True)
-        ax.set_yticks(range(len(scores)), _labels(records, scores))
-        ax.set_ylim(len(scores) - 0.5, -0.5)
-        ax.grid(axis="y", visible=False)
-        ax.tick_params(axis="y", length=0)
+        name_rows(ax, _labels(records, scores))
         ax.margins(x=0.08)
         better = "higher is better" if higher_is_better(records.headline) else "lower is better"
         ax.set_xlabel(f"{q.heading}, {better}")
@@ -94,6 +91,15 @@ def object_size(records: Records) -> Figure | None:
         ax.set_ylabel("Mean class accuracy (%)")
         _legend(fig, [styles[m] for m in models], labels, lines=False, width=WIDTH * 0.72)
     return fig
+
+
+def name_rows(ax: Axes, names: Iterable[str]) -> None:
+    """Label the rows of a figure, the first at the top."""
+    names = list(names)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0)
 
 
 def _labels(records: Records, models: Iterable[str]) -> list[str]:

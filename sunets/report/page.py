@@ -103,11 +103,10 @@ def findings(suite: Suite, records: Records) -> list[str]:
     """State the headline results in sentences, from the statistics alone."""
     key, reference = records.headline, suite.report.reference
     q = quantity(key)
-    scores = {m: s for m in records.labels if (s := records.scores(m))}
-    if not scores:
+    means = {m: e for m in records.labels if (e := joint_estimate(records, m, key))}
+    if not means:
         return [f"No model has been scored: {run_failures(records)[0]}"]
     name = records.labels
-    means = {m: e for m in scores if (e := joint_estimate(records, m, key))}
     ranked = sorted(means, key=lambda m: means[m].mean, reverse=higher_is_better(key))
     best = ranked[0]
     word = "highest" if higher_is_better(key) else "lowest"
@@ -123,7 +122,7 @@ def findings(suite: Suite, records: Records) -> list[str]:
         )
     sentences = [lead + "."]
     groups: dict[str, list[str]] = {}
-    others = {m: records.runs(m) for m in scores if m != reference and reference in scores}
+    others = {m: records.runs(m) for m in means if m != reference and reference in means}
     for model, c in compare_all(others, records.runs(reference), key, suite.report).items():
         power = power_text(q, c.difference) if c.verdict == UNDECIDED else ""
         texts = [text for text in (difference_text(q, c.difference), power) if text]
@@ -132,7 +131,7 @@ def findings(suite: Suite, records: Records) -> list[str]:
     order = (BETTER, WORSE, EQUIVALENT, UNDECIDED)
     for verdict in sorted(groups, key=lambda v: order.index(v) if v in order else len(order)):
         sentences.append(f"Compared with {name[reference]}, {verdict}: {join(groups[verdict])}.")
-    if reference not in scores:
+    if reference not in means:
         sentences.append(f"The reference {name[reference]} has no score, so no difference is shown.")
     return sentences + _cost_findings(records)
 
@@ -176,11 +175,12 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
             f"One data set and one budget ({join(epochs)} epochs): more data or longer training may change the "
             f"ranking. Recipes were {tuned}."
         )
-    for key, what in (("data_digest", "versions of the data"), ("code_hash", "versions of the code")):
+    for key, what in (("data_digest", "data"), ("code_hash", "code")):
         for kind in ("train", "evaluate"):
             count = len({r["provenance"].get(key) for r in records.all(kind)})
             if count > 1:
-                sentences.append(f"The {kind} records come from {count} {what}: run `dvc repro` until they agree.")
+                origin = f"{count} versions of the {what}"
+                sentences.append(f"The {kind} records come from {origin}: run `dvc repro` until they agree.")
     if any(r["provenance"].get("git_dirty") for kind in ("train", "evaluate") for r in records.all(kind)):
         sentences.append("Some records were made with uncommitted changes; their code hash tells which code it was.")
     unknown = [kind for kind in KINDS if any(r["provenance"]["git_commit"] is None for r in records.all(kind))]
@@ -207,36 +207,29 @@ def index_page(results: Path) -> str:
         models = read_rows(path, ("n_seeds",)) if path.exists() else []
         seeds = sorted({row["n_seeds"] for row in models if row["n_seeds"]})
         done = sum(bool(row["n_seeds"]) for row in models)
-        rows.append(
-            {
-                "Benchmark": f"[{title}]({page.parent.name}/README.md)",
-                "Name": f"`{page.parent.name}`",
-                "Models scored": f"{done} of {len(models)}",
-                "Seeds": "-".join(dict.fromkeys(str(s) for s in seeds[:1] + seeds[-1:])),
-            }
-        )
+        rows.append({
+            "Benchmark": f"[{title}]({page.parent.name}/README.md)", "Name": f"`{page.parent.name}`",
+            "Models scored": f"{done} of {len(models)}",
+            "Seeds": "-".join(dict.fromkeys(str(s) for s in seeds[:1] + seeds[-1:])),
+        })  # fmt: skip
     read = read_results(results)
     table = published_everywhere(read.benchmarks.values(), read.zoo)
-    unreadable = [
-        f"Left out, since its records cannot be read: {name} ({error})." for name, error in read.unreadable.items()
+    parts = [
+        "# Results",
+        claims_table(read).rstrip("\n"),
+        "All files here are outputs; each page is made by `dvc repro` from the records beside it. A benchmark has "
+        "`records/`, `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF), and `paper.tex` for pdflatex.",
+        markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
+        *(f"Left out, since its records cannot be read: {name} ({why})." for name, why in read.unreadable.items()),
+        "## Published numbers",
+        markdown(table.view, table.caption, table.notes),
     ]
-    return "\n\n".join(
-        [
-            "# Results",
-            claims_table(read).rstrip("\n"),
-            "All files here are outputs; each page is made by `dvc repro` from the records beside it. A benchmark has "
-            "`records/`, `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF), and `paper.tex` for pdflatex.",
-            markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
-            *unreadable,
-            "## Published numbers",
-            markdown(table.view, table.caption, table.notes).rstrip("\n"),
-        ]
-    ) + "\n"  # fmt: skip
+    return "\n\n".join(parts)
 
 
 def _what_was_run(suite: Suite, records: Records) -> str:
     runs = [*records.all("train"), *records.all("evaluate")]
-    rows: list[tuple[str, str]] = [
+    rows = [
         ("Task", f"{records.task} on `{suite.data.name}`"),
         ("Classes", ", ".join(records.classes) if len(records.classes) <= 30 else str(len(records.classes))),
         ("Data digest", _codes(r["provenance"].get("data_digest") for r in runs)),
@@ -249,31 +242,27 @@ def _what_was_run(suite: Suite, records: Records) -> str:
         ("Versions", join(_distinct(_versions(r["environment"]) for r in runs))),
         ("Commit", _codes(r["provenance"].get("git_commit") or "unknown" for r in runs)),
     ]
-    body = pd.DataFrame([(k, v) for k, v in rows if v], columns=["What", "Value"])
-    return body.to_markdown(index=False, disable_numparse=True, colalign=("left", "left"))
+    return _grid([row for row in rows if row[1]], ("What", "Value"))
+
+
+def _grid(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
+    align = ["right" if heading == "Records" else "left" for heading in headings]
+    frame = pd.DataFrame(rows, columns=list(headings))
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def _recipe(records: Records) -> str:
-    keys = (
-        "train.epochs",
-        "train.batch_size",
-        "train.optimizer",
-        "train.lr",
-        "train.weight_decay",
-        "train.schedule",
-        "train.amp",
-    )
-    names = ("epochs", "batch", "optimizer", "learning rate", "weight decay", "schedule", "autocast")
-    shown = [(n, _values(records, k)) for k, n in zip(keys, names, strict=True)]
-    return "; ".join(f"{name} {' or '.join(values)}" for name, values in shown if values)
+    names = {
+        "epochs": "epochs", "batch_size": "batch", "optimizer": "optimizer", "lr": "learning rate",
+        "weight_decay": "weight decay", "schedule": "schedule", "amp": "autocast",
+    }  # fmt: skip
+    shown = {name: _values(records, f"train.{key}") for key, name in names.items()}
+    return "; ".join(f"{name} {' or '.join(values)}" for name, values in shown.items() if values)
 
 
 def _device(e: Mapping[str, Any]) -> str:
-    chip = (
-        f"{e['gpu']}, CUDA {e.get('cuda')}"
-        if e.get("gpu")
-        else f"{e.get('cpu')}, {plural(e.get('threads') or 0, 'thread')} per training"
-    )
+    cpu = f"{e.get('cpu')}, {plural(e.get('threads') or 0, 'thread')} per training"
+    chip = f"{e['gpu']}, CUDA {e.get('cuda')}" if e.get("gpu") else cpu
     return f"{e.get('device')}: {chip}" if e.get("device") else ""
 
 
@@ -319,18 +308,13 @@ def _how(records: Records, content: Content) -> str:
         ("train", "weights and training curves"), ("evaluate", "scores and confusion matrices"),
         ("cost", "parameters, multiply-adds, memory, receptive field"), ("speed", "latency and throughput"),
     ):  # fmt: skip
-        rows_of_kind = records.all(kind)
-        commands = _distinct(r["provenance"].get("command") or "" for r in rows_of_kind)
-        shared = _distinct(" ".join(c.split()[:4]) for c in commands)
-        shown = commands if len(commands) <= 1 else [f"{c} MODEL" for c in shared]
-        path = "records/speed.json" if kind == "speed" else f"records/{kind}/"
-        if rows_of_kind:
-            cells = (what.capitalize(), ", ".join(f"`{c}`" for c in shown), f"[{path}]({path})")
-            rows.append((*cells, str(len(rows_of_kind))))
-    rows.append(
-        ("Tables, figures, this page", "`python -m sunets report`", "[tables/](tables), [figures/](figures)", "")
-    )
-    frame = pd.DataFrame(rows, columns=["What", "Command", "Where", "Records"])
-    return "`dvc repro` runs all of it.\n\n" + frame.to_markdown(
-        index=False, disable_numparse=True, colalign=("left", "left", "left", "right")
-    )
+        if made := records.all(kind):
+            commands = _distinct(r["provenance"].get("command") or "" for r in made)
+            if len(commands) > 1:
+                commands = [f"{c} MODEL" for c in _distinct(" ".join(c.split()[:4]) for c in commands)]
+            path = "records/speed.json" if kind == "speed" else f"records/{kind}/"
+            shown = ", ".join(f"`{c}`" for c in commands)
+            rows.append((what.capitalize(), shown, f"[{path}]({path})", str(len(made))))
+    here = "[tables/](tables), [figures/](figures)"
+    rows.append(("Tables, figures, this page", "`python -m sunets report`", here, ""))
+    return "`dvc repro` runs all of it.\n\n" + _grid(rows, ("What", "Command", "Where", "Records"))

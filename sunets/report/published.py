@@ -87,26 +87,26 @@ _SUNET = "not quoted: no source opened (arXiv 1804.10343)"
 _TOP2 = "; the authors' project page says top 2 of the PASCAL VOC challenge, without a score"
 
 QUOTES = (
-    Quote("imagenet", "resnet18", _TOP1, 30.242, _IMAGENET.format("ResNet18")),
-    Quote("imagenet", "resnet18", _TOP5, 10.922, _IMAGENET.format("ResNet18")),
-    Quote("imagenet", "resnet50", _TOP1, 23.87, _IMAGENET.format("ResNet50")),
-    Quote("imagenet", "resnet50", _TOP5, 7.138, _IMAGENET.format("ResNet50")),
-    Quote("imagenet", "resnet101", _TOP1, 22.626, _IMAGENET.format("ResNet101")),
-    Quote("imagenet", "resnet101", _TOP5, 6.454, _IMAGENET.format("ResNet101")),
-    Quote("imagenet", "densenet161", _TOP1, 22.862, _IMAGENET.format("DenseNet161")),
-    Quote("imagenet", "densenet161", _TOP5, 6.44, _IMAGENET.format("DenseNet161")),
-    Quote("imagenet", "densenet201", _TOP1, 23.104, _IMAGENET.format("DenseNet201")),
-    Quote("imagenet", "densenet201", _TOP5, 6.63, _IMAGENET.format("DenseNet201")),
-    Quote("imagenet", "sunet64", _TOP1, None, _SUNET),
-    Quote("imagenet", "sunet128", _TOP1, None, _SUNET),
-    Quote("imagenet", "sunet7128", _TOP1, None, _SUNET),
-    Quote("imagenet", "sunet64", PARAMETERS, 6.9, _THESIS.format("section 4.1")),
-    Quote("imagenet", "sunet128", PARAMETERS, 24.6, _THESIS.format("section 4.1")),
-    Quote("imagenet", "sunet7128", PARAMETERS, 37.7, _THESIS.format("section 4.1")),
-    Quote("coco", "fcn_resnet50", _MIOU, 60.5, _COCO.format("FCN_ResNet50")),
-    Quote("coco", "deeplabv3_resnet50", _MIOU, 66.4, _COCO.format("DeepLabV3_ResNet50")),
-    Quote("coco", "deeplabv3_resnet101", _MIOU, 67.4, _COCO.format("DeepLabV3_ResNet101")),
-    Quote("coco", "lraspp_mobilenet_v3_large", _MIOU, 57.9, _COCO.format("LRASPP_MobileNet_V3_Large")),
+    *(
+        Quote("imagenet", name.lower(), metric, error, _IMAGENET.format(name))
+        for name, *errors in (
+            ("ResNet18", 30.242, 10.922), ("ResNet50", 23.87, 7.138), ("ResNet101", 22.626, 6.454),
+            ("DenseNet161", 22.862, 6.44), ("DenseNet201", 23.104, 6.63),
+        )
+        for metric, error in zip((_TOP1, _TOP5), errors, strict=True)
+    ),
+    *(Quote("imagenet", name, _TOP1, None, _SUNET) for name in ("sunet64", "sunet128", "sunet7128")),
+    *(
+        Quote("imagenet", name, PARAMETERS, count, _THESIS.format("section 4.1"))
+        for name, count in (("sunet64", 6.9), ("sunet128", 24.6), ("sunet7128", 37.7))
+    ),
+    *(
+        Quote("coco", name.lower(), _MIOU, miou, _COCO.format(name))
+        for name, miou in (
+            ("FCN_ResNet50", 60.5), ("DeepLabV3_ResNet50", 66.4), ("DeepLabV3_ResNet101", 67.4),
+            ("LRASPP_MobileNet_V3_Large", 57.9),
+        )
+    ),
     *(
         Quote("camvid", name, _MIOU, miou, _TABLE3, other_network=True, params_m=params, pretrained=pretrained)
         for name, miou, params, pretrained in (
@@ -129,9 +129,7 @@ QUOTES = (
 def verdict(ours: Estimate, quote: Quote) -> str:
     """How a measured value stands to a published one, which is another network's, or one to be reproduced.
 
-    Args:
-        ours: mean and interval, in the quote's unit.
-        quote: with a value.
+    The measured value is in the quote's unit, which has a value.
     """
     assert quote.value is not None
     difference = ours.mean - quote.value
@@ -156,9 +154,7 @@ def family(benchmark: str) -> str:
 def published(records: Records, names: Mapping[str, str]) -> Table | None:
     """Our values beside the published ones of the same data; None where nothing is quoted for it.
 
-    Args:
-        records: of the benchmark.
-        names: key of a model in `params.yaml` -> its name in the zoo.
+    `names` maps the key of a model in `params.yaml` to its name in the zoo.
     """
     rows = _benchmark_rows(records, names)
     return _table(rows, "Published numbers beside ours.") if rows else None
@@ -167,9 +163,7 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
 def published_everywhere(benchmarks: Iterable[Records], zoo: Iterable[Record]) -> Table:
     """Every quoted number beside ours; what has no records is "not run".
 
-    Args:
-        benchmarks: records of each benchmark.
-        zoo: cost records of `make zoo`, which count the networks that no benchmark has.
+    Cost records of `make zoo` count the networks that no benchmark has.
     """
     rows = [row for records in benchmarks for row in _benchmark_rows(records, zoo_names(records))]
     measured = {_key(row) for row in rows if pd.notna(row.get("ours.mean"))}
@@ -283,33 +277,27 @@ def _table(rows: list[dict[str, Any]], caption: str) -> Table:
 
 
 def _view(data: pd.DataFrame) -> pd.DataFrame:
-    def number(value: Any, *, sign: bool = False) -> str:
-        return "" if value is None or pd.isna(value) else f"{value:{'+' if sign else ''}.2f}"
+    """What a reader sees: of our networks beside another network's score, the SUNets and the best."""
+    data = data.astype({"ours.mean": float} | dict.fromkeys(("benchmark", "our_label", "verdict"), object))
+    ours = data.groupby(["benchmark", "data", "published_model", "metric"], dropna=False)["ours.mean"]
+    best = ours.rank(method="first", ascending=False, na_option="bottom") == 1  # of scores: more is better
+    others = data.published_model.isin([q.name for q in QUOTES if q.other_network])
+    data = data[~others | best | data.our_network.astype(str).str.startswith("sunet")].reset_index(drop=True)
 
-    others = {q.name for q in QUOTES if q.other_network}
-    lines = []
-    for _, quoted in data.groupby(["benchmark", "data", "published_model", "metric"], sort=False, dropna=False):
-        means = quoted["ours.mean"].astype(float)
-        best = means.idxmax() if means.notna().any() else quoted.index[0]  # scores of other networks: more is better
-        for index, r in quoted.iterrows():
-            sunet = str(r["our_network"]).startswith("sunet")
-            if r["published_model"] in others and index != best and not sunet:
-                continue
-            low, high = r["ours.ci95_low"], r["ours.ci95_high"]
-            interval = f" [{number(low)}, {number(high)}]" if number(low) else ""
-            lines.append(
-                {
-                    "Benchmark": r["benchmark"] if isinstance(r["benchmark"], str) else r["data"],
-                    "Published network": r["published_model"],
-                    "Published parameters (M)": number(r["published_params_m"]),
-                    "Quantity": quantity(r["metric"]).heading,
-                    "Published": number(r["published"]) or "not quoted",
-                    "Our network": r["our_label"] if isinstance(r["our_label"], str) else "",
-                    "Our parameters (M)": number(r["ours.params_m"]),
-                    "Ours": number(r["ours.mean"]) + interval,
-                    "Difference": number(r["difference"], sign=True),
-                    "Verdict": r["verdict"] if isinstance(r["verdict"], str) else "",
-                    "Source": r["source"],
-                }
-            )
-    return pd.DataFrame(lines)
+    def numbers(column: str, sign: str = "") -> pd.Series:
+        return data[column].map(lambda value: "" if pd.isna(value) else f"{value:{sign}.2f}")
+
+    low, high = numbers("ours.ci95_low"), numbers("ours.ci95_high")
+    return pd.DataFrame({
+        "Benchmark": data.benchmark.fillna(data["data"]),
+        "Published network": data.published_model,
+        "Published parameters (M)": numbers("published_params_m"),
+        "Quantity": data.metric.map(lambda key: quantity(key).heading),
+        "Published": numbers("published").replace("", "not quoted"),
+        "Our network": data.our_label.fillna(""),
+        "Our parameters (M)": numbers("ours.params_m"),
+        "Ours": numbers("ours.mean") + (" [" + low + ", " + high + "]").where(low != "", ""),
+        "Difference": numbers("difference", "+"),
+        "Verdict": data.verdict.fillna(""),
+        "Source": data.source,
+    })  # fmt: skip

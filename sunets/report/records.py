@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -262,12 +262,6 @@ class Records:
         counts = [arrays[name] for name in names if name in arrays]
         return counts, images if counts else []
 
-    @property
-    def unchecked(self) -> list[str]:
-        """Models with scores but without confusion matrices."""
-        folder = self.directory / "confusion"
-        return [m for m in self.labels if self.scores(m) and not (folder / f"{m}.npz").exists()]
-
     def effective_field(self, model: str) -> NDArray | None:
         """(H, W) mean absolute input gradient of a centre logit, or None."""
         path = self.directory / "cost" / f"{model}.npz"
@@ -346,12 +340,14 @@ def find_records(results: Path, benchmark: str) -> Records:
     )
 
 
-def check_parameters(path: Path, records: Sequence[Record]) -> None:
-    """Check that the parameters of records are those that they were made with.
+def read_checked(path: Path, kind: Kind) -> list[Record]:
+    """Read a file of records, whose parameters must be those that they were made with.
 
     Raises:
-        RecordError: names the file, the record and both fingerprints.
+        FileNotFoundError: no such file.
+        RecordError: the file is damaged, or a record's config_hash is not that of its parameters.
     """
+    records = read_records(path, kind)
     for r in records:
         stated, computed = r["provenance"]["config_hash"], parameters_hash(r["params"])
         if stated != computed:
@@ -359,14 +355,11 @@ def check_parameters(path: Path, records: Sequence[Record]) -> None:
                 f"{path}: {r['model']}, seed {r['seed']}: config_hash is {stated}, but that of its params is "
                 f"{computed}; {REMEDY}"
             )
+    return records
 
 
 def _check_scores(directory: Path, model: str, records: Sequence[Record], classes: Sequence[str]) -> None:
-    """Check the scores of evaluations against the confusion matrices beside them, where there are any.
-
-    Raises:
-        RecordError: names the file, the record, the score and both values.
-    """
+    """Check the scores of evaluations against the confusion matrices beside them, where there are any."""
     path = directory / "evaluate" / f"{model}.json"
     arrays, by_size, _ = _read_confusions(directory, model)
     for r in records if arrays else ():
@@ -393,13 +386,9 @@ def _check_scores(directory: Path, model: str, records: Sequence[Record], classe
 
 
 def _read_confusions(directory: Path, model: str) -> tuple[dict[str, NDArray], dict[str, NDArray], list[str]]:
-    """Read the counts of a model, rows are the truth; empty without a file.
+    """`seedN.VARIANT` -> (n_images, K, K) counts, rows are the truth; the same by object size; the ids of the images.
 
-    Returns:
-        `seedN.VARIANT` -> (n_images, K, K); `seedN.VARIANT` -> (S, K, K) by object size; the ids of the images.
-
-    Raises:
-        RecordError: the file is damaged.
+    Empty without a file.
     """
     path = directory / "confusion" / f"{model}.npz"
     if not path.exists():
@@ -422,24 +411,24 @@ def _read_confusions(directory: Path, model: str) -> tuple[dict[str, NDArray], d
 def _read_all(
     directory: Path, models: Mapping[str, str], classes: Sequence[str] = ()
 ) -> dict[str, list[dict[str, Any]]]:
-    wanted = [f"{kind}/{model}.json" for model in models for kind in ("train", "evaluate", "cost", "timing", "tune")]
-    raw = {
-        name: read_records(directory / name, cast(Kind, name.partition("/")[0].removesuffix(".json")))
-        for name in [*wanted, "speed.json"]
-        if (directory / name).exists()
-    }
+    kinds: tuple[Kind, ...] = ("train", "evaluate", "cost", "tune")
+    wanted: dict[str, Kind] = {f"{kind}/{model}.json": kind for model in models for kind in kinds}
+    wanted["speed.json"] = "speed"
+    raw = {name: read_checked(directory / name, kind) for name, kind in wanted.items() if (directory / name).exists()}
+    for model in models:
+        name = f"timing/{model}.json"
+        if (directory / name).exists():
+            raw[name] = read_records(directory / name, "timing")
+        if evaluated := raw.get(f"evaluate/{model}.json"):
+            _check_scores(directory, model, evaluated, classes)
+        name = f"tune/{model}.json"
+        tunings = raw.get(name, [])
+        if len(tunings) > 1:
+            raise RecordError(f"{directory / name}: {len(tunings)} records instead of one; {REMEDY}")
+        for record in tunings:
+            check_chosen(record, directory / name)
     if not raw:
         raise FileNotFoundError(f"{directory}: no records of any model; run `dvc repro` first")
-    for name, rows in raw.items():
-        kind, _, file = name.partition("/")
-        if kind != "timing":
-            check_parameters(directory / name, rows)
-        if kind == "tune" and len(rows) > 1:
-            raise RecordError(f"{directory / name}: {len(rows)} records instead of one; {REMEDY}")
-        for record in rows if kind == "tune" else []:
-            check_chosen(record, directory / name)
-        if kind == "evaluate":
-            _check_scores(directory, file.removesuffix(".json"), rows, classes)
     return raw
 
 

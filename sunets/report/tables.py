@@ -410,7 +410,8 @@ def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
 
 def _unchecked(records: Records) -> list[str]:
     """Name the models whose scores could not be recomputed."""
-    labels = [records.labels[model] for model in records.unchecked]
+    folder = records.directory / "confusion"
+    labels = [label for m, label in records.labels.items() if records.scores(m) and not (folder / f"{m}.npz").exists()]
     return [f"Scores not checked, for want of confusion matrices: {', '.join(labels)}."] if labels else []
 
 
