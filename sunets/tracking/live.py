@@ -87,6 +87,7 @@ class Tracker:
             item: key of the model or name of the study.
             runs: train: configuration and provenance per seed.
         """
+        self._kind: Literal["train", "trial"] = kind
         self._suite, self._item = suite, item
         self._lock = threading.RLock()
         self._records: dict[int, Record] = {}
@@ -98,7 +99,15 @@ class Tracker:
         if torchrun_process()[0] != 0:  # torchrun: only the first process writes
             return
         try:
-            parent = self._plan_trainings(runs) if kind == "train" else self._plan_study()
+            if kind == "train":
+                self._planned = {config.seed: self._record(config, provenance=source) for config, source in runs}
+                parent = model_run(list(self._planned.values()), ended=False)
+            else:
+                from sunets.models.zoo import resolve_config  # imports torch, which `sync` must not
+
+                study = suite.ablations[item]
+                configs = (suite.config(study.model, seed, study.overrides) for seed in study.seeds)
+                parent = study_run([self._record(resolve_config(config)) for config in configs], ended=False)
             if tracking_uri() not in _unanswered:
                 self._store = Store()
         except Exception as error:
@@ -107,28 +116,23 @@ class Tracker:
         self._begin(parent)
         atexit.register(self.close)
 
-    def _plan_trainings(self, runs: Sequence[tuple[Config, Mapping[str, Any]]]) -> Run:
-        self._planned = {
-            config.seed: make_record(
-                "train",
-                benchmark=self._suite.benchmark,
-                task=self._suite.data.task,
-                model=self._item,
-                label=self._suite.models[self._item].label,
-                seed=config.seed,
-                config=config,
-                provenance=provenance,
-            )
-            for config, provenance in runs
-        }
-        return model_run(list(self._planned.values()), ended=False)
-
-    def _plan_study(self) -> Run:
-        from sunets.models.zoo import resolve_config  # imports torch, which `sync` must not
-
-        study = self._suite.ablations[self._item]
-        configs = [resolve_config(self._suite.config(study.model, seed, study.overrides)) for seed in study.seeds]
-        return study_run([self._trial(config) for config in configs], ended=False)
+    def _record(self, config: Config, **extra: Any) -> Record:
+        """The record of a training or trial before its first epoch."""
+        study = self._suite.ablations[self._item] if self._kind == "trial" else None
+        model = study.model if study else self._item
+        if study:
+            arm, tuned = (dict.fromkeys(axis.path for axis in axes) for axes in (study.axes, study.nuisance))
+            extra = {"study": self._item, "arm": arm, "tuned": tuned} | extra
+        return make_record(
+            self._kind,
+            benchmark=self._suite.benchmark,
+            task=self._suite.data.task,
+            model=model,
+            label=self._suite.models[model].label,
+            seed=config.seed,
+            config=config,
+            **extra,
+        )
 
     @_never_raises
     def _begin(self, parent: Run) -> None:
@@ -182,25 +186,7 @@ class Tracker:
             provenance: return value of `core.provenance.provenance`.
             extra: phase and arm, as in its record.
         """
-        self._planned[number] = self._trial(config, provenance=provenance, number=number, **extra)
-
-    def _trial(self, config: Config, **extra: Any) -> Record:
-        study = self._suite.ablations[self._item]
-        varied = {
-            "arm": {axis.path: None for axis in study.axes},
-            "tuned": {axis.path: None for axis in study.nuisance},
-        }
-        return make_record(
-            "trial",
-            benchmark=self._suite.benchmark,
-            task=self._suite.data.task,
-            model=study.model,
-            label=self._suite.models[study.model].label,
-            seed=config.seed,
-            config=config,
-            study=self._item,
-            **varied | extra,
-        )
+        self._planned[number] = self._record(config, provenance=provenance, number=number, **extra)
 
     @_never_raises
     def log_epoch(self, child: int, row: Mapping[str, Any]) -> None:

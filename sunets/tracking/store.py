@@ -17,10 +17,11 @@ from filelock import FileLock
 from sunets.core.config import fingerprint
 from sunets.tracking import address
 from sunets.tracking.address import CREATION_LIMIT, LIMIT, within
-from sunets.tracking.networks import specification
-from sunets.tracking.view import Run
+from sunets.tracking.view import Network, Run
 
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
+EXTERNAL = "mlflow.model.isExternal"
+"""MLflow's mark of a model whose files it does not hold: it says so where one tries to load it."""
 PARENT, PROCESS = "mlflow.parentRunId", "sunets.process"
 VIEW = "sunets"
 """Key of the shared view of the run table in MLflow's links."""
@@ -228,7 +229,7 @@ class Store:
             )
         if model.status != self.entities.LoggedModelStatus.READY:
             with tempfile.TemporaryDirectory() as folder:
-                specification(run.network, model).save(str(Path(folder, "MLmodel")))
+                _specification(run.network, model).save(str(Path(folder, "MLmodel")))
                 self.client.log_model_artifacts(model.model_id, folder)
             self.client.finalize_logged_model(model.model_id, "READY")
         linked = [m.model_id for m in existing.outputs.model_outputs] if existing.outputs else []
@@ -275,6 +276,25 @@ class Store:
             self.client.set_terminated(run_id, run.status, run.seconds and int(1000 * run.seconds[1]))
         self.client.set_tag(run_id, DIGEST, digest)  # last, so that an interrupted write is repeated
         return run_id, "created" if created else "updated"
+
+
+def _specification(network: Network, model: Any) -> Any:
+    """Make the content of the file `MLmodel` of a logged model: its signature."""
+    import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    def schema(*shape: int) -> Schema:
+        return Schema([TensorSpec(np.dtype(np.float32), shape)])
+
+    return Model(
+        artifact_path=model.artifact_location,
+        model_uuid=model.model_id,
+        model_id=model.model_id,
+        run_id=model.source_run_id,
+        signature=ModelSignature(schema(-1, 3, -1, -1), schema(*network.output)),
+        metadata={EXTERNAL: True},
+    )
 
 
 def _view_state(columns: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,22 +15,27 @@ from filelock import FileLock, Timeout
 from sunets.core.history import read_history
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED, check_name
-from sunets.core.record import Kind, Record, read_records
+from sunets.core.paths import BenchmarkPaths
+from sunets.core.record import Kind, Record, read_json, read_records, read_rows
 from sunets.tracking.address import CREATION_LIMIT, TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
-from sunets.tracking.networks import trained_network
-from sunets.tracking.store import CURRENT, Store, is_alive
-from sunets.tracking.tuning import tuning_runs
+from sunets.tracking.store import CURRENT, EXTERNAL, Store, is_alive
 from sunets.tracking.view import (
+    Network,
     Run,
     child_run,
     costs,
     finite_numbers,
+    legal,
     make_slot,
     model_run,
     plain_text,
+    shorten,
     study_run,
 )
+
+Family = tuple[Run, list[Run]]
+"""A parent run and its children."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
     if not folders:
         raise FileNotFoundError(f"{results / name / 'records'}: no records; run `dvc repro` first")
     wanted = {
-        folder.name: [*_models(folder), *tuning_runs(folder), *_studies(folder), *_report(folder)] for folder in folders
+        folder.name: [*_models(folder), *_tunings(folder), *_studies(folder), *_report(folder)] for folder in folders
     }
     try:
         store = Store()
@@ -84,13 +90,10 @@ def _write(store: Store, wanted: Mapping[str, list[tuple[Run, list[Run]]]], page
     for name, families in wanted.items():
         kept = set()
         for parent, children in families:
-            parent_id, change = store.finish(parent)
-            kept.add(parent_id)
-            counts[change] += 1
-            for child in children:
-                run_id, change = store.finish(child, parent_id)
-                kept.add(run_id)
-                counts[change] += 1
+            finished = [store.finish(parent)]
+            finished += [store.finish(child, finished[0][0]) for child in children]
+            kept |= {run_id for run_id, _ in finished}
+            counts.update(change for _, change in finished)
         for experiment in (name, f"{name}/tuning", f"{name}/ablations"):
             if store.experiment(experiment, create=False) is None:
                 continue
@@ -113,31 +116,30 @@ def _records(path: Path, kind: Kind | Literal["timing"]) -> list[Record]:
     return read_records(path, kind) if path.exists() else []
 
 
-def _items(folder: Path, suffix: str) -> list[str]:
-    return sorted(path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}"))
+def _histories(path: Path, key: Literal["seed", "number"]) -> dict[int, list[Record]]:
+    """Seed or number of a trial -> its rows of a history."""
+    rows: dict[int, list[Record]] = defaultdict(list)
+    for row in read_history(path, key):
+        rows[row[key]].append(row)
+    return rows
 
 
-def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
-    """Build parent and children of every model of a benchmark.
-
-    Args:
-        folder: results/BENCHMARK.
-    """
+def _models(folder: Path) -> list[Family]:
+    """Build the runs of every model of a benchmark; `folder` is results/BENCHMARK."""
     base = folder / "records"
     speed = _records(base / "speed.json", "speed")
     families = []
-    for model in sorted({name for kind in ("train", "evaluate", "cost") for name in _items(base / kind, ".json")}):
+    for model in sorted({path.stem for kind in ("train", "evaluate", "cost") for path in (base / kind).glob("*.json")}):
         kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "cost", "timing")
         trained, tested, counted, timed = (_records(base / kind / f"{model}.json", kind) for kind in kinds)
         path = base / "history" / f"{model}.csv"
-        rows = read_history(path, "seed") if path.exists() else []
+        histories = _histories(path, "seed") if path.exists() else {}
         children = []
         for record in trained:
-            seed = record["seed"]
-            child = child_run(record, [row for row in rows if row["seed"] == seed])
-            timing = next((t for t in timed if t["seed"] == seed), {})
+            child = child_run(record, histories.get(record["seed"], ()))
+            timing = next((t for t in timed if t["seed"] == record["seed"]), {})
             noisy = {k: v for k, v in timing.items() if k in ("seconds", "images_per_second")}
-            scores = [r for r in tested if r["seed"] == seed]
+            scores = [r for r in tested if r["seed"] == record["seed"]]
             metrics = {k: v for r in scores for k, v in _scores(r, tested).items()}
             children.append(
                 replace(
@@ -146,7 +148,7 @@ def _models(folder: Path) -> list[tuple[Run, list[Run]]]:
                     tags={**child.tags, **_test_settings(scores)},
                     seconds=_period(timing),
                     files=_figures(folder / "figures", "training_curves.png"),
-                    network=trained_network(record, counted[0], folder.parent.parent) if counted else None,
+                    network=_network(record, counted[0], folder.parent.parent) if counted else None,
                 )
             )
         parent = model_run(trained or tested or counted)
@@ -202,22 +204,97 @@ def _period(timing: Mapping[str, Any]) -> tuple[float, float] | None:
     return start, start + (timing.get("seconds") or 0.0)
 
 
-def _studies(folder: Path) -> list[tuple[Run, list[Run]]]:
-    """Build parent and children of every study of a benchmark."""
-    base = folder / "records" / "ablations"
+def _network(record: Record, counted: Record, root: Path) -> Network | None:
+    """Describe the network of a training; None where its weights are not here, as in a fresh clone."""
+    paths = BenchmarkPaths(record["benchmark"], root)
+    weights = paths.weights(record["model"], record["seed"])
+    if record["status"] != "finished" or not weights.is_file():
+        return None
+    path = weights.relative_to(root).as_posix()
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    shown = {name: counted["cost"].get(f"cost.{name}") for name in ("params_m", "gmacs", "output_stride")}
+    params = {f"cost.{name}": value for name, value in shown.items() if value is not None}
+    if "cost.size" in counted["params"]:
+        params["cost.size"] = counted["params"]["cost.size"]
+    manifest = paths.data / "manifest.json"
+    classes = len(read_json(manifest)["classes"]) if manifest.exists() else -1
+    return Network(
+        name=f"{record['model']}-seed{record['seed']}",
+        params={name: plain_text(value) for name, value in params.items()} | {"weights.path": path},
+        tags={
+            EXTERNAL: "true",
+            "weights.sha256": digest,
+            "mlflow.note.content": f"Weights: `{path}`. Load: `sunets.training.checkpoint.load_trained(path)`.",
+        },
+        output=(-1, classes, *([-1, -1] if record["task"] == "segmentation" else [])),
+    )
+
+
+def _tunings(folder: Path) -> list[Family]:
+    """Build the runs of the tuning of every model: the best recipe so far, and the trials."""
     families = []
-    studies = _items(base, ".json")
+    for path in sorted((folder / "records" / "tune").glob("*.json")):
+        for record in read_records(path, "tune"):
+            rows = read_rows(path.with_suffix(".csv"), ("number", "status", "best"))
+            histories = _histories(path.with_suffix(".history.csv"), "number")
+            children = [_trial(record, row, histories[row["number"]]) for row in rows]
+            pictures = _figures(folder / "figures", "tuning.png")
+            parent, *children = (replace(run, files=pictures) for run in (_tuning(record, rows), *children))
+            families.append((parent, children))
+    return families
+
+
+def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
+    """The parent run: its curve is the best score after each trial."""
+    best = [(row["number"], row["best"]) for row in rows if row["best"] is not None]
+    whole = model_run([record])
+    score = f"best/{next(iter(record['scores']), 'score')}"
+    chosen = {path: plain_text(value) for path, value in record["chosen"].items()}
+    tuned = {axis["path"] for axis in record["space"]}
+    left_out = {f"left_out.{path}": reason for path, reason in record["left_out"].items()}
+    return replace(
+        whole,
+        experiment=f"{record['benchmark']}/tuning",
+        slot=make_slot("tuning", record["benchmark"], record["model"]),
+        name=shorten(f"tuning of {record['label']}", 250),
+        params={**{k: v for k, v in whole.params.items() if k not in tuned}, **legal(chosen)},
+        tags={**whole.tags, **legal(left_out | {"kind": "tuning"})},
+        points={(score, number): value for number, value in best},
+        metrics=finite_numbers({"trials.failed": sum(row["status"] == "failed" for row in rows)}),
+        headline="",
+        columns=(f"metrics.`{score}`", *(f"params.`{axis['path']}`" for axis in record["space"])),
+    )
+
+
+def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Run:
+    """The run of one trial; what the trials share stands in their parent."""
+    values = {axis["path"]: plain_text(row[axis["path"]]) for axis in record["space"]}
+    own = {"status": row["status"], "reason": row["reason"], "scores": {}, "number": row["number"]}
+    run = child_run(record | own, history)
+    shown = [f"{path.removeprefix('train.')}={value}" for path, value in values.items()]
+    return replace(
+        run,
+        experiment=f"{record['benchmark']}/tuning",
+        slot=make_slot("tuning", record["benchmark"], record["model"], f"{row['number']}"),
+        name=shorten(", ".join([f"{record['label']} #{row['number']}", *shown]), 250),
+        params=legal(values),
+        headline="",
+    )
+
+
+def _studies(folder: Path) -> list[Family]:
+    """Build the runs of every study of a benchmark."""
+    base = folder / "records" / "ablations"
+    studies = sorted(path.stem for path in base.glob("*.json"))
+    families = []
     for study in studies:
-        records = _records(base / f"{study}.json", "trial")
-        if not records:
-            continue
-        path = base / f"{study}.history.csv"
-        rows = read_history(path, "number") if path.exists() else []
-        axes = _figures(folder / "ablations", f"{study}_axes.png")
-        children = [
-            replace(child_run(r, [row for row in rows if row["number"] == r["number"]]), files=axes) for r in records
-        ]
-        families.append((replace(study_run(records), files=_study_files(folder, study, studies)), children))
+        if records := read_records(base / f"{study}.json", "trial"):
+            path = base / f"{study}.history.csv"
+            histories = _histories(path, "number") if path.exists() else {}
+            axes = _figures(folder / "ablations", f"{study}_axes.png")
+            children = [replace(child_run(r, histories.get(r["number"], ())), files=axes) for r in records]
+            families.append((replace(study_run(records), files=_study_files(folder, study, studies)), children))
     return families
 
 
@@ -236,7 +313,7 @@ def _figures(directory: Path, pattern: str) -> tuple[tuple[Path, str | None], ..
     return tuple((path, "figures") for path in sorted(directory.glob(pattern)))
 
 
-def _report(folder: Path) -> list[tuple[Run, list[Run]]]:
+def _report(folder: Path) -> list[Family]:
     """Build the run that holds page, tables and figures of the benchmark, and the samples of its data."""
     files: list[tuple[Path, str | None]] = [(path, None) for path in folder.glob("README.md")]
     for pattern in ("tables/*.md", "tables/*.csv", "figures/*.png"):

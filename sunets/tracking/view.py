@@ -9,7 +9,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,17 +169,16 @@ def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], flo
     }
 
 
-def lower_is_better(metric: str) -> bool:
-    """Return whether a metric is a loss or an error."""
-    return bool(re.search("loss|error", metric))
+def _chooser(metric: str) -> Callable[..., Any]:
+    """Return `min` for a loss or an error, else `max`."""
+    return min if re.search("loss|error", metric) else max
 
 
 def _ends(points: Mapping[tuple[str, int], float], headline: str) -> dict[str, float]:
     """Return `final/` and `best/` of the headline score on validation: MLflow's tables show only the last value."""
     name = headline.replace("score.", "val.").replace("search.", "val.")
-    values = [value for (_, _), value in sorted((p, v) for p, v in points.items() if p[0] == name)]
-    best = min if lower_is_better(name) else max
-    return {f"final/{name}": values[-1], f"best/{name}": best(values)} if values else {}
+    values = [value for _, value in sorted((point, value) for point, value in points.items() if point[0] == name)]
+    return {f"final/{name}": values[-1], f"best/{name}": _chooser(name)(values)} if values else {}
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, float]:
@@ -207,12 +206,7 @@ def _params(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _varied(record: Mapping[str, Any], name: str) -> bool:
-    """Return whether a parameter may differ between the trials of a study.
-
-    Args:
-        record: one trial: its arm has all axes, `tuned` all parameters that are tuned within an arm.
-        name: name of the parameter: such a path, or one below it.
-    """
+    """Return whether a parameter, or a section that it is in, may differ between the trials of a study."""
     paths = ("seed", *(record.get("arm") or {}), *(record.get("tuned") or {}))
     return any(name == path or name.startswith(f"{path}.") for path in paths)
 
@@ -239,13 +233,7 @@ def _made_by(record: Mapping[str, Any]) -> list[Any]:
 
 
 def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), *, ended: bool = True) -> Run:
-    """Build the run of one training or trial.
-
-    Args:
-        record: its record; without results for a run in progress.
-        rows: its history.
-        ended: whether the record holds the outcome.
-    """
+    """Build the run of one training or trial from its record, which has no outcome before it ended, and its history."""
     points = curve_points(rows)
     curves = {name for name, _ in points}
     single = finite_numbers(record["scores"]) | costs(record)
@@ -348,9 +336,8 @@ def _best(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[
             settings.setdefault(plain_text(dict(sorted(chosen.items()))), []).append(value)
     if not settings:
         return {}, {}
-    choose = min if lower_is_better(name) else max
     means = {setting: sum(values) / len(values) for setting, values in settings.items()}
-    best = choose(means, key=means.__getitem__)
+    best = _chooser(name)(means, key=means.__getitem__)
     return {f"best/{name}.mean": means[best]}, {"best.setting": best}
 
 
