@@ -80,11 +80,7 @@ class _Work:
 def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root: Path = Path()) -> dict[str, Estimate]:
     """Print the estimates of studies and what they assume.
 
-    Args:
-        suite: the parameters.
-        names: of studies.
-        gpu_tflops: rate that training sustains on a GPU, in 10^12 operations per second.
-        root: of the checkout.
+    `gpu_tflops` is the rate that training sustains on a GPU, in 10^12 operations per second.
 
     Raises:
         ConfigError, DataError: a study is invalid, or the data are neither prepared nor embedded.

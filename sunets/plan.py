@@ -109,11 +109,7 @@ class Passes:
     """Passes over the whole set."""
 
     def gpu_hours(self, tflops: float) -> float:
-        """Estimate GPU hours: the larger of arithmetic and kernel launches.
-
-        Args:
-            tflops: sustained rate in 10^12 operations per second; a multiply-add counts as two.
-        """
+        """Estimate GPU hours at a sustained rate of `tflops` 10^12 operations per second, two per multiply-add."""
         launches = math.ceil(self.images / self.batch_size) * self.operators
         return self.times * max(2 * self.images * self.macs / (tflops * 1e12), launches * LAUNCH_SECONDS) / 3600
 
@@ -146,13 +142,7 @@ class DataFacts:
 def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list[PlanRow]:
     """Print an estimate of the GPU hours and memory of every model of a benchmark, with its assumptions.
 
-    Args:
-        suite: the parameters.
-        gpu_tflops: rate that training sustains on a GPU, in 10^12 operations per second; above 0.
-        root: root of the checkout, which may hold prepared data.
-
-    Returns:
-        One row per model.
+    `gpu_tflops` is the rate that training sustains on a GPU, in 10^12 operations per second.
 
     Raises:
         ConfigError: the number of images is unknown, or a model cannot be built or does not accept their size.
@@ -306,10 +296,6 @@ def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -
 
 def forward_passes(variant: VariantConfig, size: Size) -> list[tuple[Size, int]]:
     """Count the passes of `sunets.evaluation.multi_scale.multi_scale_probabilities` for one image.
-
-    Args:
-        variant: scales, mirroring, window and overlap.
-        size: size of the image.
 
     Returns:
         Per scale, the size of its windows (without windows, of the scaled image) and their number, including mirrors.

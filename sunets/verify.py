@@ -41,10 +41,6 @@ class Verdict:
 def verify(suite: Suite, root: Path = Path()) -> Verdict:
     """Check the results of `params.yaml` against DVC's lock file, this code and these parameters.
 
-    Args:
-        suite: the content of params.yaml.
-        root: root of the checkout.
-
     Raises:
         RecordError: a file of records is damaged; names it.
     """
@@ -93,10 +89,7 @@ def _record_files(results_dir: Path) -> Iterator[_File]:
 
 
 def code_of_records(results_dir: Path) -> dict[str, dict[str, str | None]]:
-    """Tell for each benchmark whether its records were made by this code.
-
-    Returns:
-        Benchmark -> kind of record -> None if so, else the commits that made them.
+    """Benchmark -> kind of its records -> None if this code made them, else the commits that did.
 
     Raises:
         RecordError: a file of records is damaged; names it.

@@ -34,11 +34,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def decompose(scores: NDArray[np.float64]) -> dict[tuple[int, ...], float]:
     """Share of the variance that each set of dimensions explains beyond its subsets.
 
-    Args:
-        scores: a value per cell of the grid, a dimension per factor.
-
-    Returns:
-        Indices of dimensions, smallest sets first -> share; the shares add up to 1.
+    `scores` has a value per cell of the grid, a dimension per factor. Sets are indices of dimensions, smallest first;
+    the shares add up to 1.
     """
     dims = range(scores.ndim)
     effects: dict[tuple[int, ...], NDArray[np.float64]] = {(): scores.mean(keepdims=True)}

@@ -48,14 +48,9 @@ PAGE_ROWS = 16
 
 
 def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
-    """Write the tables, figures and the page of a benchmark's ablations anew.
+    """Write the tables, figures and page of a benchmark's ablations anew; return every path written.
 
-    Args:
-        suite: the benchmark; its studies without records are named as not run.
-        root: of the checkout.
-
-    Returns:
-        Every path written.
+    Studies without records are named as not run.
 
     Raises:
         FileNotFoundError: no study has records.

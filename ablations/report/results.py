@@ -63,10 +63,7 @@ class Study:
     """What may differ between compared settings, and the margin of equivalence."""
 
     def check(self, path: Path) -> None:
-        """Check that the records have what the report shows.
-
-        Args:
-            path: their file.
+        """Check that the records, of the file `path`, have what the report shows.
 
         Raises:
             RecordError: names the file, the record and the key.

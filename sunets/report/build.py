@@ -34,10 +34,6 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
     Pictures of a data set of others must not be committed with `results/`: the qualitative figure of all but the
     embedded sets goes to `outputs/<benchmark>/figures/`.
 
-    Args:
-        suite: the benchmark.
-        root: root of the checkout.
-
     Returns:
         Every path written.
 
@@ -152,11 +148,7 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.E
 
 
 def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = False) -> NDArray[np.uint8]:
-    """Read labels (H, W) or an image (H, W, 3), resized to the given height and width.
-
-    Raises:
-        RecordError: it is damaged.
-    """
+    """Read labels (H, W) or an image (H, W, 3), resized to the given height and width."""
     try:
         pixels = read_picture(path) if color else read_mask(path).astype(np.uint8)
     except DataError as error:

@@ -112,11 +112,7 @@ class Finding:
 
 
 def judge(outcomes: Iterable[bool | None]) -> str:
-    """The verdict of several comparisons.
-
-    Args:
-        outcomes: True supports the claim, False contradicts it, None decides nothing.
-    """
+    """Judge several comparisons: True supports the claim, False contradicts it, None decides nothing."""
     given = list(outcomes)
     if not given:
         return f"{NOT_TESTED}: nothing comparable"

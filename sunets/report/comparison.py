@@ -188,12 +188,8 @@ def compare_all(
 ) -> dict[K, Comparison]:
     """Compare each member of a family with one reference, p-values adjusted over those that are comparable.
 
-    Args:
-        family: name of a row -> its runs.
-        reference: the runs that all are compared with.
-        key: record key of the score, which has the direction.
-        report: the margin of equivalence and the declared differences.
-        varied: dotted keys that the table varies, such as the axes of a study; they are no obstacle.
+    `report` has the margin of equivalence and the declared differences; dotted keys that the table `varied`, such as
+    the axes of a study, are no obstacle.
     """
     rising, margin = higher_is_better(key), report.equivalence_margin_percent / quantity(key).scale
     result: dict[K, Comparison] = {}
@@ -222,13 +218,7 @@ def differing_settings(
 
     Compared are data digest, code hash and every parameter outside `model` that can change a score: data and split,
     budget, recipe, tuning effort, precision, augmentation and the settings of the test-time variant. What tuning chose
-    may differ where both rows were tuned alike.
-
-    Args:
-        row: runs of a row.
-        reference: runs that it is to be compared with.
-        declared: dotted keys, or sections, that may differ and are stated.
-        varied: dotted keys, or sections, that may differ since the table is about them.
+    may differ where both rows were tuned alike, and so may the dotted keys or sections that are declared or varied.
 
     Returns:
         `not comparable: KEY A / B` or an empty text; and `KEY A / B` of each declared difference.
@@ -302,13 +292,7 @@ def _shown(values: Collection[str]) -> str:
 
 
 def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
-    """Say below a table what its verdicts mean.
-
-    Args:
-        report: has the margin.
-        q: the score.
-        comparisons: number of tests that Holm's adjustment is over.
-    """
+    """Say below a table what its verdicts mean, which Holm's adjustment makes from a number of comparisons."""
     margin = f"{report.equivalence_margin_percent:g} {q.difference_unit}"
     adjusted = f" Verdicts are adjusted for {comparisons} comparisons (Holm)." if comparisons > 1 else ""
     return (
@@ -318,13 +302,7 @@ def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
 
 
 def declared_notes(compared: Mapping[str, Comparison], labels: Mapping[str, str], reference: str) -> list[str]:
-    """State the declared differences below a table.
-
-    Args:
-        compared: name of a row -> its comparison.
-        labels: name of a row -> its label in the table.
-        reference: label of the reference.
-    """
+    """State below a table the declared differences of its rows to the reference."""
     texts = [f"{labels[name]} {text}" for name, c in compared.items() for text in c.declared]
     return [f"Declared differences to {reference} (report.declared_differences): {'; '.join(texts)}."] if texts else []
 

@@ -40,12 +40,7 @@ class Explainer:
     """Traces numbers of the tables below `results/`; every file is read once."""
 
     def __init__(self, results_dir: Path, read: Results | None = None) -> None:
-        """Read nothing yet.
-
-        Args:
-            results_dir: the directory that holds the benchmarks' results.
-            read: the records below it, for a caller that has read them.
-        """
+        """Read nothing yet; `read` are the records below the directory, for a caller that has read them."""
         self._results = results_dir
         self._all = functools.cache(lambda: read or read_results(results_dir))
         self._records = functools.cache(lambda name: read.benchmarks[name] if read else find_records(results_dir, name))

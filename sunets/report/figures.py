@@ -242,11 +242,7 @@ def tuning(records: Records) -> Figure | None:
 def draw_trials(trials: Mapping[str, pd.DataFrame], styles: Sequence[Style], xlabel: str, q: Quantity) -> Figure:
     """Draw every trial as a dot, or a cross below where it did not finish, and the best score so far as a line.
 
-    Args:
-        trials: label of a line -> number, status, score and best of its trials.
-        styles: of the lines.
-        xlabel: what the trials are.
-        q: the score.
+    `trials` maps the label of a line to number, status, score and best of its trials; `xlabel` says what they are.
     """
     labels = list(trials) if len(trials) > 1 else []
     with plt.rc_context(STYLE):

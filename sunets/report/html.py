@@ -42,10 +42,6 @@ _BESIDE = re.compile(
 def build_html(suite: Suite, root: Path) -> Path:
     """Write `results/<benchmark>/report.html` from the pages, figures and records in `results/`; it needs no data.
 
-    Args:
-        suite: the benchmark.
-        root: root of the checkout.
-
     Raises:
         FileNotFoundError: there is no report yet.
         RecordError: a file of records or a table is damaged.
@@ -99,11 +95,9 @@ class _Page:
     """Files that are part of the page already."""
 
     def blocks(self, text: str, depth: int = 0) -> Iterator[dict[str, Any]]:
-        """Cut a page into headings, paragraphs, lists, tables and figures, each with what the template needs.
+        """Cut a page, less its title, into headings, paragraphs, lists, tables and figures, as the template needs them.
 
-        Args:
-            text: Markdown; its title is left out.
-            depth: levels of its headings below those of the page that links to it.
+        `depth` is added to the levels of its headings: a page that another links to lies below it.
         """
         caption, last = "", {"kind": ""}
         for node in SyntaxTreeNode(_MARKDOWN.parse(_BESIDE.sub("", text))).children:
@@ -197,13 +191,7 @@ class _Traces:
         self._paths = {path.read_text(encoding="utf-8").partition("\n")[0]: path for path in files}
 
     def of(self, caption: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[list[str | None]]:
-        """What `explain` says of each cell; None of those without a number or a verdict.
-
-        Args:
-            caption: of the table, as its Markdown file has it.
-            head: headings.
-            lines: cells as Markdown.
-        """
+        """What `explain` says of each cell of a shown table; None of those without a number or a verdict."""
         if caption == f"**{CAPTION}**":
             claims = [""]  # a claim stands in its first row alone
             for line in lines:

@@ -81,14 +81,8 @@ def heat_map(
 ) -> None:
     """Draw a matrix with a text in each cell that has a number, black or white by contrast.
 
-    Args:
-        ax: where.
-        values: (rows, columns); NaN where there is no number.
-        texts: (rows, columns).
-        limits: values at the ends of the colours.
-        size: of the texts, in points.
-        cmap: name of the colours.
-        options: of `seaborn.heatmap`.
+    `values` and `texts` are (rows, columns), NaN where there is no number; `limits` are the values at the ends of the
+    colours, `size` is in points, and `options` are those of `seaborn.heatmap`.
     """
     sns.heatmap(values, vmin=limits[0], vmax=limits[1], cmap=cmap, annot=texts, fmt="", linewidths=0.8,
                 linecolor="white", annot_kws={"fontsize": size}, ax=ax, **options)  # fmt: skip
@@ -202,11 +196,8 @@ def receptive_field(records: Records) -> Figure | None:
 def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> Figure:
     """Draw effective receptive fields side by side on one logarithmic scale, with the contour of the 95 % area.
 
-    The contour is that of the field smoothed by a fortieth of the image, whose pixels scatter.
-
-    Args:
-        fields: label of a model -> (H, W) absolute gradient.
-        shares: label of a model -> smallest share of the image that holds 95 % of it.
+    The contour is that of the field smoothed by a fortieth of the image, whose pixels scatter. `fields` maps the label
+    of a model to the (H, W) absolute gradient, `shares` to the smallest share of the image that holds 95 % of it.
     """
     columns = min(len(fields), 4)
     rows = math.ceil(len(fields) / columns)
@@ -265,11 +256,7 @@ def qualitative(
 ) -> Figure | None:
     """Draw test images, their ground truth and the predictions of each model, one row per image.
 
-    Args:
-        examples: one per row.
-        labels: of the models, in order; a missing prediction leaves its cell empty.
-        classes: K names for the legend.
-        palette: (K, 3) colours, 0..255.
+    The models stand in the order of `labels`; a missing prediction leaves its cell empty. `palette` is (K, 3), 0..255.
     """
     if not examples:
         return None

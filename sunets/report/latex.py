@@ -87,9 +87,7 @@ def latex_table(
 def best_cells(view: pd.DataFrame, directions: Mapping[str, bool] | None = None) -> pd.DataFrame:
     """Truth values: the best numbers of each column, at the digits shown, where there are several to choose from.
 
-    Args:
-        view: cells as text.
-        directions: heading -> whether more is better; those of `QUANTITIES` by default.
+    `directions` says of a heading whether more is better; those of `QUANTITIES` by default.
     """
     directions = _DIRECTIONS if directions is None else directions
     bold = pd.DataFrame(False, index=view.index, columns=view.columns)

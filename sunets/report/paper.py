@@ -75,10 +75,7 @@ def _published(table: Table) -> Paper:
 def paper_document(suite: Suite, tables: Iterable[Table], figures: Mapping[str, str]) -> str:
     """`paper.tex`: every table and figure of the report, and of the ablations where they have been run.
 
-    Args:
-        suite: the benchmark.
-        tables: of the report.
-        figures: path without suffix, as seen from the page -> caption.
+    `figures` maps a path without suffix, as seen from the page, to a caption.
     """
     optional = {
         f"ablations/{study}{part}": f"Ablation {study}: {caption}." if caption else ""

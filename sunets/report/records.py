@@ -229,13 +229,7 @@ class Records:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
     def scores(self, model: str, key: str | None = None, variant: str | None = None) -> dict[int, float]:
-        """Seed -> score of one model's finished runs.
-
-        Args:
-            model: key of the model.
-            key: the score; the headline by default.
-            variant: test-time variant; the first by default.
-        """
+        """Seed -> score of one model's finished runs; the headline of the first test-time variant by default."""
         e, key = self.evaluated, key or self.headline
         if key not in e:
             return {}

@@ -82,10 +82,7 @@ class Difference(Estimate):
 def detectable_difference(sd: float, n: int, power: float = POWER) -> float:
     """Smallest true difference that a paired two-sided t-test at the 5 % level finds with the given power.
 
-    Args:
-        sd: standard deviation of the paired differences; the result has its unit.
-        n: number of pairs, at least 2.
-        power: probability of finding it.
+    It has the unit of `sd`, the standard deviation of the n >= 2 paired differences.
     """
     critical = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
     # t² follows a noncentral F with 1 and n - 1 degrees of freedom; this inverts its distribution for noncentrality.
@@ -138,14 +135,8 @@ def paired_difference(
 ) -> Difference | None:
     """Mean of value - reference over the seeds that both have, with its t-interval.
 
-    Args:
-        values: seed -> score of a model.
-        reference: seed -> score of the model it is compared with.
-        higher_is_better: direction of the score; decides what a win is.
-
-    Returns:
-        The difference; without an interval and untested where there is one common seed, or where all seeds differ by
-        the same amount. None without a common seed.
+    Without an interval and untested where there is one common seed, or where all seeds differ by the same amount. None
+    without a common seed. The direction of the score decides what a win is.
 
     Raises:
         ValueError: a value is not finite.

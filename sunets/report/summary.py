@@ -17,14 +17,9 @@ from sunets.report.records import Records, quantity
 
 
 def write_summary(records: Records, out: Path) -> list[Path]:
-    """Write `summary.json`, `plots/curves.csv` and, up to 30 classes, `plots/confusion.csv`.
+    """Write `summary.json`, `plots/curves.csv` and, up to 30 classes, `plots/confusion.csv`; return their paths.
 
-    Args:
-        records: the benchmark.
-        out: results/<benchmark>.
-
-    Returns:
-        The paths written; a stale `plots/confusion.csv` is removed.
+    A stale `plots/confusion.csv` is removed. `out` is results/<benchmark>.
     """
     written = [out / "summary.json"]
     write_json(written[0], summary(records))

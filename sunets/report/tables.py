@@ -40,10 +40,7 @@ def cost(records: Records) -> Table:
 
 
 def cost_frames(records: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cost table of any cost records: the numbers, and what a reader sees.
-
-    Args:
-        records: of kind "cost", one per row; or their tidy table, as `Records.cost` is.
+    """The cost table of records of kind "cost", or of their tidy table, as `Records.cost` is.
 
     Returns:
         Tidy table (model, label, status, reason, cost.*, memory.*, receptive_field.*), and its formatted view without
@@ -72,12 +69,7 @@ COST_COLUMNS = {
 
 
 def accuracy(records: Records, reference: str) -> Table:
-    """Mean and interval of every score over the seeds, and the paired difference of the headline to a reference.
-
-    Args:
-        records: of the benchmark.
-        reference: key of the model that the others are compared with.
-    """
+    """Mean and interval of every score over the seeds, and the paired difference of the headline to a reference."""
     headline = records.headline
     q = quantity(headline)
     others = {m: records.runs(m) for m in records.labels if m != reference}
@@ -175,16 +167,9 @@ def _estimated(
 def _score_row(
     records: Records, model: str, variant: str | None, reference: tuple[str, str], comparison: Comparison | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Columns of the CSV file, and the cells that a reader sees: scores and the difference to a reference.
+    """Columns of the CSV file, and the cells that a reader sees: scores and the difference to a reference (key, name).
 
-    Only the headline is shown with its interval; the CSV file has all.
-
-    Args:
-        records: of the benchmark.
-        model: key of the row's model.
-        variant: test-time variant; the first by default.
-        reference: key and name of the row that the difference is to.
-        comparison: None for the reference.
+    Only the headline is shown with its interval. The reference itself has no comparison.
     """
     headline, line = records.headline, {}
     row = _row(model, records.labels[model], *model_status(records, model, variant))

@@ -67,7 +67,7 @@ def write_table(
     notes: Sequence[str] = (),
     paper: Paper | None = None,
 ) -> list[Path]:
-    """Write one table as Markdown, LaTeX and CSV, the same bytes for the same input.
+    """Write one table as Markdown, LaTeX and CSV, the same bytes for the same input; return the paths.
 
     The LaTeX caption names the benchmark too, which is the directory that holds `tables/`, and the number of seeds; its
     label is `tab:BENCHMARK-TABLE`, so that the tables of several benchmarks can stand in one paper.
@@ -80,9 +80,6 @@ def write_table(
         view: the same table as a reader should see it; the frame itself, numbers to four digits, by default.
         notes: sentences below the table.
         paper: what LaTeX shows in place of the view.
-
-    Returns:
-        The paths written.
     """
     view = _plain_view(frame) if view is None else view.fillna("").astype(str)
     counts = [c for c in frame.columns if str(c).endswith("n_seeds")]

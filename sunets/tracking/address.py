@@ -112,10 +112,7 @@ def database_file(uri: str) -> Path | None:
 
 
 def check_file(file: Path) -> bool:
-    """Check that MLflow can use an SQLite file; MLflow itself would retry for minutes.
-
-    Returns:
-        Whether the file holds MLflow's tables; False if it is missing or empty.
+    """Check that MLflow can use an SQLite file (it would retry for minutes), and return whether it has MLflow's tables.
 
     Raises:
         TrackingError: the file is not regular, is damaged, or belongs to another program.

@@ -81,11 +81,8 @@ class Tracker:
     ) -> None:
         """Open the parent run.
 
-        Args:
-            kind: train (the seeds of a model) or trial (the trials of a study).
-            suite: the benchmark.
-            item: key of the model or name of the study.
-            runs: train: configuration and provenance per seed.
+        `item` is the key of a model, whose seeds are trained ("train"), or the name of a study ("trial"); `runs` holds
+        configuration and provenance per seed of a model.
         """
         self._kind: Literal["train", "trial"] = kind
         self._suite, self._item = suite, item
@@ -178,24 +175,12 @@ class Tracker:
 
     @_never_raises
     def plan(self, number: int, config: Config, provenance: Mapping[str, Any], **extra: Any) -> None:
-        """Describe a trial before its first epoch.
-
-        Args:
-            number: its number in the study.
-            config: its configuration.
-            provenance: return value of `core.provenance.provenance`.
-            extra: phase and arm, as in its record.
-        """
+        """Describe a trial before its first epoch; `extra` has phase and arm, as in its record."""
         self._planned[number] = self._record(config, provenance=provenance, number=number, **extra)
 
     @_never_raises
     def log_epoch(self, child: int, row: Mapping[str, Any]) -> None:
-        """Write one row of a history, unless it is already logged.
-
-        Args:
-            child: seed, or number of the trial.
-            row: epoch and dotted metrics.
-        """
+        """Write one row of a history, epoch and dotted metrics, of a seed or trial, unless it is already logged."""
         run = self._child(child)
         points = curve_points([row])
         if any(run.logged.get(point, value) != value for point, value in points.items()):
@@ -210,12 +195,9 @@ class Tracker:
 
     @_never_raises
     def finish(self, child: int, record: Record, rows: Iterable[Mapping[str, Any]] | None = None) -> None:
-        """End a child run with the status of its record: finished, failed or pruned.
+        """End the run of a seed or trial with the status of its record: finished, failed or pruned.
 
-        Args:
-            child: seed, or number of the trial.
-            record: its record.
-            rows: its whole history, if `log_epoch` did not get all of it.
+        `rows` is its whole history, if `log_epoch` did not get all of it.
         """
         run = self._child(child)
         self._open_store.finish(child_run(record, run.rows if rows is None else rows), self._parent)

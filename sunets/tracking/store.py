@@ -111,10 +111,7 @@ class Store:
     def open(self, run: Run, parent: str | None, compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
         """Find or create the MLflow run with this key, and write its name, tags, parameters and data set.
 
-        Args:
-            run: the wanted content.
-            parent: id of the parent run.
-            compatible: whether a run of the same key may be continued; its curves may come from another machine.
+        A run of the same key goes on if it is `compatible`: its curves may come from another machine.
 
         Returns:
             The run as it was before, and whether it is new.
@@ -152,11 +149,9 @@ class Store:
             self.client.set_experiment_tag(self.experiment(run.experiment), f"mlflow.sharedViewState.{VIEW}", state)
 
     def link(self, experiment: str, base: str) -> str:
-        """Return the address of an experiment's run table; without `workflowType` MLflow shows traces of agents.
+        """Return the address of an experiment's run table, below that of the MLflow UI.
 
-        Args:
-            experiment: its name.
-            base: address of the MLflow UI.
+        Without `workflowType` MLflow shows traces of agents.
         """
         query = f"?workflowType=machine_learning&viewStateShareKey={VIEW}"
         return f"{base.rstrip('/')}/#/experiments/{self.experiment(experiment)}/runs{query}"
@@ -187,12 +182,9 @@ class Store:
             self.client.log_inputs(run_id, [self.entities.DatasetInput(dataset, context)])
 
     def log(self, run_id: str, points: Mapping[tuple[str, int], float], millis: int | None = None) -> None:
-        """Write points of curves.
+        """Write points of curves, (metric, step) -> value, at a time in ms since 1970.
 
-        Args:
-            run_id: the run.
-            points: (metric, step) -> value.
-            millis: time stamp in ms; None makes it from the step, so that MLflow stores a repeated point once.
+        By default the time is made from the step, so that MLflow stores a repeated point once.
         """
         metrics = [
             self.entities.Metric(name, value, 1000 * step if millis is None else millis, step)
@@ -240,11 +232,7 @@ class Store:
             self.client.set_logged_model_tags(model.model_id, tags)
 
     def finish(self, run: Run, parent: str | None = None) -> tuple[str, str]:
-        """Create the run, or complete what is missing of it.
-
-        Returns:
-            The run's id, and "created", "updated" or "unchanged".
-        """
+        """Create the run, or complete what is missing of it; return its id, and "created", "updated" or "unchanged"."""
         digest = run.digest
         probe = next((name for name, _ in run.points if name == "train.loss"), next((n for n, _ in run.points), None))
         wanted = {step: value for (name, step), value in run.points.items() if name == probe}

@@ -53,12 +53,9 @@ class Synced:
 
 
 def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced:
-    """Rebuild the runs in MLflow from the records; a second call changes nothing.
+    """Rebuild the runs in MLflow from the records of one benchmark or all; a second call changes nothing.
 
-    Args:
-        results: the directory `results/`.
-        benchmark: one benchmark; None takes all.
-        pages: address of the MLflow UI, for the links.
+    `pages` is the address of the MLflow UI, for the links.
 
     Raises:
         FileNotFoundError: there are no records.
