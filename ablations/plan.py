@@ -73,8 +73,7 @@ class _Work:
 
     def gpu_hours(self, tflops: float) -> float:
         """GPU hours of all trainings."""
-        parts = (self.passes.train, self.passes.validation, *self.passes.test)
-        return self.trainings * sum(p.gpu_hours(tflops) for p in parts)
+        return self.trainings * (self.passes.training_hours(tflops) + self.passes.test_hours(tflops))
 
 
 def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root: Path = Path()) -> dict[str, Estimate]:
@@ -88,34 +87,16 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     with _prepared(suite, root) as manifest:
         estimates = {name: estimate(suite, name, manifest, gpu_tflops, root) for name in names}
     table = Table(title=f"Ablations of {suite.benchmark}: an estimate", title_justify="left")
-    for heading in (
-        "study",
-        "kind",
-        "points",
-        "trainings",
-        "GMACs, fwd+bwd",
-        "time here",
-        "workers",
-        "one GPU",
-    ):
+    for heading in ("study", "kind", "points", "trainings", "GMACs, fwd+bwd", "time here", "workers", "one GPU"):
         table.add_column(heading, justify="left" if heading in ("study", "kind") else "right")
     for name, e in estimates.items():
-        low, high = (f"{value:.3g}" for value in e.gmacs)
-        table.add_row(
-            name,
-            suite.ablations[name].kind,
-            str(e.points),
-            str(e.trainings),
-            low if low == high else f"{low} to {high}",
-            _duration(e.hours_here),
-            str(e.workers),
-            _duration(e.hours_gpu),
-        )
+        gmacs = " to ".join(dict.fromkeys(f"{value:.3g}" for value in e.gmacs))
+        hours = (_duration(e.hours_here), str(e.workers), _duration(e.hours_gpu))
+        table.add_row(name, suite.ablations[name].kind, str(e.points), str(e.trainings), gmacs, *hours)
     table.add_section()
+    trainings = sum(e.trainings for e in estimates.values())
     here, gpu = sum(e.hours_here for e in estimates.values()), sum(e.hours_gpu for e in estimates.values())
-    table.add_row(
-        "all", "", "", str(sum(e.trainings for e in estimates.values())), "", _duration(here), "", _duration(gpu)
-    )
+    table.add_row("all", "", "", str(trainings), "", _duration(here), "", _duration(gpu))
     print_estimate(table, ASSUMPTIONS.format(tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
     return estimates
 

@@ -126,6 +126,14 @@ class TrainingWork:
     test: tuple[Passes, ...]
     """One per test-time variant and scale."""
 
+    def training_hours(self, tflops: float) -> float:
+        """Estimate GPU hours of the training and its validations; see `Passes.gpu_hours`."""
+        return self.train.gpu_hours(tflops) + self.validation.gpu_hours(tflops)
+
+    def test_hours(self, tflops: float) -> float:
+        """Estimate GPU hours of the test."""
+        return sum(passes.gpu_hours(tflops) for passes in self.test)
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -154,8 +162,7 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
         try:
             row = _row(key, config, len(suite.seeds), data, gpu_tflops)
             if trials := suite.tune.trials:
-                work = training_work(first_trial(suite, key), data)
-                hours = trials * (work.train.gpu_hours(gpu_tflops) + work.validation.gpu_hours(gpu_tflops))
+                hours = trials * training_work(first_trial(suite, key), data).training_hours(gpu_tflops)
                 row = replace(row, trainings=row.trainings + trials, gpu_hours_train=row.gpu_hours_train + hours)
             rows.append(row)
         except (ValueError, RuntimeError) as error:  # invalid arguments or input of a network
@@ -253,10 +260,11 @@ def training_work(config: Config, data: DataFacts) -> TrainingWork:
         data.counts[split] for split in (config.data.train_split, config.data.val_split, config.data.test_split)
     )
     images = train.epochs * train.batch_size * iterations_per_epoch(trained, train.batch_size)
+    images_per_pass = min(train.micro_batch_size or train.batch_size, train.batch_size)
     validations = math.ceil(train.epochs / train.validate_every)
     return TrainingWork(
         size=size,
-        train=Passes(images, *_count(network, size, backward=True), images_per_pass(config)),
+        train=Passes(images, *_count(network, size, backward=True), images_per_pass),
         validation=Passes(validated, *_count(network, scored), train.batch_size, times=validations),
         test=tuple(
             Passes(tested * number, *_count(network, window), evaluate.batch_size)
@@ -266,18 +274,13 @@ def training_work(config: Config, data: DataFacts) -> TrainingWork:
     )
 
 
-def images_per_pass(config: Config) -> int:
-    """Return the images per forward pass of training and process."""
-    return min(config.train.micro_batch_size or config.train.batch_size, config.train.batch_size)
-
-
 def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -> PlanRow:
     train, network, work = config.train, _network(config, data), training_work(config, data)
 
     def memory(network: _Network) -> float:
         copies = 2 + {"adamw": 2, "sgd": int(train.momentum > 0)}[train.optimizer]
         parameters = sum(p.numel() for p in _built(network).parameters())
-        return (_saved(network, work.size, images_per_pass(config)) + 4 * copies * parameters) / GIB
+        return (_saved(network, work.size, work.train.batch_size) + 4 * copies * parameters) / GIB
 
     recomputing = replace(network, model=network.model.model_copy(update={"memory_efficient": True}))
     return PlanRow(
@@ -286,9 +289,9 @@ def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -
         size=work.size,
         gmacs_training_image=work.train.macs / 1e9,
         images=work.train.images,
-        gpu_hours_train=seeds * (work.train.gpu_hours(tflops) + work.validation.gpu_hours(tflops)),
-        gpu_hours_test=seeds * sum(passes.gpu_hours(tflops) for passes in work.test),
-        images_per_pass=images_per_pass(config),
+        gpu_hours_train=seeds * work.training_hours(tflops),
+        gpu_hours_test=seeds * work.test_hours(tflops),
+        images_per_pass=work.train.batch_size,
         memory_gib=memory(network),
         memory_gib_efficient=memory(recomputing) if isinstance(_built(network), SUNet) else None,
     )

@@ -51,13 +51,11 @@ def verify(suite: Suite, root: Path = Path()) -> Verdict:
     if suite.benchmark not in made_by:
         verdict.faults.append(f"{suite.benchmark}: results/ holds no records of it; run `dvc repro`")
     for benchmark, kinds in made_by.items():
-        by_commit: dict[str | None, list[str]] = {}
-        for kind, commits in kinds.items():
-            by_commit.setdefault(commits, []).append(kind)
-        for commits, names in by_commit.items():
+        for commits in dict.fromkeys(kinds.values()):
+            names = ", ".join(kind for kind, by in kinds.items() if by == commits)
             by = f"other code, of commit {commits}" if commits else "this code"
             lines = verdict.earlier if commits and benchmark == suite.benchmark else verdict.notes
-            lines.append(f"{benchmark}: records of {', '.join(names)} were made by {by}")
+            lines.append(f"{benchmark}: records of {names} were made by {by}")
     faults = []
     paths = BenchmarkPaths(suite.benchmark, root)
     for file in files:
@@ -133,11 +131,13 @@ def _fault(suite: Suite, record: Record, paths: BenchmarkPaths) -> str | None:
     if record["benchmark"] != suite.benchmark or record["kind"] not in ("train", "evaluate", "tune"):
         return None
     model, digest = record["model"], record["provenance"]["data_digest"]
-    if record["kind"] == "tune":
-        return _tuning_fault(suite, model, paths)
-    if record["seed"] not in suite.seeds:
-        return "this seed is not one of `seeds` in params.yaml; run its stage again"
     try:
+        if record["kind"] == "tune":
+            trials = paths.records / "tune" / f"{model}.csv"
+            tune_record(suite, paths, model)
+            return None if trials.exists() else f"{trials}: no such file; run its stage again"
+        if record["seed"] not in suite.seeds:
+            return "this seed is not one of `seeds` in params.yaml; run its stage again"
         suite = tuned(suite, paths, [model], digest)
         current = parameters(resolve_config(suite.config(model, record["seed"])))
     except ValueError as error:
@@ -149,16 +149,6 @@ def _fault(suite: Suite, record: Record, paths: BenchmarkPaths) -> str | None:
             chosen_by = "the tuned recipe" if key in suite.recipes.get(model, {}) else "params.yaml"
             return f"{key} is {old!r} in the record and {new!r} in {chosen_by}; run its stage again"
     return None
-
-
-def _tuning_fault(suite: Suite, model: str, paths: BenchmarkPaths) -> str | None:
-    """Say how the record of a tuning contradicts the current parameters or its own table of trials."""
-    path = paths.records / "tune" / f"{model}.csv"
-    try:
-        tune_record(suite, paths, model)
-    except ValueError as error:
-        return str(error)
-    return None if path.exists() else f"{path}: no such file; run its stage again"
 
 
 def _ask_dvc(root: Path, verdict: Verdict) -> None:
@@ -178,13 +168,8 @@ def _ask_dvc(root: Path, verdict: Verdict) -> None:
         return
     stages: dict[str, list[Any]] = json.loads(done.stdout or "{}")
     changes = {name: [part for part in parts if isinstance(part, dict)] for name, parts in stages.items()}
-    absent = [
-        out
-        for parts in changes.values()
-        for part in parts
-        for out, state in part.get("changed outs", {}).items()
-        if state == "not in cache"
-    ]
+    outs = [part.get("changed outs", {}) for parts in changes.values() for part in parts]
+    absent = [out for states in outs for out, state in states.items() if state == "not in cache"]
 
     def is_absent_output(path: str) -> bool:
         return any(path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in absent)

@@ -235,11 +235,7 @@ def _compare(records: Records, sunet: str, others: Sequence[str], key: str) -> d
 
 
 def _text(
-    records: Records,
-    sunet: str,
-    compared: Mapping[str, Comparison],
-    key: str,
-    params: Mapping[str, float],
+    records: Records, sunet: str, compared: Mapping[str, Comparison], key: str, params: Mapping[str, float]
 ) -> str:
     """`mIoU of A (0.2 M): 80.0 [79.0, 81.0] %; compared with it, B (0.3 M): -5.0 [-6.0, -4.0], worse`."""
     q = quantity(key)

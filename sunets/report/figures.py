@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from sunets.core.metrics import higher_is_better
-from sunets.report.comparison import NOT_COMPARABLE, compare_all, joint_estimate
+from sunets.report.comparison import NOT_COMPARABLE, joint_estimate
 from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.style import STYLE, WIDTH, Style, legend_columns, model_styles
-from sunets.report.tables import SIZE_KEYS
+from sunets.report.tables import SIZE_KEYS, compared_models
 
 
 def accuracy(records: Records) -> Figure | None:
@@ -104,9 +104,7 @@ def name_rows(ax: Axes, names: Iterable[str]) -> None:
 
 def _labels(records: Records, models: Iterable[str]) -> list[str]:
     """Labels of models; those of rows that cannot be compared with the reference say so."""
-    reference = records.report.reference
-    others = {m: records.runs(m) for m in models if m != reference}
-    compared = compare_all(others, records.runs(reference), records.headline, records.report)
+    compared = compared_models(records, records.report.reference)
     unlike = {m for m, c in compared.items() if c.verdict.startswith(NOT_COMPARABLE)}
     return [records.labels[m] + (f" ({NOT_COMPARABLE})" if m in unlike else "") for m in models]
 

@@ -22,7 +22,7 @@ from sunets.report.comparison import compare_all, difference_text, estimate_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
-from sunets.report.tables import LARGE, MEDIUM, run_failures
+from sunets.report.tables import LARGE, MEDIUM, compared_models, run_failures
 from sunets.report.write import Table, join, markdown, plural
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
@@ -122,8 +122,8 @@ def findings(suite: Suite, records: Records) -> list[str]:
         )
     sentences = [lead + "."]
     groups: dict[str, list[str]] = {}
-    others = {m: records.runs(m) for m in means if m != reference and reference in means}
-    for model, c in compare_all(others, records.runs(reference), key, suite.report).items():
+    compared = compared_models(records, reference) if reference in means else {}
+    for model, c in ((m, c) for m, c in compared.items() if m in means):
         power = power_text(q, c.difference) if c.verdict == UNDECIDED else ""
         texts = [text for text in (difference_text(q, c.difference), power) if text]
         shown = f" ({'; '.join(texts)})" if texts else ""

@@ -128,10 +128,7 @@ def _half_width(x: NDArray[np.float64]) -> float:
 
 
 def paired_difference(
-    values: Mapping[int, float],
-    reference: Mapping[int, float],
-    *,
-    higher_is_better: bool = True,
+    values: Mapping[int, float], reference: Mapping[int, float], *, higher_is_better: bool = True
 ) -> Difference | None:
     """Mean of value - reference over the seeds that both have, with its t-interval.
 

@@ -24,7 +24,7 @@ from sunets.report.comparison import (
     verdict_text,
 )
 from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
-from sunets.report.statistics import Estimate, mean_interval
+from sunets.report.statistics import mean_interval
 from sunets.report.write import NAMES, Table, plural, value_text
 
 
@@ -72,8 +72,7 @@ def accuracy(records: Records, reference: str) -> Table:
     """Mean and interval of every score over the seeds, and the paired difference of the headline to a reference."""
     headline = records.headline
     q = quantity(headline)
-    others = {m: records.runs(m) for m in records.labels if m != reference}
-    compared = compare_all(others, records.runs(reference), headline, records.report)
+    compared = compared_models(records, reference)
     rows, shown, budgets = [], [], []
     for model, label in records.labels.items():
         row, line = _score_row(records, model, None, (reference, records.labels[reference]), compared.get(model))
@@ -97,8 +96,13 @@ def accuracy(records: Records, reference: str) -> Table:
         *_budget_note(records, pd.DataFrame(rows)),
         *run_failures(records),
     ]
-    split = _split(records)
-    return Table("accuracy", f"Accuracy{split}.", pd.DataFrame(rows), view, tuple(notes))
+    return Table("accuracy", f"Accuracy{_split(records)}.", pd.DataFrame(rows), view, tuple(notes))
+
+
+def compared_models(records: Records, reference: str) -> dict[str, Comparison]:
+    """Compare the headline of every other model with the reference's."""
+    others = {m: records.runs(m) for m in records.labels if m != reference}
+    return compare_all(others, records.runs(reference), records.headline, records.report)
 
 
 def per_class(records: Records) -> Table | None:
@@ -108,12 +112,8 @@ def per_class(records: Records) -> Table | None:
         return None
     data, view = _scores(records, [*keys, "score.miou"])
     notes = [f"IoU in %, mean over the seeds. {joint_note(records)}"]
-    absent = [
-        quantity(k).name
-        for k in keys
-        if k in records.evaluated and records.evaluated.loc[records.evaluated.status == FINISHED, k].isna().all()
-    ]
-    if absent:
+    finished = records.evaluated[records.evaluated.status == FINISHED]
+    if absent := [quantity(key).name for key in keys if finished[key].isna().all()]:
         notes.append(f"Left out of the mean, since no test image has them: {', '.join(absent)}.")
     return Table("per_class", f"IoU of each class{_split(records)}.", data, view, tuple(notes))
 
@@ -137,54 +137,40 @@ def object_size(records: Records) -> Table | None:
 
 def _scores(records: Records, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Some scores of every model: the numbers, and what a reader sees."""
-    rows, shown = [], []
-    for model, label in records.labels.items():
-        status, reason, seeds = model_status(records, model)
-        row = _row(model, label, status, reason, seeds)
-        line: dict[str, Any] = {"Model": label}
-        for key in keys:
-            columns, joint = _estimated(records, model, key)
-            row |= columns
-            line[quantity(key).name] = estimate_text(quantity(key), joint)
-        if not seeds:
-            line[quantity(keys[0]).name] = state_text(status, reason)
-        rows.append(row)
-        shown.append(line)
-    return pd.DataFrame(rows), pd.DataFrame(shown)
+    made = [_score_cells(records, model, keys) for model in records.labels]
+    shown = [{"Model": label} | line for label, (_, line) in zip(records.labels.values(), made, strict=True)]
+    return pd.DataFrame([row for row, _ in made]), pd.DataFrame(shown)
 
 
-def _estimated(
-    records: Records, model: str, key: str, variant: str | None = None
-) -> tuple[dict[str, Any], Estimate | None]:
-    """A score of one model as columns of the CSV file, and its estimate over seeds and images."""
-    values = list(records.scores(model, key, variant).values())
-    joint = joint_estimate(records, model, key, variant)
-    ends = (joint.low, joint.high) if joint else (None, None)
-    both = dict(zip((f"{key}.joint_ci95_low", f"{key}.joint_ci95_high"), ends, strict=True))
-    return estimate_columns(key, mean_interval(values) if values else None) | both, joint
+def _score_cells(
+    records: Records, model: str, keys: Sequence[str], variant: str | None = None, *, brief: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Columns of the CSV file, and the cells that a reader sees: in brief, only the first score has its interval."""
+    status, reason, seeds = model_status(records, model, variant)
+    row = {"model": model, "label": records.labels[model], "status": status, "reason": reason, "n_seeds": len(seeds)}
+    line = {}
+    for key in keys:
+        q, values = quantity(key), list(records.scores(model, key, variant).values())
+        joint = joint_estimate(records, model, key, variant)
+        row |= estimate_columns(key, mean_interval(values) if values else None)
+        row |= {f"{key}.joint_ci95_{end}": getattr(joint, end, None) for end in ("low", "high")}
+        text = q.text(joint.mean) if joint and brief and key != keys[0] else estimate_text(q, joint)
+        if not seeds and key == keys[0]:
+            text = state_text(status, reason)
+        line[q.heading if brief else q.name] = text
+    return row, line
 
 
 def _score_row(
     records: Records, model: str, variant: str | None, reference: tuple[str, str], comparison: Comparison | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Columns of the CSV file, and the cells that a reader sees: scores and the difference to a reference (key, name).
-
-    Only the headline is shown with its interval. The reference itself has no comparison.
-    """
-    headline, line = records.headline, {}
-    row = _row(model, records.labels[model], *model_status(records, model, variant))
-    for key in SCORES[records.task]:
-        columns, joint = _estimated(records, model, key, variant)
-        row |= columns
-        shown = joint and (joint if key == headline else Estimate(joint.mean, None, None, joint.n))
-        line[quantity(key).heading] = estimate_text(quantity(key), shown)
-    q, c = quantity(headline), comparison or NO_COMPARISON
-    row |= difference_columns(headline, reference[0], c)
+    """The scores of a row and its difference to a reference (key, name), which itself has no comparison."""
+    row, line = _score_cells(records, model, SCORES[records.task], variant, brief=True)
+    q, c = quantity(records.headline), comparison or NO_COMPARISON
+    row |= difference_columns(records.headline, reference[0], c)
     line[f"Difference to {reference[1]}"] = difference_text(q, c.difference)
-    line["Verdict"] = verdict_text(q, c) if comparison else "reference"
-    if not row["n_seeds"]:
-        line |= {q.heading: state_text(row["status"], row["reason"]), "Verdict": ""}
-    return row, line
+    judged = verdict_text(q, comparison) if comparison else "reference"
+    return row, line | {"Verdict": judged if row["n_seeds"] else ""}
 
 
 def test_time(records: Records) -> Table | None:
@@ -267,16 +253,11 @@ def speed(records: Records) -> Table | None:
 def speed_columns(data: pd.DataFrame) -> dict[str, pd.Series]:
     """Heading -> formatted cells of each timing that a row has: median, interquartile range in brackets."""
     columns = {}
-    for key, spread in (
-        ("speed.latency_ms", "speed.latency_iqr_ms"),
-        ("speed.images_per_second", None),
-        ("speed.step_ms", "speed.step_iqr_ms"),
-        ("memory.peak_mib", None),
-    ):
+    for key in ("speed.latency_ms", "speed.images_per_second", "speed.step_ms", "memory.peak_mib"):
         if key in data and data[key].notna().any():
-            q = quantity(key)
+            q, spread = quantity(key), key.replace("_ms", "_iqr_ms")
             texts = data[key].map(q.text)
-            if spread in data:
+            if spread in data and spread != key:
                 texts += [f" ({q.text(v)})" if pd.notna(v) else "" for v in data[spread]]
             columns[q.heading] = texts
     return columns
@@ -287,16 +268,16 @@ def training_time(records: Records) -> Table | None:
     data = records.timing
     if data.empty or "seconds" not in data:
         return None
-    data = data.copy()
-    resumed = data["resumed"].fillna(False).astype(bool) if "resumed" in data else pd.Series(False, index=data.index)
     rows = []
     for model, label in records.labels.items():
-        mine = data[data.model == model]
-        whole = mine[~resumed[mine.index] & mine.seconds.notna()]
-        line = {"Model": label, "Trainings": str(len(mine)), "Resumed": str(int(resumed[mine.index].sum()))}
-        line["Median time (s)"] = f"{whole.seconds.median():,.1f}" if len(whole) else ""
-        line["Device"] = ", ".join(sorted(set(mine.device.dropna()))) if "device" in mine else ""
-        rows.append(line)
+        mine = data[data.model == model].reindex(columns=["seconds", "resumed", "device"])
+        resumed = mine.resumed.eq(True)
+        whole = mine.seconds[~resumed].dropna()
+        rows.append({
+            "Model": label, "Trainings": str(len(mine)), "Resumed": str(resumed.sum()),
+            "Median time (s)": f"{whole.median():,.1f}" if len(whole) else "",
+            "Device": ", ".join(sorted(set(mine.device.dropna()))),
+        })  # fmt: skip
     note = (
         "Median over the seeds of the time from start to finished weights, several trainings side by side on one "
         "machine; resumed trainings are left out of it."
@@ -309,11 +290,6 @@ def class_keys(records: Records) -> list[str]:
     keys = [c for c in records.evaluated if c.startswith("score.iou.")]
     order = {f"score.iou.{name}": i for i, name in enumerate(records.classes)}
     return sorted(keys, key=lambda k: order.get(k, len(order)))
-
-
-def _row(model: str, label: str, status: str, reason: str | None, seeds: Sequence[int]) -> dict[str, Any]:
-    """The first columns of a table with one row per model."""
-    return {"model": model, "label": label, "status": status, "reason": reason, "n_seeds": len(seeds)}
 
 
 def model_status(records: Records, model: str, variant: str | None = None) -> tuple[str, str | None, list[int]]:
