@@ -73,15 +73,12 @@ def _write(suite: Suite, root: Path) -> list[Path]:
             )
     content = Content({t.name: t for t in made}, linked, notes)
     captions = {path: figure_caption(name, content) for name, path in linked.items()}
-    for path, text in (
-        (out / "README.md", benchmark_page(suite, records, content)),
-        (out / "paper.tex", paper_document(suite, made, captions)),
-    ):
-        write_text(path, text)
-        written.append(path)
-    written += summary.write_summary(records, out)
-    write_text(out.parent / "README.md", index_page(out.parent))  # reads the page above
-    return [*written, out.parent / "README.md"]
+    page, paper, index = out / "README.md", out / "paper.tex", out.parent / "README.md"
+    write_text(page, benchmark_page(suite, records, content))
+    write_text(paper, paper_document(suite, made, captions))
+    written += [page, paper, *summary.write_summary(records, out), index]
+    write_text(index, index_page(out.parent))  # reads the page above
+    return written
 
 
 def _tables(suite: Suite, records: Records) -> list[Table]:
@@ -101,14 +98,11 @@ def _tables(suite: Suite, records: Records) -> list[Table]:
 
 
 def _remove_stale(out: Path, private: Path) -> None:
-    for folder, stems, suffixes in (
-        (out / "tables", TABLES, (".md", ".tex", ".csv")),
-        (out / "figures", FIGURES, (".png", ".pdf")),
-        (private, ("qualitative",), (".png", ".pdf")),
-    ):
-        for stem in stems:
-            for suffix in suffixes:
-                (folder / f"{stem}{suffix}").unlink(missing_ok=True)
+    stale = [out / "tables" / f"{name}{suffix}" for name in TABLES for suffix in (".md", ".tex", ".csv")]
+    pictures = [*(out / "figures" / name for name in FIGURES), private / "qualitative"]
+    stale += [path.with_name(path.name + suffix) for path in pictures for suffix in (".png", ".pdf")]
+    for path in stale:
+        path.unlink(missing_ok=True)
 
 
 def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.Example], NDArray, str | None]:

@@ -266,10 +266,8 @@ def _finding(
     compared = tuple(
         r
         for model in models
-        for kind in ("evaluate", "cost")
-        for r in records.all(kind)
-        if r["model"] == model
-        and r["variant"] in (None, records.variants[0])
+        for r in (*records.all("evaluate", model), *records.all("cost", model))
+        if r["variant"] in (None, records.variants[0])
         and (r["status"] != FINISHED or any(key in r["scores"] or key in r["cost"] for key in keys))
     )
     return [Finding(claim, name, ". ".join(texts), judge(outcomes), f"{name}/tables/accuracy.md", keys, compared)]

@@ -96,7 +96,7 @@ class Explainer:
         seed = int(cells["seed"]) if table == "training_time" else None
         used = [
             r
-            for r in records.all(kind)
+            for r in records.all(kind, model)
             if r["model"] == model
             and (kind != "evaluate" or r["variant"] == variant)
             and (seed is None or r["seed"] == seed)
@@ -104,7 +104,7 @@ class Explainer:
         if not used:
             return [*lines, f"no record of {model}: it has not been run"]
         lines += _runs(used, (base,), records.directory / ("speed.json" if kind == "speed" else f"{kind}/{model}.json"))
-        tuned = next(iter(records.raw.get(f"tune/{model}.json", [])), None)
+        tuned = next(iter(records.all("tune", model)), None)
         if kind == "tune":
             file, chosen = records.directory / "tune" / f"{model}.csv", used[0]["trial"]
             tried = [r | {"chosen": "yes" if r["number"] == chosen else None} for r in read_rows(file, COLUMNS)]
@@ -112,7 +112,7 @@ class Explainer:
         elif tuned is not None and kind in ("train", "evaluate"):
             lines += ["", f"recipe: trial {tuned['trial']} of its tuning, see `sunets explain tuning {model} trial`"]
         if table == "training_time":
-            timings = [t for t in records.raw.get(f"timing/{model}.json", []) if t["seed"] == seed]
+            timings = [t for t in records.all("timing", model) if t["seed"] == seed]
             lines += ["", f"timed in {records.directory / 'timing' / model}.json:", *_listed(timings)]
         if ".difference." in " ".join(columns) and kind == "evaluate":
             lines += _reference(records, table, cells, base)

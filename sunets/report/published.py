@@ -183,7 +183,7 @@ def published_everywhere(benchmarks: Iterable[Records], zoo: Iterable[Record]) -
 
 def zoo_names(records: Records) -> dict[str, str]:
     """Key of each model that has a record -> its name in the zoo."""
-    rows = [row for kind in ("train", "evaluate", "cost") for row in records.all(kind)]
+    rows = [*records.all("train"), *records.all("evaluate"), *records.all("cost")]
     return {row["model"]: row["params"].get("model.name") or row["model"] for row in reversed(rows)}
 
 
@@ -218,7 +218,7 @@ def _model_row(
         why = state_text(status, reason) if known else "not run: no such score"
         return row | {"our_model": key, "our_label": label, "verdict": why}
     compared = _compared(row, quote, key, label, ours)
-    started = {r["params"].get("train.init_from") is not None for r in records.all("train") if r["model"] == key}
+    started = {r["params"].get("train.init_from") is not None for r in records.all("train", key)}
     if not quote.other_network and quote.pretrained is not None and started != {quote.pretrained}:
         compared["verdict"] = f"not comparable: {'from scratch' if quote.pretrained else 'pre-trained'} here"
     return compared

@@ -163,8 +163,8 @@ class Records:
         """One row per model, seed and variant: model, label, seed, variant, status, reason and every score.*."""
         rows = []
         for model, label in self.labels.items():
-            done = {(r["seed"], r["variant"]): r for r in self.raw.get(f"evaluate/{model}.json", [])}
-            trained = {r["seed"]: r for r in self.raw.get(f"train/{model}.json", [])}
+            done = {(r["seed"], r["variant"]): r for r in self.all("evaluate", model)}
+            trained = {r["seed"]: r for r in self.all("train", model)}
             for seed in self.seeds:
                 for variant in self.variants:
                     row: dict[str, Any] = {"model": model, "label": label, "seed": seed, "variant": variant}
@@ -176,9 +176,7 @@ class Records:
                         row |= {"status": NOT_RUN, "reason": f"no record in records/evaluate/{model}.json"}
                     rows.append(row)
         frame = pd.DataFrame(rows)
-        for key in SCORES[self.task]:
-            if key not in frame:
-                frame[key] = np.nan
+        frame[[key for key in SCORES[self.task] if key not in frame]] = np.nan
         return _numbers(frame, "score.")
 
     @cached_property
@@ -188,7 +186,7 @@ class Records:
         rows = []
         for model, label in self.labels.items():
             reason = f"no record in records/cost/{model}.json"
-            record = next(iter(self.raw.get(f"cost/{model}.json", [])), missing | {"reason": reason})
+            record = next(iter(self.all("cost", model)), missing | {"reason": reason})
             rows.append(record | {"model": model, "label": label})
         return cost_rows(rows)
 
@@ -199,21 +197,14 @@ class Records:
             {"model": r["model"], "label": self.labels[r["model"]], "status": r["status"], "reason": r["reason"]}
             | r["cost"]
             | r["scores"]
-            for r in self.raw.get("speed.json", [])
-            if r["model"] in self.labels
+            for r in self.all("speed")
         ]
-        frame = pd.DataFrame(rows, columns=None if rows else ["model", "label", "status", "reason"])
-        return _numbers(frame, "speed.", "memory.")
+        return _numbers(pd.DataFrame(rows, columns=None if rows else ["model"]), "speed.", "memory.")
 
     @cached_property
     def timing(self) -> pd.DataFrame:
-        """One row per model and seed: how long training took, on what; noisy."""
-        rows = [
-            {"model": model, "label": label} | row
-            for model, label in self.labels.items()
-            for row in self.raw.get(f"timing/{model}.json", [])
-        ]
-        return pd.DataFrame(rows, columns=None if rows else ["model", "label", "seed", "seconds"])
+        """One row per model and seed: how long training took, on what; noisy, and empty if never timed."""
+        return pd.DataFrame([{"model": r["model"], "label": self.labels[r["model"]]} | r for r in self.all("timing")])
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -239,9 +230,9 @@ class Records:
     def runs(self, model: str, key: str | None = None, variant: str | None = None) -> Runs:
         """The runs behind a model's row; arguments as of `scores`."""
         variant = variant or self.variants[0]
-        evaluated = [r for r in self.raw.get(f"evaluate/{model}.json", []) if r["variant"] == variant]
-        made = [*self.raw.get(f"tune/{model}.json", []), *self.raw.get(f"train/{model}.json", [])]
-        return Runs(self.scores(model, key, variant), [*made, *evaluated])
+        evaluated = (r for r in self.all("evaluate", model) if r["variant"] == variant)
+        made = [*self.all("tune", model), *self.all("train", model), *evaluated]
+        return Runs(self.scores(model, key, variant), made)
 
     def trials(self, model: str) -> pd.DataFrame:
         """One row per trial of a model's tuning, in order: number, status, values, score and the best so far."""
@@ -266,9 +257,10 @@ class Records:
             raise RecordError(f"{path}: field is no map of finite numbers; run the stage cost again")
         return field
 
-    def all(self, kind: str) -> list[dict[str, Any]]:
-        """Every record of a kind ("tune", "train", "evaluate", "cost", "speed"), of the models in `labels`."""
-        paths = ["speed.json"] if kind == "speed" else [f"{kind}/{model}.json" for model in self.labels]
+    def all(self, kind: str, model: str | None = None) -> list[Record]:
+        """Every record of a kind, of one model or of all in `labels`."""
+        models = self.labels if model is None else [model]
+        paths = ["speed.json"] if kind == "speed" else [f"{kind}/{model}.json" for model in models]
         return [r for path in paths for r in self.raw.get(path, []) if r["model"] in self.labels]
 
 

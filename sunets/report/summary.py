@@ -21,23 +21,17 @@ def write_summary(records: Records, out: Path) -> list[Path]:
 
     A stale `plots/confusion.csv` is removed. `out` is results/<benchmark>.
     """
-    written = [out / "summary.json"]
-    write_json(written[0], summary(records))
-    for name, frame in (("curves", curves(records)), ("confusion", confusion(records))):
-        path = out / "plots" / f"{name}.csv"
-        if frame is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_text(path, frame.to_csv(index=False, lineterminator="\n"))
-            written.append(path)
-    return written
+    write_json(out / "summary.json", summary(records))
+    (out / "plots" / "confusion.csv").unlink(missing_ok=True)
+    frames = {out / "plots" / "curves.csv": curves(records), out / "plots" / "confusion.csv": confusion(records)}
+    made = {path: frame for path, frame in frames.items() if frame is not None}
+    for path, frame in made.items():
+        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    return [out / "summary.json", *made]
 
 
 def summary(records: Records) -> dict[str, dict[str, float]]:
-    """Label of a model -> headline score in percent, mean over the seeds; parameters in M; multiply-adds in G.
-
-    What a model does not have is left out.
-    """
+    """Label of a model -> what it has of: mean headline score in percent, parameters in M, multiply-adds in G."""
     q, cost = quantity(records.headline), records.cost.set_index("model")
     score = f"{records.headline.removeprefix('score.').removesuffix('_percent')}_percent"
     shown = {}
@@ -70,10 +64,9 @@ def confusion(records: Records) -> pd.DataFrame | None:
     Over all seeds, as in the figure.
     """
     shares, names = confusion_shares(records)
-    rows = [
-        (label, true, predicted, percent[i, j])
-        for label, percent in shares.items()
-        for i, true in enumerate(names)
-        for j, predicted in enumerate(names)
-    ]
-    return pd.DataFrame(rows, columns=["model", "true", "predicted", "percent"]) if rows else None
+    if not shares:
+        return None
+    index = pd.MultiIndex.from_product([shares, names, names], names=["model", "true", "predicted"])
+    return pd.DataFrame(
+        {"percent": np.concatenate([percent.ravel() for percent in shares.values()])}, index
+    ).reset_index()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from sunets.core.record import write_text
@@ -81,7 +80,7 @@ def write_table(
         notes: sentences below the table.
         paper: what LaTeX shows in place of the view.
     """
-    view = _plain_view(frame) if view is None else view.fillna("").astype(str)
+    view = frame.map(_plain_text) if view is None else view.fillna("").astype(str)
     counts = [c for c in frame.columns if str(c).endswith("n_seeds")]
     frame = frame.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
     paper = paper or Paper(view)
@@ -98,12 +97,10 @@ def write_table(
         ),
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
     }
-    paths = []
-    for suffix, text in texts.items():
-        path = path_stem.with_name(path_stem.name + suffix)
+    files = {path_stem.with_name(path_stem.name + suffix): text for suffix, text in texts.items()}
+    for path, text in files.items():
         write_text(path, text)
-        paths.append(path)
-    return paths
+    return list(files)
 
 
 def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str:
@@ -155,10 +152,5 @@ def value_text(value: Any) -> str:
     return written if float(written) == value else f"{value:.3g}"
 
 
-def _plain_view(frame: pd.DataFrame) -> pd.DataFrame:
-    def text(value: Any) -> str:
-        if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.4g}"
-        return "" if value is None or value is pd.NA else str(value)
-
-    return frame.map(text)
+def _plain_text(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
