@@ -21,7 +21,6 @@ from sunets.report.images import heat_map
 from sunets.report.records import FINISHED, quantity
 from sunets.report.statistics import BETTER, WORSE, mean_interval
 from sunets.report.style import PALETTE, STYLE, WIDTH, Style, legend_columns, model_styles
-from sunets.report.write import value_text
 
 
 def axes_figure(study: Study) -> Figure | None:
@@ -39,7 +38,7 @@ def axes_figure(study: Study) -> Figure | None:
         for ax in grid.flat[len(panels) :]:
             ax.set_visible(False)
         for ax, (path, values) in zip(grid.flat, panels.items(), strict=False):
-            base, effects = value_text(study.reference.arm[path]), study.effects(path)
+            base, effects = study.base(path), study.effects(path)
             for x, (value, scores) in enumerate(values.items()):
                 reference = value == base
                 noise = not reference and effects.get(value, NO_COMPARISON).verdict not in (BETTER, WORSE)
@@ -63,7 +62,7 @@ def axes_figure(study: Study) -> Figure | None:
 
 def interaction_figure(study: Study) -> Figure | None:
     """Draw a heat map of the mean score over two axes: depth and blocks of a grid that has both, else its first two."""
-    if study.config.kind not in ("grid", "tuned"):
+    if not study.crossed:
         return None
     wanted = [p for p in ("model.unet_depth", "model.num_blocks") if p in study.axes]
     pair = (wanted if len(wanted) == 2 else study.axes)[:2]

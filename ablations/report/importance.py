@@ -54,7 +54,7 @@ def variance_shares(study: Study) -> dict[Term, float] | None:
     Settings that are the same training as another count under each of their names. None where the study has no
     complete grid of at least two settings and seeds, or its scores do not differ.
     """
-    if study.config.kind not in ("grid", "tuned"):
+    if not study.crossed:
         return None
     cells = {arm: setting.scores for arm, setting in study.by_arm().items()}
     values = {path: study.in_order(path, (arm[i] for arm in cells)) for i, path in enumerate(study.axes)}
@@ -120,8 +120,7 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
         if r["status"] == FINISHED and r.get("duplicate_of") is None
     ]
     varied = [p for p in trials[0][0] if len({str(t[0][p]) for t in trials}) > 1] if trials else []
-    known = study.config.kind in ("grid", "tuned", "search")
-    if not known or len(trials) < FOREST_TRIALS or len(set(varied) - {"seed"}) < 2:
+    if study.config.kind == "one_at_a_time" or len(trials) < FOREST_TRIALS or len(set(varied) - {"seed"}) < 2:
         return None
     space = {path: _distribution([t[0][path] for t in trials]) for path in varied}
     rng = np.random.default_rng(0)
@@ -139,11 +138,8 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
 
 
 def _factors(study: Study, record: Record) -> dict[str, Any]:
-    arm = {
-        p: v if isinstance(v, int | float) and not isinstance(v, bool) else value_text(v)
-        for p, v in record["arm"].items()
-    }
-    return {**arm, **record["tuned"], **({} if study.sampled else {"seed": record["seed"]})}
+    arm = {p: v if type(v) in (int, float) else value_text(v) for p, v in record["arm"].items()}
+    return arm | record["tuned"] | ({} if study.sampled else {"seed": record["seed"]})
 
 
 def _distribution(values: Sequence[Any]) -> optuna.distributions.BaseDistribution:
@@ -157,14 +153,10 @@ def _fanova(
     space: Mapping[str, Any], trials: Iterable[tuple[Mapping[str, Any], float]], *, seed: int, trees: int
 ) -> dict[str, float]:
     study = optuna.create_study()
-    study.add_trials(
-        [
-            optuna.trial.create_trial(params={p: values[p] for p in space}, distributions=dict(space), value=score)
-            for values, score in trials
-        ]
-    )
+    for values, score in trials:
+        params = {path: values[path] for path in space}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about experimental parts
-        return optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=seed), normalize=False
-        )
+        forest = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=seed)
+        return optuna.importance.get_param_importances(study, evaluator=forest, normalize=False)

@@ -78,6 +78,11 @@ class Study:
                 raise RecordError(f"{path}: record {number} lacks {', '.join(lacks)}; run its study again")
 
     @property
+    def crossed(self) -> bool:
+        """Whether every combination of the axes is a setting."""
+        return self.config.kind in ("grid", "tuned")
+
+    @property
     def axes(self) -> list[str]:
         """Paths of the axes."""
         return [axis.path for axis in self.config.axes]
@@ -131,7 +136,7 @@ class Study:
             )
             for rows in groups.values()
         ]
-        if self.config.kind in ("grid", "tuned") or (self.config.kind == "one_at_a_time" and len(self.axes) == 1):
+        if self.crossed or (self.config.kind == "one_at_a_time" and len(self.axes) == 1):
             for path in reversed(self.axes):
                 rank = {v: i for i, v in enumerate(self.in_order(path, (value_text(s.arm[path]) for s in settings)))}
                 settings.sort(key=lambda setting: rank[value_text(setting.arm[path])])
@@ -193,7 +198,7 @@ class Study:
         """
         index = self.axes.index(path)
         arms = {arm: setting for arm, setting in self.by_arm().items() if setting.scores}
-        if self.config.kind in ("one_at_a_time", "search"):
+        if not self.crossed:
             if self.reference is None:
                 return {}
             base = tuple(value_text(self.reference.arm[p]) for p in self.axes)

@@ -75,29 +75,23 @@ def settings_table(study: Study) -> Table:
 
 def axes_table(study: Study) -> Table | None:
     """Make the table of axes, each value averaged over the other axes; None where no axes are combined."""
-    if study.config.kind not in ("grid", "tuned") or len(study.axes) < 2 or study.reference is None:
+    if not study.crossed or len(study.axes) < 2 or study.reference is None:
         return None
     q, rows, lines = study.shown, [], []
     for path in study.axes:
         base, effects, averaged = value_text(study.reference.arm[path]), study.effects(path), study.averaged(path)
         for value, scores in study.marginal(path).items():
             estimate, comparison = mean_interval(list(scores.values())), effects.get(value, NO_COMPARISON)
-            rows.append(
-                {"study": study.name, "axis": path, "value": value, "reference": value == base, "n_seeds": estimate.n}
-                | {TRIAL_NUMBERS: _numbers(averaged[value])}
-                | estimate_columns(study.headline, estimate)
-                | difference_columns(study.headline, base, comparison)
-            )
-            lines.append(
-                {
-                    "Axis": axis_name(path),
-                    "Value": value,
-                    "Seeds": str(estimate.n),
-                    q.heading: estimate_text(q, estimate),
-                    "Difference": difference_text(q, comparison.difference),
-                    "Verdict": "reference" if value == base else verdict_text(q, comparison),
-                }
-            )
+            rows.append({
+                "study": study.name, "axis": path, "value": value, "reference": value == base, "n_seeds": estimate.n,
+                TRIAL_NUMBERS: _numbers(averaged[value]), **estimate_columns(study.headline, estimate),
+                **difference_columns(study.headline, base, comparison),
+            })  # fmt: skip
+            lines.append({
+                "Axis": axis_name(path), "Value": value, "Seeds": str(estimate.n),
+                q.heading: estimate_text(q, estimate), "Difference": difference_text(q, comparison.difference),
+                "Verdict": "reference" if value == base else verdict_text(q, comparison),
+            })  # fmt: skip
     note = (
         "Mean over the settings of the other axes that have scores for every value and seed, seed by seed; intervals "
         "over the seeds. Differences to the reference's value, paired by seed; verdicts adjusted within an axis (Holm)."
@@ -140,9 +134,8 @@ def _trials(study: Study, trials: Sequence[Record], name: str, caption: str, mor
     for r in trials:
         row = {key: r.get(key) for key in ("number", "phase", "status", "reason", "duplicate_of")}
         row |= {p: value_text(r["arm"][p]) for p in study.axes} | r["tuned"]
-        rows.append(
-            row | {study.search_key: r["scores"].get(study.search_key), "cost.gmacs": r["cost"].get("cost.gmacs")}
-        )
+        row |= {key: (r["scores"] | r["cost"]).get(key) for key in (study.search_key, "cost.gmacs")}
+        rows.append(row)
     data = pd.DataFrame(rows)
     q = study.shown
     view = pd.DataFrame({"Trial": data.number.astype(str), "Status": data.status})

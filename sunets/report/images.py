@@ -34,6 +34,7 @@ FIELD_MASS = 0.95
 DECADES = 3
 """Range of the logarithmic scale of receptive fields; less than a thousandth of the largest gradient is nothing."""
 CONTOUR = "#D55E00"
+_PANELS = STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}
 
 
 def per_class(records: Records) -> Figure | None:
@@ -54,9 +55,8 @@ def per_class(records: Records) -> Figure | None:
     names = [quantity(k).name.replace("_", " ") for k in keys]
     turned = max(map(len, names)) > 80 / len(names)
     with plt.rc_context(STYLE | {"axes.grid": False}):
-        fig, ax = plt.subplots(
-            figsize=(WIDTH, 0.6 + 0.36 * len(means) + (0.045 * max(map(len, names)) if turned else 0.0))
-        )
+        letters = max(map(len, names)) if turned else 0
+        fig, ax = plt.subplots(figsize=(WIDTH, 0.6 + 0.36 * len(means) + 0.045 * letters))
         heat_map(
             ax, np.array(list(means.values())), np.array(list(texts.values())), (0, 100), 6.0 if many else 7.0,
             yticklabels=list(means),
@@ -144,10 +144,9 @@ def confusion(records: Records) -> Figure | None:
     columns = max(1, min(len(shares), 4, int(width / readable)))
     rows = math.ceil(len(shares) / columns)
     side = min(width / columns, max(2.6, readable))
-    with plt.rc_context(STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}):
-        fig, axes = plt.subplots(
-            rows, columns, figsize=(side * columns + 1.3, rows * (side + 0.3) + 0.75), squeeze=False
-        )
+    with plt.rc_context(_PANELS):
+        inches = (side * columns + 1.3, rows * (side + 0.3) + 0.75)
+        fig, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False)
         for ax in axes.flat[len(shares) :]:
             ax.set_axis_off()
         for index, (label, percent) in enumerate(shares.items()):
@@ -165,20 +164,17 @@ def confusion(records: Records) -> Figure | None:
             ax.tick_params(length=0, pad=2)
             for spine in ax.spines.values():
                 spine.set_visible(False)
-        bar = _shared_bar(fig, axes, [0, 25, 50, 75, 100])
-        bar.set_label("Share of true class (%)")
+        _shared_bar(fig, axes, [0, 25, 50, 75, 100], "Share of true class (%)")
         fig.supylabel("True class", fontsize=8)
         fig.supxlabel("Predicted class", fontsize=8)
     return fig
 
 
-def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float]) -> Colorbar:
+def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float], label: str) -> Colorbar:
     """Draw one colour bar for all panels, as high as a row of them, beside the first row."""
-    rows = len(axes)
-    bar = fig.colorbar(
-        axes.flat[0].images[0], ax=axes, shrink=0.8 / rows, aspect=22, pad=0.015, ticks=ticks,
-        anchor=(0.0, 0.5 if rows == 1 else 1.0),
-    )  # fmt: skip
+    rows, anchor = len(axes), (0.0, 0.5 if len(axes) == 1 else 1.0)
+    drawn = axes.flat[0].images[0]
+    bar = fig.colorbar(drawn, ax=axes, shrink=0.8 / rows, aspect=22, pad=0.015, ticks=ticks, anchor=anchor, label=label)
     bar.outline.set_visible(False)
     return bar
 
@@ -204,7 +200,7 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
     shades = ["#FFFFFF", "#CFE1EF", "#6BAED6", "#2171B5", "#08306B", "#031526"]
     colors = LinearSegmentedColormap.from_list("field", shades)
     side = min((WIDTH - 0.7) / columns, 2.2)
-    with plt.rc_context(STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}):
+    with plt.rc_context(_PANELS):
         fig, axes = plt.subplots(rows, columns, figsize=(side * columns + 0.7, rows * (side + 0.42)), squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
@@ -222,10 +218,9 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
             text = f"effective field {100 * shares[label]:.1f} %" if label in shares else ""
             ax.set_title(_wrap(label, max(10, int(14 * side))), fontsize=7.5, pad=3)
             ax.set_xlabel(text, fontsize=6.8, labelpad=3)
-        bar = _shared_bar(fig, axes, range(-DECADES, 1))
+        bar = _shared_bar(fig, axes, range(-DECADES, 1), "Input gradient, relative")
         exponents = [f"10{str(e).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}" for e in range(-DECADES, 0)]
         bar.ax.set_yticklabels([f"≤{exponents[0]}", *exponents[1:], "1"])
-        bar.set_label("Input gradient, relative")
     return fig
 
 
@@ -268,7 +263,7 @@ def qualitative(
     cell = min(WIDTH / (per_row + 2), 1.5)
     names = list(classes) if len(classes) <= MAX_CLASSES else []
     legend_rows = math.ceil(len(names) / 6)
-    with plt.rc_context(STYLE | {"axes.grid": False, "axes.titlelocation": "center", "axes.titleweight": "normal"}):
+    with plt.rc_context(_PANELS):
         height = len(examples) * lines * (cell * ratio + 0.03) + 0.35 * lines + 0.2 * legend_rows
         width = cell * (per_row + 2)
         fig, axes = plt.subplots(len(examples) * lines, per_row + 2, figsize=(width, height), squeeze=False)

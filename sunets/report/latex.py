@@ -172,11 +172,8 @@ def _fitting(view: pd.DataFrame, named: int) -> list[int]:
     keep: list[int] = []
     letters = 0
     for i in sorted(range(view.shape[1]), key=rank):
-        cells = [
-            *_wrap(str(view.columns[i]), HEADING_LETTERS),
-            *(line for cell in view.iloc[:, i] for line in _wrap(cell)),
-        ]
-        letters += max(map(len, cells)) + 2
+        lines = [line for cell in view.iloc[:, i] for line in _wrap(cell)]
+        letters += max(map(len, [*lines, *_wrap(str(view.columns[i]), HEADING_LETTERS)])) + 2
         if keep and letters > MOST_LETTERS:
             break
         keep.append(i)
@@ -188,9 +185,13 @@ def _wrap(cell: str, letters: int = CELL_LETTERS) -> list[str]:
     return [cell] if _value(cell) is not None else textwrap.wrap(cell, letters, break_on_hyphens=False) or [""]
 
 
-def _value(cell: str) -> float | None:
+def _number(cell: str) -> re.Match[str] | None:
     match = _NUMBER.fullmatch(cell.strip())
-    if match is None or not (match[2] or match[3]):
+    return match if match and (match[2] or match[3]) else None
+
+
+def _value(cell: str) -> float | None:
+    if (match := _number(cell)) is None:
         return None
     number = float(f"{match[2].replace(',', '') or 0}.{match[3] or 0}")
     return -number if match[1] in ("-", "−") else number
@@ -199,12 +200,12 @@ def _value(cell: str) -> float | None:
 def _column(cells: pd.Series, bold: pd.Series) -> tuple[str, str, list[str]]:
     """Specification, heading and cells of one column; a number and its interval are two columns of LaTeX."""
     heading = _stacked(str(cells.name), "c")
-    if not is_number_column(cells) or all(_value(cell) is None for cell in cells):
+    parts = [_number(cell) for cell in cells]
+    numbers = [match for match in parts if match]
+    if not is_number_column(cells) or not numbers:
         aligned = "c" if is_number_column(cells) else "l"
         shown = [rf"\textbf{{{_stacked(c, 'c')}}}" if b else _stacked(c, "l") for c, b in zip(cells, bold, strict=True)]
         return aligned, heading, shown
-    parts = [_NUMBER.fullmatch(cell.strip()) if _value(cell) is not None else None for cell in cells]
-    numbers = [m for m in parts if m]
     sign = "+" if any(m[1] for m in numbers) else ""
     whole = max(len(m[2].replace(",", "")) for m in numbers)
     digits = max(len(m[3] or "") for m in numbers)

@@ -175,9 +175,11 @@ def published_everywhere(benchmarks: Iterable[Records], zoo: Iterable[Record]) -
         if _key(row) in present:
             continue
         if quote.metric == PARAMETERS and quote.model in counted:
-            rows.append(_compared(row, quote, quote.model, quote.model, Estimate(counted[quote.model], None, None, 1)))
+            row |= {"our_model": quote.model, "our_label": quote.model}
+            row |= _compared(quote, Estimate(counted[quote.model], None, None, 1))
         else:
-            rows.append(row | {"verdict": f"not run: no records on {quote.data}"})
+            row["verdict"] = f"not run: no records on {quote.data}"
+        rows.append(row)
     return _table(rows, "Published numbers beside ours, all benchmarks.")
 
 
@@ -192,17 +194,14 @@ def _benchmark_rows(records: Records, names: Mapping[str, str]) -> list[dict[str
     for quote in (q for q in QUOTES if q.data == family(records.benchmark)):
         row = _quoted(records.benchmark, quote)
         keys = [k for k, name in names.items() if quote.other_network or name == quote.model]
+        rows += [row | _beside(quote, records, names, key) for key in keys]
         if not keys:
             rows.append(row | {"verdict": "not run: not among this benchmark's models"})
-        rows += [_model_row(row, quote, records, names, key) for key in keys]
     return rows
 
 
-def _model_row(
-    row: dict[str, Any], quote: Quote, records: Records, names: Mapping[str, str], key: str
-) -> dict[str, Any]:
-    """A quote beside one model of a benchmark, or why it cannot be compared."""
-    label = records.labels[key]
+def _beside(quote: Quote, records: Records, names: Mapping[str, str], key: str) -> dict[str, Any]:
+    """One model of a benchmark beside a quote, or why it cannot be compared."""
     cost = records.cost.set_index("model")[PARAMETERS].dropna()
     ours: Estimate | None
     if quote.metric == PARAMETERS:
@@ -211,17 +210,17 @@ def _model_row(
         ours = _difference(records, quote, names, key)
     else:
         ours = joint_estimate(records, key, quote.metric)
-    row = row | {"our_network": names[key], "ours.params_m": cost.get(key)}
+    row = {"our_model": key, "our_label": records.labels[key]}
+    row |= {"our_network": names[key], "ours.params_m": cost.get(key)}
     if ours is None:
         status, reason, _ = model_status(records, key)
         known = quote.metric != PARAMETERS and status != FINISHED
-        why = state_text(status, reason) if known else "not run: no such score"
-        return row | {"our_model": key, "our_label": label, "verdict": why}
-    compared = _compared(row, quote, key, label, ours)
+        return row | {"verdict": state_text(status, reason) if known else "not run: no such score"}
+    row |= _compared(quote, ours)
     started = {r["params"].get("train.init_from") is not None for r in records.all("train", key)}
     if not quote.other_network and quote.pretrained is not None and started != {quote.pretrained}:
-        compared["verdict"] = f"not comparable: {'from scratch' if quote.pretrained else 'pre-trained'} here"
-    return compared
+        row["verdict"] = f"not comparable: {'from scratch' if quote.pretrained else 'pre-trained'} here"
+    return row
 
 
 def _difference(records: Records, quote: Quote, names: Mapping[str, str], key: str) -> Estimate | None:
@@ -233,10 +232,9 @@ def _difference(records: Records, quote: Quote, names: Mapping[str, str], key: s
     return mean_interval(values) if values else None
 
 
-def _compared(row: dict[str, Any], quote: Quote, key: str, label: str, ours: Estimate) -> dict[str, Any]:
+def _compared(quote: Quote, ours: Estimate) -> dict[str, Any]:
     shown = ours.scaled(quantity(quote.metric).scale)
-    row = row | {
-        "our_model": key, "our_label": label,
+    row = {
         "ours.mean": shown.mean, "ours.ci95_low": shown.low, "ours.ci95_high": shown.high,
         "n_seeds": None if quote.metric == PARAMETERS else ours.n,
     }  # fmt: skip

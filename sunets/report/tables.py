@@ -91,8 +91,7 @@ def accuracy(records: Records, reference: str) -> Table:
         f"Difference: paired by seed, in points of {q.name}, "
         f"with its 95 % interval, which is for one comparison. {verdict_note(records.report, q, tests)}",
         *declared_notes(compared, records.labels, records.labels[reference]),
-        *_without_spread(records),
-        *_unchecked(records),
+        *_caveats(records),
         *_budget_note(records, pd.DataFrame(rows)),
         *run_failures(records),
     ]
@@ -326,14 +325,16 @@ def _failures(data: pd.DataFrame) -> list[str]:
     return [f"{r.label}: {r.status} ({r.reason})." for r in bad.itertuples()]
 
 
-def _without_spread(records: Records) -> list[str]:
-    """Name the models that have several seeds but no interval."""
-    labels = [
-        label
-        for model, label in records.labels.items()
-        if len(scores := records.scores(model)) > 1 and mean_interval(list(scores.values())).low is None
+def _caveats(records: Records) -> list[str]:
+    """Name the models that have several seeds but no interval, and those whose scores could not be recomputed."""
+    scored = {m: list(scores.values()) for m in records.labels if (scores := records.scores(m))}
+    alike = [records.labels[m] for m, scores in scored.items() if len(scores) > 1 and mean_interval(scores).low is None]
+    folder = records.directory / "confusion"
+    unchecked = [records.labels[m] for m in scored if not (folder / f"{m}.npz").exists()]
+    return [
+        *([f"No interval, since all seeds have the same score: {', '.join(alike)}."] if alike else []),
+        *([f"Scores not checked, for want of confusion matrices: {', '.join(unchecked)}."] if unchecked else []),
     ]
-    return [f"No interval, since all seeds have the same score: {', '.join(labels)}."] if labels else []
 
 
 SETTLED = 2.0
@@ -367,13 +368,6 @@ def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
     subject = f"of {plural(moved, 'network')} changed by {SETTLED:g} points or more (column Budget)"
     subject = subject if moved else f"of every network changed by less than {SETTLED:g} points"
     return [f"Over the last fifth of the epochs, validation {q.name} {subject}; mean over the seeds."]
-
-
-def _unchecked(records: Records) -> list[str]:
-    """Name the models whose scores could not be recomputed."""
-    folder = records.directory / "confusion"
-    labels = [label for m, label in records.labels.items() if records.scores(m) and not (folder / f"{m}.npz").exists()]
-    return [f"Scores not checked, for want of confusion matrices: {', '.join(labels)}."] if labels else []
 
 
 def run_failures(records: Records) -> list[str]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import queue
 import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -68,27 +68,19 @@ def within(seconds: float, call: Callable[..., T], *arguments: Any, **options: A
     Raises:
         TrackingError: the call failed or has not ended; its thread continues, and does not keep the process alive.
     """
-    done: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+    future: Future[T] = Future()
 
     def work() -> None:
         try:
-            value = call(*arguments, **options)
+            future.set_result(call(*arguments, **options))
         except BaseException as error:
-            done.put(functools.partial(_throw, error))
-        else:
-            done.put(lambda: value)
+            future.set_exception(error)
 
     threading.Thread(target=work, name="mlflow call", daemon=True).start()
     with explained():
-        try:
-            outcome = done.get(timeout=seconds)
-        except queue.Empty:
-            raise TimeoutError(f"no answer within {seconds:.0f} s") from None
-        return outcome()
-
-
-def _throw(error: BaseException) -> Any:
-    raise error
+        if not wait([future], timeout=seconds).done:
+            raise TimeoutError(f"no answer within {seconds:.0f} s")
+        return future.result()
 
 
 class Limited:
