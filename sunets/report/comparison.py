@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -140,12 +140,9 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
 
 def power_text(q: Quantity, difference: Difference | None) -> str:
     """Format as `3 seeds would detect 5.4 points with 80 % power`; empty where the differences have no spread."""
-    detectable = _detectable(q, difference)
-    return (
-        f"{difference.n} seeds would detect {detectable} with {100 * POWER:.0f} % power"
-        if difference and detectable
-        else ""
-    )
+    if difference is None or not (detectable := _detectable(q, difference)):
+        return ""
+    return f"{difference.n} seeds would detect {detectable} with {100 * POWER:.0f} % power"
 
 
 def _detectable(q: Quantity, difference: Difference | None) -> str:
@@ -194,12 +191,11 @@ def compare_all(
     rising, margin = higher_is_better(key), report.equivalence_margin_percent / quantity(key).scale
     result: dict[K, Comparison] = {}
     tested: dict[K, Difference] = {}
-    declared: dict[K, tuple[str, ...]] = {}
     for name, runs in family.items():
         difference = paired_difference(runs.scores, reference.scores, higher_is_better=rising)
-        obstacle, declared[name] = differing_settings(runs, reference, report.declared_differences, varied)
+        obstacle, declared = differing_settings(runs, reference, report.declared_differences, varied)
         reason = "not tested (no common seed)" if difference is None else obstacle or difference.untested
-        result[name] = Comparison(None if obstacle else difference, None, reason, reason, declared[name])
+        result[name] = Comparison(None if obstacle else difference, None, reason, reason, declared)
         if difference is not None and not reason:
             tested[name] = difference
     p_values = [d.p_value for d in tested.values()]
@@ -207,7 +203,7 @@ def compare_all(
     adjusted = zip(holm(p_values), holm(equivalence), strict=True)
     for (name, d), alone, pair in zip(tested.items(), zip(p_values, equivalence, strict=True), adjusted, strict=True):
         single, judged = (verdict(d.mean, *p, higher_is_better=rising) for p in (alone, pair))
-        result[name] = Comparison(d, pair[0], judged, single, declared[name])
+        result[name] = replace(result[name], adjusted_p=pair[0], verdict=judged, unadjusted_verdict=single)
     return result
 
 
@@ -223,8 +219,7 @@ def differing_settings(
     Returns:
         `not comparable: KEY A / B` or an empty text; and `KEY A / B` of each declared difference.
     """
-    obstacles: dict[str, str] = {}
-    stated: dict[str, str] = {}
+    obstacles, stated = dict[str, str](), dict[str, str]()
     tuned = _tuned(row.records) & _tuned(reference.records)
     for seed in sorted(row.scores.keys() & reference.scores.keys()):
         ours, theirs = (
@@ -316,15 +311,9 @@ def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
 def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:
     """CSV columns of a paired difference to the row `reference`; empty where there is none."""
     d = comparison.difference
-    return {
-        f"{key}.difference.reference": reference if d else None,
-        f"{key}.difference.mean": d.mean if d else None,
-        f"{key}.difference.ci95_low": d.low if d else None,
-        f"{key}.difference.ci95_high": d.high if d else None,
-        f"{key}.difference.n_seeds": d.n if d else None,
-        f"{key}.difference.p": d.p_value if d else None,
-        f"{key}.difference.p_holm": comparison.adjusted_p,
-        f"{key}.difference.detectable": d.detectable if d else None,
-        f"{key}.difference.wins": f"{d.wins}/{d.n}" if d else None,
-        f"{key}.difference.verdict": comparison.verdict or None,
-    }
+    columns = {
+        "reference": d and reference, "mean": d and d.mean, "ci95_low": d and d.low, "ci95_high": d and d.high,
+        "n_seeds": d and d.n, "p": d and d.p_value, "p_holm": comparison.adjusted_p, "detectable": d and d.detectable,
+        "wins": d and f"{d.wins}/{d.n}", "verdict": comparison.verdict or None,
+    }  # fmt: skip
+    return {f"{key}.difference.{name}": value for name, value in columns.items()}

@@ -179,16 +179,16 @@ def _summary(tested: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the mean of each score over the seeds, and the interval of headline scores."""
     from sunets.report.statistics import mean_interval  # its package imports pandas, which live tracking must not
 
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = defaultdict(list)
     for record in tested:
         for name, value in _scores(record, tested).items():
-            values.setdefault(name, []).append(value)
+            values[name].append(value)
     summary: dict[str, float | None] = {}
     for name, seeds in values.items():
         estimate = mean_interval(seeds)
         summary[f"{name}.mean"] = estimate.mean
         if name.rpartition("/")[2] in PRIMARY_METRIC.values():
-            summary |= {f"{name}.{k}": v for k, v in (("ci95_low", estimate.low), ("ci95_high", estimate.high))}
+            summary |= {f"{name}.ci95_low": estimate.low, f"{name}.ci95_high": estimate.high}
         if name in PRIMARY_METRIC.values():
             summary[f"{name}.seeds"] = estimate.n
     return finite_numbers(summary)

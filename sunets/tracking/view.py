@@ -32,7 +32,7 @@ LONGEST_VALUE = 5000
 """Characters of a parameter or tag; above 6000 MLflow warns."""
 LONGEST_NAME = 220
 """Characters of a name; MLflow allows 250, with prefixes and suffixes such as best/ and .ci95_low."""
-STATUS = {"finished": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +189,9 @@ def costs(record: Mapping[str, Any]) -> dict[str, float]:
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of a run, to filter runs by."""
     names = ("kind", "status", "reason", "benchmark", "model", "label", "seed", "study", "number", "phase")
-    tags = {name: record[name] for name in names if record.get(name) is not None}
+    tags = {name: record.get(name) for name in names}
     for group in ("provenance", "environment"):
-        tags |= {f"{group}.{name}": value for name, value in record[group].items() if value is not None}
+        tags |= {f"{group}.{name}": value for name, value in record[group].items()}
     if record.get("reason"):
         tags["mlflow.note.content"] = f"{record['status']}: {record['reason']}"
     tags["mlflow.source.type"] = "LOCAL"
@@ -253,7 +253,7 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
         slot = make_slot("train", record["benchmark"], record["model"], f"seed{record['seed']}")
         name = f"{record['label']}, seed {record['seed']}"
     if not ended:
-        tags = {name: value for name, value in tags.items() if name != "status"}
+        tags.pop("status")
     return Run(
         experiment=experiment,
         slot=slot,
@@ -298,10 +298,7 @@ def study_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
     """Build the parent run of a study from the records of its trials."""
     first = records[0]
     fixed = {name: value for name, value in _common(records).items() if not _varied(first, name)}
-    counts = {
-        f"trials.{status}": float(sum(record["status"] == status for record in records))
-        for status in ("finished", "pruned", "failed")
-    }
+    counts = {f"trials.{status}": float(sum(r["status"] == status for r in records)) for status in STATUS}
     best, arm = _best(records) if ended else ({}, {})
     return Run(
         experiment=f"{first['benchmark']}/ablations",
