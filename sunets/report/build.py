@@ -53,12 +53,13 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     out, private = root / "results" / suite.benchmark, root / "outputs" / suite.benchmark / "figures"
     made = _tables(suite, records)
     drawn = {name: figure for name, draw in figures.DRAWN.items() if (figure := draw(records)) is not None}
-    examples, palette, why_not = _examples(suite, records, root)
+    examples, why_not = _examples(suite, records, root)
     notes = [why_not] if why_not else []
     _remove_stale(out, private)
     written = [path for table in made for path in write.write(table, out / "tables")]
     for name, figure in drawn.items():
         written += save_figure(figure, out / "figures" / name)
+    palette = np.array(records.palette, dtype=np.uint8).reshape(-1, 3)
     picture = images.qualitative(examples, list(records.labels.values()), records.classes, palette)
     linked = {name: f"figures/{name}" for name in drawn}
     if picture is not None:
@@ -105,40 +106,34 @@ def _remove_stale(out: Path, private: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.Example], NDArray, str | None]:
-    """Images of the qualitative figure, the palette, and the reason if there are none."""
-    nothing: tuple[list[images.Example], NDArray] = ([], np.zeros((0, 3), dtype=np.uint8))
+def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.Example], str]:
+    """Images of the qualitative figure, or the reason why there are none."""
     if records.task != "segmentation" or suite.evaluate.num_qualitative == 0:
-        return *nothing, None
+        return [], ""
     data = root / PREPARED / suite.benchmark
     outputs = root / "outputs" / suite.benchmark / "predictions"
     listing = data / "splits" / f"{suite.data.test_split}.csv"
     if not (data / "manifest.json").exists() or not listing.exists():
-        return *nothing, f"No qualitative figure: `{PREPARED}/{suite.benchmark}` has not been prepared here."
-    palette = np.array(records.palette, dtype=np.uint8).reshape(-1, 3)
+        return [], f"No qualitative figure: `{PREPARED}/{suite.benchmark}` has not been prepared here."
     items = {str(row["id"]): row for row in read_rows(listing, ("id", "image", "target"))}
-    names = list(dict.fromkeys(p.stem for model in records.labels for p in sorted((outputs / model).glob("*.png"))))
+    names = dict.fromkeys(p.stem for model in records.labels for p in sorted((outputs / model).glob("*.png")))
     bases = {"out": data, "root": Path(suite.data.root) if suite.data.root else data}
     examples = []
     for name in [n for n in names if n in items][: suite.evaluate.num_qualitative]:
-        predictions = {
-            label: _read(path)
-            for model, label in records.labels.items()
-            if (path := outputs / model / f"{name}.png").exists()
-        }
+        files = {label: outputs / model / f"{name}.png" for model, label in records.labels.items()}
+        predictions = {label: _read(path) for label, path in files.items() if path.exists()}
         size = next(iter(predictions.values())).shape
         if odd := [label for label, labels in predictions.items() if labels.shape != size]:
             raise RecordError(f"predictions of {name}: {odd[0]}'s has another size; run `dvc repro` until they agree")
         image, target = (_below(bases, str(items[name][k] or "")) for k in ("image", "target"))
         if image is None or not image.exists():
-            return *nothing, f"No qualitative figure: the images of `{suite.data.name}` are not here."
+            return [], f"No qualitative figure: the images of `{suite.data.name}` are not here."
         truth = np.full(size, IGNORE_INDEX, dtype=np.uint8)
         if target is not None and target.exists():
             truth = _read(target, size)
         examples.append(images.Example(name, _read(image, size, color=True), truth, predictions))
-    if not examples:
-        return *nothing, f"No qualitative figure: no predictions in `outputs/{suite.benchmark}/predictions`."
-    return examples, palette, None
+    reason = f"No qualitative figure: no predictions in `outputs/{suite.benchmark}/predictions`."
+    return examples, "" if examples else reason
 
 
 def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = False) -> NDArray[np.uint8]:

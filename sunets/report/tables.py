@@ -201,7 +201,7 @@ def tuning(records: Records) -> Table | None:
     if not made:
         return None
     key, q = records.validation, quantity(records.headline)
-    paths = list(dict.fromkeys(axis["path"] for r in made.values() for axis in r["space"]))
+    paths = dict.fromkeys(axis["path"] for r in made.values() for axis in r["space"])
     rows, shown = [], []
     for model, label in records.labels.items():
         r, trials = made.get(model), records.trials(model)
@@ -209,8 +209,7 @@ def tuning(records: Records) -> Table | None:
         row: dict[str, Any] = {"model": model, "label": label, "status": status, "reason": reason}
         line: dict[str, Any] = {"Model": label, "Trials": state_text(status, reason) if status != FINISHED else ""}
         if r is not None and status == FINISHED:
-            score = dict(zip(trials.number, trials[key], strict=True))
-            default, chosen = score.get(0), r["scores"][key]
+            default, chosen = trials.set_index("number")[key].get(0), r["scores"][key]
             default = None if pd.isna(default) else default
             row |= {
                 "trials": len(trials),
@@ -229,13 +228,13 @@ def tuning(records: Records) -> Table | None:
     left_out = [
         f"{NAMES.get(p, p)} of {records.labels[m]} ({why})" for m, r in made.items() for p, why in r["left_out"].items()
     ]
-    notes = [
+    note = (
         f"Validation {q.name} of one seed at the end of a trial. Trial 0 is the recipe of the parameter file; the "
-        "others are drawn by Optuna (TPE). Every model has the same number of trials, epochs and tuning seed.",
-        *([f"Not tuned: {'; '.join(left_out)}."] if left_out else []),
-    ]
+        "others are drawn by Optuna (TPE). Every model has the same number of trials, epochs and tuning seed."
+    )
+    notes = (note, f"Not tuned: {'; '.join(left_out)}.") if left_out else (note,)
     caption = "Tuned recipes, chosen on the validation split."
-    return Table("tuning", caption, pd.DataFrame(rows), pd.DataFrame(shown).fillna(""), tuple(notes))
+    return Table("tuning", caption, pd.DataFrame(rows), pd.DataFrame(shown).fillna(""), notes)
 
 
 def speed(records: Records) -> Table | None:
@@ -254,9 +253,9 @@ def speed_columns(data: pd.DataFrame) -> dict[str, pd.Series]:
     columns = {}
     for key in ("speed.latency_ms", "speed.images_per_second", "speed.step_ms", "memory.peak_mib"):
         if key in data and data[key].notna().any():
-            q, spread = quantity(key), key.replace("_ms", "_iqr_ms")
+            q, spread = quantity(key), f"{key.removesuffix('_ms')}_iqr_ms"
             texts = data[key].map(q.text)
-            if spread in data and spread != key:
+            if spread in data:
                 texts += [f" ({q.text(v)})" if pd.notna(v) else "" for v in data[spread]]
             columns[q.heading] = texts
     return columns
@@ -381,16 +380,14 @@ def run_failures(records: Records) -> list[str]:
 
 
 def _split(records: Records) -> str:
-    params: dict[str, Any] = next((r["params"] for r in records.all("evaluate")), {})
-    return f" on the {params['data.test_split']} split" if params.get("data.test_split") else ""
+    split = next((r["params"].get("data.test_split") for r in records.all("evaluate")), None)
+    return f" on the {split} split" if split else ""
 
 
 def _input(records: Records) -> str:
     params: dict[str, Any] = next((r["params"] for r in records.all("cost")), {})
-    if not params.get("cost.size"):
-        return ""
-    height, width = params["cost.size"]
-    return f" at {params.get('cost.batch_size', 1)} × {height} × {width} pixels"
+    shape = (params.get("cost.batch_size", 1), *(params.get("cost.size") or ()))
+    return f" at {' × '.join(map(str, shape))} pixels" if len(shape) == 3 else ""
 
 
 def _protocol(records: Records) -> str:

@@ -6,7 +6,7 @@ import atexit
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -73,11 +73,7 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        kind: Literal["train", "trial"],
-        suite: Suite,
-        item: str,
-        runs: Sequence[tuple[Config, Mapping[str, Any]]] = (),
+        self, kind: Literal["train", "trial"], suite: Suite, item: str, runs: Iterable[tuple[Config, Record]] = ()
     ) -> None:
         """Open the parent run.
 
