@@ -246,10 +246,7 @@ def _tuned(records: Iterable[Record]) -> set[str]:
 
 
 def _settings(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Collect what a fair comparison holds fixed, from the records of one row and seed: key -> values as text.
-
-    Training and evaluation state the same parameters; a key on which they disagree has two values.
-    """
+    """Key -> values as text that a fair comparison holds fixed: two where training and evaluation disagree on a key."""
     settings: dict[str, set[str]] = {}
     for r in records:
         params = r["params"]

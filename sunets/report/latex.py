@@ -51,14 +51,9 @@ def latex_table(
 ) -> str:
     """A `table` environment that is as wide as its text at most; needs booktabs, siunitx and adjustbox.
 
-    Args:
-        view: cells as a reader should see them.
-        caption: without markup.
-        notes: sentences below the table.
-        label: for cross-references; unique in a document.
-        bold: truth values, one per cell; the best of each column by default.
-        whole: keep all columns, in smaller print if need be.
-        names: number of first columns that are kept in any case, since they name the row.
+    `view` holds cells as a reader should see them, caption and notes are without markup, and the label is unique in a
+    document. `bold` has a truth value per cell, by default of the best of each column; `whole` keeps all columns, in
+    smaller print if need be, and else the first `names` are kept in any case, since they name the row.
     """
     view = view.fillna("").astype(str)
     bold = best_cells(view) if bold is None else bold
@@ -105,11 +100,8 @@ _FLOATS = (("topfraction", 0.95), ("bottomfraction", 0.95), ("textfraction", 0.0
 def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str], optional: Mapping[str, str]) -> str:
     """An article that shows tables and figures and compiles as it is.
 
-    Args:
-        title: of the benchmark.
-        tables: paths of table files, as seen from the document.
-        figures: path of a figure without suffix -> its caption.
-        optional: path of a file that another stage writes, .tex or .pdf, shown where it exists -> caption of a figure.
+    Paths are seen from the document: of table files, and of figures without suffix -> caption. Files that another stage
+    writes are optional: path of a .tex or .pdf file, shown where it exists -> caption of a figure.
     """
     lines = [
         "% Made by `dvc repro` (stage `report`): pdflatex paper.tex", r"\documentclass{article}",

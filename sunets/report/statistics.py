@@ -214,15 +214,12 @@ def joint_interval(scores: Sequence[float], samples: NDArray | None = None, *, s
     Hierarchical bootstrap: n - 1 of n seeds are drawn, which makes the variance unbiased, and scored on a resampled
     test set. Percentiles of a few seeds never leave their range and cover too rarely; the interval is built from the
     bootstrap's standard error on the logit scale and Student's quantile with n - 1 degrees of freedom. With one seed it
-    is over the images alone.
+    is over the images alone. Without an interval where nothing varies, and at a mean of exactly 0 or 1.
 
     Args:
         scores: of the seeds on the whole test set, as fractions.
         samples: (n_seeds, R) of `bootstrap_scores`; None takes the test set as given.
         seed: of the drawing of seeds.
-
-    Returns:
-        The estimate; without an interval where nothing varies, and at a mean of exactly 0 or 1.
     """
     n, mean = len(scores), float(np.mean(scores))
     fixed = np.repeat(np.asarray(scores, dtype=np.float64)[:, None], 1000, axis=1)

@@ -71,14 +71,8 @@ def write_table(
     The LaTeX caption names the benchmark too, which is the directory that holds `tables/`, and the number of seeds; its
     label is `tab:BENCHMARK-TABLE`, so that the tables of several benchmarks can stand in one paper.
 
-    Args:
-        frame: tidy numbers in full precision, units in the column names (those that end in n_seeds are whole numbers);
-            becomes the CSV.
-        path_stem: path of the three files without their suffix.
-        caption: one line, without markup.
-        view: the same table as a reader should see it; the frame itself, numbers to four digits, by default.
-        notes: sentences below the table.
-        paper: what LaTeX shows in place of the view.
+    `frame` becomes the CSV: tidy numbers in full precision, units in the column names, of which those that end in
+    n_seeds are whole numbers. `view` is what a reader sees, by default numbers to four digits; LaTeX shows `paper`.
     """
     view = frame.map(_plain_text) if view is None else view.fillna("").astype(str)
     counts = [c for c in frame.columns if str(c).endswith("n_seeds")]
