@@ -17,6 +17,7 @@ from sunets.core import cli
 from sunets.core.cli import PARAMS, GpuTflops, Params, Settings
 from sunets.core.config import Suite, load
 from sunets.core.recipes import skip_tuning
+from sunets.extras import extras_named
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,7 +127,8 @@ def list_(params: Params = PARAMS, settings: Settings = None) -> None:
 
 def main() -> None:
     """Entry point."""
-    cli.run(app)
+    with extras_named():
+        cli.run(app)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import first_trial
 from sunets.data.picture import MIN_SIDE
 from sunets.models.zoo import create_model
-from sunets.plan import DataFacts, Passes, TrainingWork, dataset_facts, images_per_pass, training_work
+from sunets.plan import DataFacts, Passes, TrainingWork, dataset_facts, training_work
 from sunets.profiling.modes import input_channels, switched_mode, torch_threads
 
 MEASURED_MACS = 5e8
@@ -93,7 +93,7 @@ def macs_per_second(config: Config, work: TrainingWork, data: DataFacts) -> floa
     scale = min(1.0, math.sqrt(MEASURED_MACS / work.train.macs))
     sides = [max(MIN_SIDE, round(side * scale)) for side in (height, width)]
     macs = work.train.macs * (sides[0] * sides[1]) / (height * width)
-    images = max(1, min(images_per_pass(config), int(MEASURED_MACS / macs)))
+    images = max(1, min(work.train.batch_size, int(MEASURED_MACS / macs)))
     arguments = config.model.model_copy(update={"weights": None}).arguments()
     model = create_model(**arguments, task=config.data.task, num_classes=data.classes)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format

@@ -87,7 +87,8 @@ def _write(suite: Suite, root: Path) -> list[Path]:
             absent.append(name)
     if suite.ablations and not studies:
         raise FileNotFoundError(f"{folder / 'records' / 'ablations'}: no records; run `dvc repro` first")
-    shutil.rmtree(folder / "ablations", ignore_errors=True)  # all of it is written anew
+    if (folder / "ablations").exists():
+        shutil.rmtree(folder / "ablations")  # all of it is written anew
     (folder / "ablations").mkdir(parents=True)
     written: list[Path] = []
     parts = [

@@ -22,7 +22,7 @@ from scipy import ndimage
 from sunets.report.comparison import joint_estimate
 from sunets.report.records import Records, quantity
 from sunets.report.statistics import Estimate
-from sunets.report.style import STYLE, WIDTH
+from sunets.report.style import STYLE, WIDTH, legend_columns
 from sunets.report.tables import class_keys
 
 MAX_CLASSES = 30
@@ -282,7 +282,8 @@ def qualitative(
         handles = [plt.Rectangle((0, 0), 1, 1, color=np.asarray(palette[i]) / 255) for i in range(len(names))]
         if handles:
             fig.legend(
-                handles, [n.replace("_", " ") for n in names], loc="outside lower center", ncols=min(6, len(names)),
+                handles, [n.replace("_", " ") for n in names], loc="outside lower center",
+                ncols=legend_columns(names, fig.get_figwidth()),
                 frameon=False, handlelength=1.0, handleheight=1.0, fontsize=7,
             )  # fmt: skip
     return fig

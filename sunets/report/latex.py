@@ -106,7 +106,8 @@ def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str]
     lines = [
         "% Made by `dvc repro` (stage `report`): pdflatex paper.tex", r"\documentclass{article}",
         *(rf"\usepackage{{{name}}}" for name in PACKAGES), r"\begin{document}",
-        rf"\section*{{{latex_escape(title)}}}", *(rf"\renewcommand{{\{name}}}{{{value}}}" for name, value in _FLOATS),
+        rf"\section*{{\raggedright {latex_escape(title)}}}",
+        *(rf"\renewcommand{{\{name}}}{{{value}}}" for name, value in _FLOATS),
         *(rf"\input{{{path}}}" for path in tables), r"\clearpage",
     ]  # fmt: skip
     lines += [_figure(path, latex_text(caption)) for path, caption in figures.items()]

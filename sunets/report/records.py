@@ -409,8 +409,6 @@ def _read_all(
             _check_scores(directory, model, evaluated, classes)
         name = f"tune/{model}.json"
         tunings = raw.get(name, [])
-        if len(tunings) > 1:
-            raise RecordError(f"{directory / name}: {len(tunings)} records instead of one; {REMEDY}")
         for record in tunings:
             check_chosen(record, directory / name)
     if not raw:

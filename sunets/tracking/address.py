@@ -42,7 +42,7 @@ def failure(error: BaseException) -> TrackingError:
     if isinstance(error, TrackingError):
         return error
     if isinstance(error, ModuleNotFoundError):
-        return TrackingError(f"{error.name} is not installed")
+        return TrackingError(f"{error.name} is not installed; `make env` installs it")
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)

@@ -125,6 +125,8 @@ def _models(folder: Path) -> list[Family]:
     """Build the runs of every model of a benchmark; `folder` is results/BENCHMARK."""
     base = folder / "records"
     speed = _records(base / "speed.json", "speed")
+    table = folder / "tables" / "accuracy.csv"
+    shown = {row["model"]: row for row in read_rows(table, ("model",))} if table.exists() else {}
     families = []
     for model in sorted({path.stem for kind in ("train", "evaluate", "cost") for path in (base / kind).glob("*.json")}):
         kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "cost", "timing")
@@ -153,7 +155,7 @@ def _models(folder: Path) -> list[Family]:
         periods = [child.seconds for child in children if child.seconds]
         parent = replace(
             parent,
-            metrics=_summary(tested) | {k: v for r in exact for k, v in costs(r).items()},
+            metrics=_summary(tested, shown.get(model, {})) | {k: v for r in exact for k, v in costs(r).items()},
             tags={**parent.tags, **_test_settings(tested)},
             seconds=(min(p[0] for p in periods), max(p[1] for p in periods)) if periods else None,
             files=_figures(folder / "figures", "*.png"),
@@ -175,8 +177,12 @@ def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {name: plain_text(value) for name, value in params.items() if name.startswith("evaluate.")}
 
 
-def _summary(tested: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean of each score over the seeds, and the interval of headline scores."""
+def _summary(tested: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean of each score over the seeds, and the interval of headline scores.
+
+    The interval is that of `row`, the model's in the table of accuracy, over seeds and images; without the table, or
+    with one of other records, that over the seeds.
+    """
     from sunets.report.statistics import mean_interval  # its package imports pandas, which live tracking must not
 
     values: dict[str, list[float]] = defaultdict(list)
@@ -188,7 +194,10 @@ def _summary(tested: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         estimate = mean_interval(seeds)
         summary[f"{name}.mean"] = estimate.mean
         if name.rpartition("/")[2] in PRIMARY_METRIC.values():
-            summary |= {f"{name}.ci95_low": estimate.low, f"{name}.ci95_high": estimate.high}
+            ends = [row.get(f"{name}.joint_ci95_{end}") for end in ("low", "high")]
+            if None in ends or row.get(f"{name}.mean") != estimate.mean:
+                ends = [estimate.low, estimate.high]
+            summary |= dict(zip((f"{name}.ci95_low", f"{name}.ci95_high"), ends, strict=True))
         if name in PRIMARY_METRIC.values():
             summary[f"{name}.seeds"] = estimate.n
     return finite_numbers(summary)
@@ -289,8 +298,9 @@ def _studies(folder: Path) -> list[Family]:
         if records := read_records(base / f"{study}.json", "trial"):
             path = base / f"{study}.history.csv"
             histories = _histories(path, "number") if path.exists() else {}
-            axes = _figures(folder / "ablations", f"{study}_axes.png")
-            children = [replace(child_run(r, histories.get(r["number"], ())), files=axes) for r in records]
+            axes = [f"{study}_{name}.png" for name in ("axes", "pareto")]
+            shown = [file for name in axes for file in _figures(folder / "ablations", name)][:1]
+            children = [replace(child_run(r, histories.get(r["number"], ())), files=tuple(shown)) for r in records]
             families.append((replace(study_run(records), files=_study_files(folder, study, studies)), children))
     return families
 
