@@ -19,10 +19,9 @@ help:  ## list these
 
 env: $(VENV)/.stamp  ## create .venv from requirements.lock
 
-# Python compiles what it imports when it imports it; to compile all of the packages here would take a minute.
 $(VENV)/.stamp: requirements.lock pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
