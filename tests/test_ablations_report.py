@@ -543,6 +543,7 @@ def test_two_reports_at_once_do_not_delete_each_other_s_files(tmp_path: Path, mo
     def second(*_: Any, **__: Any) -> None:
         build_ablation_report(suite(), tmp_path)
 
+    (tmp_path / "results/synthetic/ablations").mkdir(parents=True)
     monkeypatch.setattr(report_page.shutil, "rmtree", second)
     with pytest.raises(StageError, match="ablation_report: already running in this checkout; wait for it"):
         build_ablation_report(suite(), tmp_path)
