@@ -127,8 +127,7 @@ def list_(params: Params = PARAMS, settings: Settings = None) -> None:
 
 def main() -> None:
     """Entry point."""
-    with extras_named():
-        cli.run(app)
+    cli.run(extras_named()(app))
 
 
 if __name__ == "__main__":

@@ -296,8 +296,7 @@ def main() -> None:
     """Entry point; commands that other packages register under `sunets.commands`, such as `ablate`, come with it."""
     for command in entry_points(group="sunets.commands"):
         app.add_typer(command.load(), name=command.name, rich_help_panel=TOOLS)
-    with extras_named():
-        run(app)
+    run(extras_named()(app))
 
 
 if __name__ == "__main__":

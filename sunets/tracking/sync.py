@@ -80,7 +80,7 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
         raise TrackingError(f"MLflow: {failure(error)}; see MLFLOW_TRACKING_URI, then: {REMEDY}") from error
 
 
-def _write(store: Store, wanted: Mapping[str, list[tuple[Run, list[Run]]]], pages: str) -> Synced:
+def _write(store: Store, wanted: Mapping[str, list[Family]], pages: str) -> Synced:
     """Write the runs of each benchmark, and retire all others."""
     counts: Counter[str] = Counter()
     links = []
@@ -298,9 +298,9 @@ def _studies(folder: Path) -> list[Family]:
         if records := read_records(base / f"{study}.json", "trial"):
             path = base / f"{study}.history.csv"
             histories = _histories(path, "number") if path.exists() else {}
-            axes = [f"{study}_{name}.png" for name in ("axes", "pareto")]
-            shown = [file for name in axes for file in _figures(folder / "ablations", name)][:1]
-            children = [replace(child_run(r, histories.get(r["number"], ())), files=tuple(shown)) for r in records]
+            shown = _figures(folder / "ablations", f"{study}_axes.png")
+            shown = shown or _figures(folder / "ablations", f"{study}_pareto.png")  # of a search, which has no axes
+            children = [replace(child_run(r, histories.get(r["number"], ())), files=shown) for r in records]
             families.append((replace(study_run(records), files=_study_files(folder, study, studies)), children))
     return families
 
