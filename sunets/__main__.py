@@ -277,8 +277,11 @@ def preset(
         for preset_name, title in list_presets().items():
             typer.echo(f"{preset_name:24} {title}")
         return
-    if copy := use_preset(name, root):
+    copy, size = use_preset(name, root)
+    if copy:
         typer.echo(f"params.yaml had uncommitted changes: kept as {copy}", err=True)
+    if size:
+        typer.echo(f"data.size is now {size[0]} x {size[1]} pixels (height x width), the aspect ratio of the images")
     typer.echo(
         f"params.yaml is now presets/{name}.yaml; `dvc repro` runs it, `python -m sunets plan` estimates its GPU hours"
     )

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import statistics
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
 
 from sunets.core.names import overlap, printable
 from sunets.core.record import replacing, write_text
 
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
+SIDE_MULTIPLE = 16
+"""Both sides of the images of own data are multiples of this number of pixels, the deepest stride of the networks."""
+IMAGES_LOOKED_AT = 20
+
+
+class Replaced(NamedTuple):
+    """What `use_preset` did besides writing params.yaml."""
+
+    copy: Path | None
+    """The copy of the old params.yaml, if one was made."""
+    size: tuple[int, int] | None
+    """(height, width) in pixels that took the place of the preset's `data.size`, for another aspect ratio."""
 
 
 def preset_path(name: str) -> Path:
@@ -39,15 +56,13 @@ def _files() -> list[Path]:
     return sorted(path for path in files if path.suffix == ".yaml" and path.is_file())  # a FIFO would be waited for
 
 
-def use_preset(name: str, root: Path | None = None) -> Path | None:
+def use_preset(name: str, root: Path | None = None) -> Replaced:
     """Replace params.yaml by a preset; copy it first if neither a commit nor a preset has its content.
 
     Args:
         name: name of the preset.
-        root: directory of the data set, instead of the preset's.
-
-    Returns:
-        The copy of the old params.yaml, if one was made.
+        root: directory of the data set, instead of the preset's. The size of the preset for own data is adapted to the
+            aspect ratio of its images.
 
     Raises:
         FileNotFoundError: no such directory `root`.
@@ -58,13 +73,15 @@ def use_preset(name: str, root: Path | None = None) -> Path | None:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    size = None
     if root is not None:
+        text, size = _with_aspect_ratio(text, root)  # first: the path may look like a size
         text = _with_root(text, name, root)
     if PARAMS.exists() and not PARAMS.is_file():
         raise ValueError(f"{PARAMS}: not a regular file; move it away")
     copy = _keep() if PARAMS.exists() else None
     write_text(PARAMS, text)
-    return copy
+    return Replaced(copy, size)
 
 
 def _with_root(text: str, name: str, root: Path) -> str:
@@ -84,6 +101,40 @@ def _with_root(text: str, name: str, root: Path) -> str:
     if count != 1:
         raise ValueError(f"--root: the preset {name} has embedded data and takes no directory")
     return text
+
+
+def _with_aspect_ratio(text: str, root: Path) -> tuple[str, tuple[int, int] | None]:
+    """Give own data its aspect ratio, at about the number of pixels of the preset, or of the images if they have fewer."""
+    data = yaml.safe_load(text)["data"]
+    shapes = _shapes(root / "images") if data["name"] == "folder" else []
+    if not shapes:
+        return text, None
+    aspect = statistics.median(width / height for height, width in shapes)
+    pixels = min(math.prod(data["size"]), statistics.median(math.prod(shape) for shape in shapes))
+    sides = math.sqrt(pixels / aspect), math.sqrt(pixels * aspect)
+    height, width = (max(SIDE_MULTIPLE * round(side / SIDE_MULTIPLE), 2 * SIDE_MULTIPLE) for side in sides)
+    if [height, width] == data["size"]:
+        return text, None
+    return text.replace(str(data["size"]), f"[{height}, {width}]"), (height, width)
+
+
+def _shapes(directory: Path) -> list[tuple[int, int]]:
+    """Return (height, width) of some images, spread over a directory; `prepare` names those that cannot be read."""
+    from sunets.data.picture import DataError, read_picture
+    from sunets.data.raw_dataset import RawDataset
+
+    try:
+        images = RawDataset(directory.parent).image_files(directory)
+    except DataError:
+        return []
+    shapes = []
+    for image in images[:: math.ceil(len(images) / IMAGES_LOOKED_AT) or 1]:
+        try:
+            height, width, _ = read_picture(image).shape
+        except DataError:
+            continue
+        shapes.append((height, width))
+    return shapes
 
 
 def _keep() -> Path | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from PIL import Image
 from typer.testing import CliRunner
 
 from sunets import presets
@@ -46,9 +47,9 @@ def kept(folder: Path) -> list[bytes]:
 
 
 def test_what_a_commit_holds_is_replaced(checkout: Path) -> None:
-    assert use_preset("smoke") is None
+    assert use_preset("smoke") == (None, None)
     assert (checkout / "params.yaml").read_bytes() == SMOKE
-    assert use_preset("default") is None  # a preset is in place
+    assert use_preset("default") == (None, None)  # a preset is in place
     assert kept(checkout) == []
 
 
@@ -57,7 +58,7 @@ def test_what_an_earlier_commit_of_another_branch_holds_is_replaced(checkout: Pa
     (checkout / "params.yaml").write_bytes(b"# another\n")
     git("commit", "-q", "-am", "another")
     (checkout / "params.yaml").write_bytes(MINE)
-    assert use_preset("smoke") is None
+    assert use_preset("smoke") == (None, None)
 
 
 @pytest.mark.parametrize("staged", [False, True])
@@ -122,6 +123,35 @@ def test_a_path_that_is_not_utf8_is_one_line(checkout: Path) -> None:
         pytest.skip("this file system takes UTF-8 alone")
     with pytest.raises(ValueError, match=r"--root .*caf\\udce9: its path is not UTF-8; rename it"):
         use_preset("folder", root)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size"),
+    [
+        ([(480, 640)], (224, 288)),
+        ([(640, 480)], (288, 224)),
+        ([(480, 640), (480, 640), (640, 480)], (224, 288)),  # the median
+        ([(300, 300), (2000, 2000)], None),
+        ([(96, 160)], (96, 160)),  # not enlarged
+        ([(20, 2000)], (32, 2000)),
+        ([], None),
+    ],
+)
+def test_own_data_keeps_the_aspect_ratio_of_most_images(
+    checkout: Path, sizes: list[tuple[int, int]], size: tuple[int, int] | None
+) -> None:
+    root = checkout.parent / "[256, 256]"  # a path, not the size that is replaced
+    (root / "images").mkdir(parents=True)
+    (root / "images/damaged.png").write_bytes(b"none")  # `prepare` names it
+    for index, (height, width) in enumerate(sizes):
+        Image.new("L", (width, height)).save(root / f"images/{index}.png")
+    assert use_preset("folder", root) == (None, size)
+    suite = load("params.yaml")
+    expected = size or (256, 256)
+    assert suite.data.size == suite.train.augment.crop == suite.cost.size == expected
+    assert suite.data.root == str(root)
+    printed = CliRunner().invoke(app, ["preset", "folder", "--root", str(root)]).stdout
+    assert (f"data.size is now {expected[0]} x {expected[1]} pixels" in printed) is (size is not None)
 
 
 def test_the_list_has_the_first_line_of_each() -> None:
