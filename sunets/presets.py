@@ -104,7 +104,7 @@ def _with_root(text: str, name: str, root: Path) -> str:
 
 
 def _with_aspect_ratio(text: str, root: Path) -> tuple[str, tuple[int, int] | None]:
-    """Give own data its aspect ratio, at about the number of pixels of the preset, or of the images if they have fewer."""
+    """Give own data its aspect ratio, at about as many pixels as the preset, or as the images if they have fewer."""
     data = yaml.safe_load(text)["data"]
     shapes = _shapes(root / "images") if data["name"] == "folder" else []
     if not shapes:
