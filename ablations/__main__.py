@@ -126,7 +126,7 @@ def list_(params: Params = PARAMS, settings: Settings = None) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     cli.run(extras_named()(app))
 
 

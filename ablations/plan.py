@@ -72,7 +72,7 @@ class _Work:
         return sum(p.times * p.images * p.macs for p in parts) / self.passes.train.macs
 
     def gpu_hours(self, tflops: float) -> float:
-        """GPU hours of all trainings."""
+        """Return the GPU hours of all trainings."""
         return self.trainings * (self.passes.training_hours(tflops) + self.passes.test_hours(tflops))
 
 

@@ -296,7 +296,7 @@ def config(params: Params = PARAMS, settings: Settings = None) -> None:
 
 
 def main() -> None:
-    """Entry point; commands that other packages register under `sunets.commands`, such as `ablate`, come with it."""
+    """Run the command line; commands that packages register under `sunets.commands`, such as `ablate`, come with it."""
     for command in entry_points(group="sunets.commands"):
         app.add_typer(command.load(), name=command.name, rich_help_panel=TOOLS)
     run(extras_named()(app))

@@ -123,7 +123,7 @@ def _results(path: Path, out: Path) -> tuple[Path, Path]:
 
 
 def _is_result(file: Path) -> bool:
-    """Whether a file is absent or was written by `predict`."""
+    """Return whether a file is absent or was written by `predict`."""
     if not (file.exists() or file.is_symlink()):
         return True
     try:

@@ -149,7 +149,7 @@ def _keep() -> Path | None:
 
 
 def _is_committed() -> bool:
-    """Whether a commit of this repository has params.yaml as it is; false if git cannot tell."""
+    """Return whether a commit of this repository has params.yaml as it is; false if git cannot tell."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, timeout=60, check=True).stdout.decode().strip()

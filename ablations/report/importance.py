@@ -32,7 +32,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def decompose(scores: NDArray[np.float64]) -> dict[tuple[int, ...], float]:
-    """Share of the variance that each set of dimensions explains beyond its subsets.
+    """Return the share of the variance that each set of dimensions explains beyond its subsets.
 
     `scores` has a value per cell of the grid, a dimension per factor. Sets are indices of dimensions, smallest first;
     the shares add up to 1.
@@ -49,7 +49,7 @@ def decompose(scores: NDArray[np.float64]) -> dict[tuple[int, ...], float]:
 
 
 def variance_shares(study: Study) -> dict[Term, float] | None:
-    """Share of the variance over all settings and seeds that each axis, each interaction and the seed explain.
+    """Return the share of the variance over all settings and seeds that axes, interactions and the seed explain.
 
     Settings that are the same training as another count under each of their names. None where the study has no
     complete grid of at least two settings and seeds, or its scores do not differ.
@@ -77,13 +77,13 @@ def variance_shares(study: Study) -> dict[Term, float] | None:
 
 
 def term_name(term: Term) -> str:
-    """A term in words."""
+    """Put a term into words."""
     names = {SEED: "Seed", NOISE: "Noise (seed x axes)"}
     return " x ".join(names.get(part) or axis_name(part) for part in term)
 
 
 def variance_table(study: Study) -> Table | None:
-    """One row per term of the decomposition, in a fixed order."""
+    """Return one row per term of the decomposition, in a fixed order."""
     if (shares := variance_shares(study)) is None:
         return None
     rows = [{"study": study.name, "term": " x ".join(term), "share": share} for term, share in shares.items()]
@@ -143,7 +143,7 @@ def _factors(study: Study, record: Record) -> dict[str, Any]:
 
 
 def _distribution(values: Sequence[Any]) -> optuna.distributions.BaseDistribution:
-    """The range or the choices that the values came from, as far as they show it."""
+    """Return the range or the choices that the values came from, as far as they show it."""
     if all(isinstance(v, float) for v in values) and len(set(values)) > 2:
         return optuna.distributions.FloatDistribution(min(values), max(values), log=min(values) > 0)
     return optuna.distributions.CategoricalDistribution(list(dict.fromkeys(values)))

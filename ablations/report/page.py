@@ -186,7 +186,7 @@ def what_was_run(study: Study) -> str:
 
 
 def _shared(study: Study, path: str) -> Any:
-    """Value of a parameter that all trials share, else None: another parameter may change with an axis."""
+    """Return the value of a parameter that all trials share, else None: another parameter may change with an axis."""
     values = [r["params"].get(path) for r in study.records]
     return values[0] if all(value == values[0] for value in values) else None
 
@@ -238,5 +238,5 @@ def _words(study: Study, comparison: Comparison) -> str:
 
 
 def _bracketed(values: Iterable[str]) -> list[str]:
-    """Values for an enumeration: those with commas in brackets."""
+    """Return values for an enumeration: those with commas in brackets."""
     return [f"({value})" if "," in value else value for value in values]

@@ -46,7 +46,7 @@ class Setting:
         return mean_interval(list(self.scores.values())) if self.scores else None
 
     def cost(self, key: str) -> float | None:
-        """An exact cost of its network."""
+        """Return an exact cost of its network."""
         return next((r["cost"][key] for r in self.records if r["cost"].get(key) is not None), None)
 
 
@@ -162,7 +162,7 @@ class Study:
         return [axis.path for axis in (*self.config.axes, *self.config.nuisance)]
 
     def effects(self, path: str) -> dict[str, Comparison]:
-        """Value of an axis -> its comparison with the reference's value, as one of this axis's values."""
+        """Map the value of an axis -> its comparison with the reference's value, as one of this axis's values."""
         values, base = self.marginal(path), self.base(path)
         if base not in values:
             return {}
@@ -174,11 +174,11 @@ class Study:
         return compare_all(runs, reference, self.headline, self.report, self.varied)
 
     def base(self, path: str) -> str | None:
-        """Value of an axis that the reference has; None without a reference."""
+        """Return the value of an axis that the reference has; None without a reference."""
         return value_text(self.reference.arm[path]) if self.reference else None
 
     def by_arm(self) -> dict[tuple[str, ...], Setting]:
-        """Values of all axes -> setting; one that is several settings stands under each."""
+        """Map the values of all axes -> setting; one that is several settings stands under each."""
         return {
             tuple(value_text(arm[path]) for path in self.axes): setting
             for setting in self.settings
@@ -186,12 +186,12 @@ class Study:
         }
 
     def in_order(self, path: str, values: Iterable[str]) -> list[str]:
-        """Distinct values of an axis in their natural order; text as the study lists it, a value of the base first."""
+        """Sort the distinct values of an axis naturally; text as the study lists it, a value of the base first."""
         listed = [value_text(value) for axis in self.config.axes if axis.path == path for value in axis.values]
         return sorted(dict.fromkeys(values), key=lambda value: _natural(value, listed))
 
     def averaged(self, path: str) -> dict[str, list[Setting]]:
-        """Value of an axis -> its settings that are compared: the base with that value alone, or several others.
+        """Map the value of an axis -> its compared settings: the base with that value alone, or several others.
 
         Several are those settings of the other axes that have a score for every value, so that the values are compared
         on equal terms.
@@ -210,7 +210,7 @@ class Study:
         return {value: [arms[*a, value, *b] for a, b in balanced] for value in values if balanced}
 
     def marginal(self, path: str) -> dict[str, dict[int, float]]:
-        """Value of an axis -> seed -> score: the mean over the settings of `averaged`, on the seeds that all have."""
+        """Map value -> seed -> score: the mean over the settings of `averaged`, on the seeds that all have."""
         scores = {}
         for value, settings in self.averaged(path).items():
             seeds = sorted(set.intersection(*(set(setting.scores) for setting in settings)))

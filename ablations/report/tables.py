@@ -107,7 +107,7 @@ def axes_table(study: Study) -> Table | None:
 
 
 def _numbers(settings: Iterable[Setting]) -> str:
-    """The trials of settings, by which `sunets explain` finds their records."""
+    """Return the trials of settings, by which `sunets explain` finds their records."""
     return " ".join(str(number) for number in sorted({r["number"] for s in settings for r in s.records}))
 
 

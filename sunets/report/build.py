@@ -107,7 +107,7 @@ def _remove_stale(out: Path, private: Path) -> None:
 
 
 def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.Example], str]:
-    """Images of the qualitative figure, or the reason why there are none."""
+    """Return the images of the qualitative figure, or the reason why there are none."""
     if records.task != "segmentation" or suite.evaluate.num_qualitative == 0:
         return [], ""
     data = root / PREPARED / suite.benchmark

@@ -120,7 +120,7 @@ def judge(outcomes: Iterable[bool | None]) -> str:
 
 
 def claims_table(results: Results) -> str:
-    """The claims as Markdown, with links as seen from `results/README.md`."""
+    """Write the claims as Markdown, with links as seen from `results/README.md`."""
     rows: list[dict[str, str]] = []
     last = None
     for f in findings(results):
@@ -135,7 +135,7 @@ def claims_table(results: Results) -> str:
 
 @functools.lru_cache(maxsize=2)
 def findings(results: Results) -> list[Finding]:
-    """All rows, claim by claim."""
+    """Return all rows, claim by claim."""
     benchmarks = results.benchmarks.values()
     ran = {family(name) for name in results.benchmarks}
     rows = [f for records in benchmarks for f in _accuracy(records)]
@@ -153,7 +153,7 @@ _OUTCOMES = {WORSE: True, EQUIVALENT: True, BETTER: False, UNDECIDED: None}
 
 
 def _accuracy(records: Records) -> list[Finding]:
-    """Against every other network; one with fewer parameters cannot support."""
+    """Judge accuracy against every other network; one with fewer parameters cannot support."""
     key, params = records.headline, _cost(records, "cost.params_m")
     sunets, others = _split(records)
     outcomes, texts = [], []
@@ -166,7 +166,7 @@ def _accuracy(records: Records) -> list[Finding]:
 
 
 def _global(records: Records) -> list[Finding]:
-    """Against networks that see a neighbourhood only; equal accuracy contradicts."""
+    """Judge against networks that see a neighbourhood only; equal accuracy contradicts."""
     key, share = records.headline, "receptive_field.effective_share"
     shares = _cost(records, share)
     sunets, others = _split(records)
@@ -185,7 +185,7 @@ def _global(records: Records) -> list[Finding]:
 
 
 def _by_object_size(records: Records, models: Sequence[str]) -> str:
-    """`; mean class accuracy on small, medium, large objects: A 50.0, 60.0, 90.0 %; B ...`; empty without records."""
+    """Write `; mean class accuracy on small, medium, large objects: A 50.0, 60.0, 90.0 %; B ...`; else nothing."""
     texts = []
     for model in models:
         means = [joint_estimate(records, model, key) for key in SIZE_KEYS]
@@ -210,14 +210,14 @@ def _resolution(records: Records) -> list[Finding]:
 
 
 def _split(records: Records) -> tuple[list[str], list[str]]:
-    """Keys of the SUNets and of the other networks."""
+    """Return the keys of the SUNets and of the other networks."""
     names = zoo_names(records)
     sunets = [m for m in records.labels if names.get(m, m).startswith("sunet")]
     return sunets, [m for m in records.labels if m not in sunets]
 
 
 def _local(records: Records) -> set[str]:
-    """Networks whose theoretical receptive field is smaller than the image that it was measured on."""
+    """Return the networks whose theoretical receptive field is smaller than the image that it was measured on."""
     sizes = {r["model"]: max(r["params"].get("cost.size") or [0]) for r in records.all("cost")}
     field = _cost(records, "receptive_field.theoretical_px")
     return {model for model, pixels in field.items() if pixels < sizes.get(model, 0)}
@@ -229,7 +229,7 @@ def _cost(records: Records, key: str) -> dict[str, float]:
 
 
 def _compare(records: Records, sunet: str, others: Sequence[str], key: str) -> dict[str, Comparison]:
-    """Each other network that has the score against a SUNet."""
+    """Compare each other network that has the score with a SUNet."""
     scored = {m: runs for m in others if (runs := records.runs(m, key)).scores}
     return compare_all(scored, records.runs(sunet, key), key, records.report)
 
@@ -237,7 +237,7 @@ def _compare(records: Records, sunet: str, others: Sequence[str], key: str) -> d
 def _text(
     records: Records, sunet: str, compared: Mapping[str, Comparison], key: str, params: Mapping[str, float]
 ) -> str:
-    """`mIoU of A (0.2 M): 80.0 [79.0, 81.0] %; compared with it, B (0.3 M): -5.0 [-6.0, -4.0], worse`."""
+    """Write `mIoU of A (0.2 M): 80.0 [79.0, 81.0] %; compared with it, B (0.3 M): -5.0 [-6.0, -4.0], worse`."""
     q = quantity(key)
     names = records.labels | {
         m: f"{records.labels[m]} ({quantity('cost.params_m').text(count)} M)" for m, count in params.items()
@@ -259,7 +259,7 @@ def _finding(
     keys: tuple[str, ...],
     models: tuple[str, ...],
 ) -> list[Finding]:
-    """The row of a claim on a benchmark; none where no SUNet was compared."""
+    """Return the row of a claim on a benchmark; none where no SUNet was compared."""
     if not texts:
         return []
     name = records.benchmark
@@ -284,7 +284,7 @@ def _segmentation(zoo: Iterable[Record]) -> list[Record]:
 
 
 def _pairs(rows: Sequence[Record], counted: Sequence[Record]) -> Pairs:
-    """Pairs of rows, by the parameters in cost records."""
+    """Return the pairs of rows, by the parameters in cost records."""
     params = {r["label"]: r["cost"]["cost.params_m"] for r in counted if r["cost"].get("cost.params_m")}
     large = [r for r in rows if params.get(r["label"], 0.0) >= LARGE_M]
     sunets = [r for r in large if r["label"].startswith("sunet")]
@@ -328,7 +328,7 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
 
 
 def _faster(sunet: Mapping[str, float], other: Mapping[str, float]) -> bool | None:
-    """Whether a step is shorter; None where the interquartile ranges, taken as symmetric, overlap."""
+    """Return whether a step is shorter; None where the interquartile ranges, taken as symmetric, overlap."""
     spread = sum(cost.get("speed.step_iqr_ms") or 0.0 for cost in (sunet, other))
     difference = sunet["speed.step_ms"] - other["speed.step_ms"]
     return None if abs(difference) <= spread / 2 else difference < 0
@@ -350,7 +350,7 @@ def _simple(zoo: Sequence[Record]) -> Finding:
 
 
 def _ratios(pairs: Pairs, key: str) -> str:
-    """`0.20 to 2.05 times that of the larger network (24 pairs), not smaller in 2: A / B at stride 8 (2.05), ...`."""
+    """Write `0.20 to 2.05 times that of the larger network (24 pairs), not smaller in 2: A / B at stride 8 (2.05)`."""
     ratios = {}
     for sunet, other in pairs:
         stride = other["cost"].get("cost.output_stride") or other["params"].get("model.output_stride")

@@ -47,7 +47,7 @@ BOOTSTRAP_LIMIT = 50_000_000
 
 
 def joint_estimate(records: Records, model: str, key: str, variant: str | None = None) -> Estimate | None:
-    """Mean of a score over the seeds with its interval over seeds and images, in the unit of the records.
+    """Return the mean of a score over the seeds with its interval over seeds and images, in the unit of the records.
 
     A score that is no function of the images' confusion matrices has an interval over the seeds alone. None without a
     score.
@@ -78,7 +78,7 @@ _SUMMARIES = ("score.miou", "score.pixel_accuracy", "score.mean_accuracy")
 
 
 def _all_scores(confusion: NDArray) -> NDArray[np.float64]:
-    """(..., K, K) counts -> (..., 3 + K): `_SUMMARIES` and the IoU of each class; NaN where nothing was counted."""
+    """Summarise (..., K, K) counts as (..., 3 + K): `_SUMMARIES`, the IoU per class; NaN where nothing was counted."""
     hits, truth = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1)
     recall = np.divide(hits, truth, out=np.zeros(hits.shape), where=truth > 0)
     accuracy = recall.sum(-1) / np.maximum(1, (truth > 0).sum(-1))
@@ -120,7 +120,7 @@ def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
 
 
 def _ends(q: Quantity, estimate: Estimate | None) -> tuple[float | None, float | None]:
-    """Ends of an interval, cut at 0 and 100 %."""
+    """Return the ends of an interval, cut at 0 and 100 %."""
     if estimate is None or estimate.low is None or estimate.high is None:
         return None, None
     if q.unit != "%":
@@ -238,7 +238,7 @@ def differing_settings(
 
 
 def _tuned(records: Iterable[Record]) -> set[str]:
-    """Keys that a row's tuning could choose, including those that its network does not have."""
+    """Return the keys that a row's tuning could choose, including those that its network does not have."""
     keys: set[str] = set()
     for r in (r for r in records if r["kind"] == "tune"):
         keys |= r["chosen"].keys() | {key for key, why in r["left_out"].items() if not why.startswith("fixed by")}
@@ -246,7 +246,7 @@ def _tuned(records: Iterable[Record]) -> set[str]:
 
 
 def _settings(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Key -> values as text that a fair comparison holds fixed: two where training and evaluation disagree on a key."""
+    """Map key -> values, as text, that a fair comparison holds fixed: two where training and evaluation disagree."""
     settings: dict[str, set[str]] = {}
     for r in records:
         params = r["params"]
@@ -300,13 +300,13 @@ def declared_notes(compared: Mapping[str, Comparison], labels: Mapping[str, str]
 
 
 def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
-    """CSV columns of a mean and its t-interval over the seeds; empty where there is none."""
+    """Return the CSV columns of a mean and its t-interval over the seeds; empty where there is none."""
     low, high = _ends(quantity(key), estimate)
     return {f"{key}.mean": estimate.mean if estimate else None, f"{key}.ci95_low": low, f"{key}.ci95_high": high}
 
 
 def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:
-    """CSV columns of a paired difference to the row `reference`; empty where there is none."""
+    """Return the CSV columns of a paired difference to the row `reference`; empty where there is none."""
     d = comparison.difference
     columns = {
         "reference": d and reference, "mean": d and d.mean, "ci95_low": d and d.low, "ci95_high": d and d.high,

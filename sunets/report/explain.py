@@ -141,7 +141,7 @@ class Explainer:
         base, columns = _column(cells, table, column)
 
         def behind(row: Cells) -> list[Record]:
-            """The trials of a row."""
+            """Return the trials of a row."""
             if end == "_variance":
                 return [r for r in trials.values() if r["phase"] in ("grid", "confirmation")]
             numbers = [row["number"]] if "number" in keys else [int(n) for n in str(row[TRIAL_NUMBERS]).split()]
@@ -225,7 +225,7 @@ def _row(rows: Sequence[Cells], keys: Sequence[str], table: str, row: str) -> Ce
 
 
 def _column(cells: Cells, table: str, column: str) -> tuple[str, list[str]]:
-    """The record key and the CSV columns that a name stands for."""
+    """Return the record key and the CSV columns that a name stands for."""
     bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in cells))
     headings = {quantity(b).heading.lower(): b for b in bases} | {quantity(b).name.lower(): b for b in bases}
     if column in cells:
@@ -244,7 +244,7 @@ def _values(cells: Cells, columns: Iterable[str]) -> list[str]:
 
 
 def _runs(used: Sequence[Record], keys: Sequence[str], path: Path) -> list[str]:
-    """What the records say of some keys, and where they come from."""
+    """Say what the records hold of some keys, and where they come from."""
     lines = [f"from {plural(len(used), 'record')} in {path}:", *_states(used, keys)]
     models, trial = len({r["model"] for r in used}) > 1, used[0]["kind"] == "trial"
     names = ["git_commit", "data_digest", "code_hash", "command", "environment"]
@@ -263,7 +263,7 @@ def _runs(used: Sequence[Record], keys: Sequence[str], path: Path) -> list[str]:
 
 
 def _states(used: Sequence[Record], keys: Sequence[str]) -> list[str]:
-    """A line per record: what it is, and its values of some keys, or why it has none."""
+    """Write a line per record: what it is, and its values of some keys, or why it has none."""
     several = len({r["model"] for r in used}) > 1
     lines = []
     for r in used:
@@ -280,7 +280,7 @@ def _states(used: Sequence[Record], keys: Sequence[str]) -> list[str]:
 
 
 def _origin(record: Record, name: str) -> str | None:
-    """A part of a record's provenance in words; None where there is none."""
+    """Put a part of a record's provenance into words; None where there is none."""
     if name == "environment":
         e = record["environment"]
         names = ("python", "torch", "torchvision", "device", "gpu", "threads")
@@ -292,7 +292,7 @@ def _origin(record: Record, name: str) -> str | None:
 
 
 def _reference(records: Records, table: str, cells: Cells, key: str) -> list[str]:
-    """The scores that a paired difference subtracts."""
+    """Return the scores that a paired difference subtracts."""
     other = cells.get(f"{key}.difference.reference")
     if not isinstance(other, str):
         return []

@@ -24,7 +24,7 @@ from sunets.report.tables import SIZE_KEYS, compared_models
 
 
 def accuracy(records: Records) -> Figure | None:
-    """Every seed's headline score, and the mean with its interval; one row per model."""
+    """Draw every seed's headline score, and the mean with its interval; one row per model."""
     scores = {m: s for m in records.labels if (s := records.scores(m))}
     if not scores:
         return None
@@ -44,7 +44,7 @@ def accuracy(records: Records) -> Figure | None:
 
 
 def accuracy_cost(records: Records) -> Figure | None:
-    """Headline score against multiply-adds and against parameters, with intervals over the seeds."""
+    """Draw the headline score against multiply-adds and against parameters, with intervals over the seeds."""
     cost = records.cost[records.cost.status == FINISHED].set_index("model")
     panels = [k for k in ("cost.gmacs", "cost.params_m") if cost[k].notna().any()]
     scores = {m: s for m in cost.index if (s := records.scores(m))}
@@ -72,7 +72,7 @@ def accuracy_cost(records: Records) -> Figure | None:
 
 
 def object_size(records: Records) -> Figure | None:
-    """Mean class accuracy on small, medium and large objects, with intervals over the seeds; one colour per model."""
+    """Draw the mean class accuracy on small, medium and large objects, with intervals over the seeds."""
     models = [m for m in records.labels if all(records.scores(m, key) for key in SIZE_KEYS)]
     if not models:
         return None
@@ -103,14 +103,14 @@ def name_rows(ax: Axes, names: Iterable[str]) -> None:
 
 
 def _labels(records: Records, models: Iterable[str]) -> list[str]:
-    """Labels of models; those of rows that cannot be compared with the reference say so."""
+    """Return the labels of models; those of rows that cannot be compared with the reference say so."""
     compared = compared_models(records, records.report.reference)
     unlike = {m for m, c in compared.items() if c.verdict.startswith(NOT_COMPARABLE)}
     return [records.labels[m] + (f" ({NOT_COMPARABLE})" if m in unlike else "") for m in models]
 
 
 def _shown_estimate(records: Records, model: str, key: str) -> Estimate:
-    """A score that a model has: mean and interval over seeds and images, in the unit of the figure."""
+    """Return a score that a model has: mean and interval over seeds and images, in the unit of the figure."""
     estimate = joint_estimate(records, model, key)
     assert estimate is not None
     return estimate.scaled(quantity(key).scale)
@@ -127,7 +127,7 @@ def _legend(fig: Figure, styles: Sequence[Style], labels: Sequence[str], *, line
 
 
 def _legend_height(labels: Sequence[str], width: float = WIDTH) -> float:
-    """Inches below a figure."""
+    """Return the inches that it takes below a figure."""
     return 0.16 * math.ceil(len(labels) / legend_columns(labels, width)) if labels else 0.0
 
 
@@ -154,7 +154,7 @@ def interval_bar(
 
 
 def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
-    """Room beside the points, plain numbers; logarithmic, and True, where costs differ by a factor of 3."""
+    """Leave room beside the points, with plain numbers; logarithmic, and True, where costs differ by a factor of 3."""
     low, high = min(values), max(values)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     if high < 3 * low:
@@ -181,7 +181,7 @@ def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
 
 
 def training_curves(records: Records) -> Figure | None:
-    """Training loss and validation score by epoch: mean over the seeds, band of the 95 % interval."""
+    """Draw the training loss and validation score by epoch: mean over the seeds, band of the 95 % interval."""
     history = records.history
     short = records.headline.removeprefix("score.")
     wanted = [("train.loss", Quantity("Training loss")), (f"val.{short}", _prefixed("Validation", records.headline))]
@@ -228,7 +228,7 @@ def _band(values: pd.Series) -> tuple[float, float]:
 
 
 def tuning(records: Records) -> Figure | None:
-    """Best validation score so far by trial, one line per model, and every trial as a dot."""
+    """Draw the best validation score so far by trial, one line per model, and every trial as a dot."""
     trials = {model: frame for model in records.labels if len(frame := records.trials(model))}
     if not trials:
         return None

@@ -134,7 +134,7 @@ class _Page:
         return {"kind": "paragraph", "text": _inline(content)}
 
     def _file(self, link: str, suffix: str) -> Path | None:
-        """The file that a link names, if it lies below the folder."""
+        """Return the file that a link names, if it lies below the folder."""
         path, folder = (self.folder / unquote(link)).resolve(), self.folder.resolve()
         return path if path.suffix == suffix and path.is_relative_to(folder) and path.is_file() else None
 
@@ -191,7 +191,7 @@ class _Traces:
         self._paths = {path.read_text(encoding="utf-8").partition("\n")[0]: path for path in files}
 
     def of(self, caption: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[list[str | None]]:
-        """What `explain` says of each cell of a shown table; None of those without a number or a verdict."""
+        """Return what `explain` says of each cell of a shown table; None of those without a number or a verdict."""
         if caption == f"**{CAPTION}**":
             claims = [""]  # a claim stands in its first row alone
             for line in lines:
@@ -217,7 +217,7 @@ class _Traces:
         return "\n\n".join(texts) or None
 
     def _rows(self, stem: str, entries: Sequence[dict[str, Any]], lines: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Names of the rows of the CSV file that each shown line is made from."""
+        """Return the names of the rows of the CSV file that each shown line is made from."""
         study = self._suite.ablations.get(stem)
         axes = tuple(axis.path for axis in study.axes) if study else ()
         keys = next((keys for keys in (*_ROW_KEYS, axes) if entries and set(keys) <= set(entries[0])), ())

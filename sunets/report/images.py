@@ -38,7 +38,7 @@ _PANELS = STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.title
 
 
 def per_class(records: Records) -> Figure | None:
-    """Mean IoU of each class and model with its interval, as a heat map with the numbers in it."""
+    """Draw the mean IoU of each class and model with its interval, as a heat map with the numbers in it."""
     keys = class_keys(records)
     if not keys or len(keys) > MAX_CLASSES:
         return None
@@ -104,18 +104,18 @@ def _cell_text(estimate: Estimate | None, *, many: bool) -> str:
 
 
 def luminance(color: Sequence[float]) -> float:
-    """Relative luminance of a colour (WCAG 2), 0 to 1; red, green and blue are 0 to 1."""
+    """Return the relative luminance of a colour (WCAG 2), 0 to 1; red, green and blue are 0 to 1."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def ink(color: Sequence[float]) -> str:
-    """Black or white, whichever has more contrast to a background; it is at least 4.5 to 1."""
+    """Return black or white, whichever has more contrast to a background; it is at least 4.5 to 1."""
     return "black" if luminance(color) > 0.179 else "white"
 
 
 def confusion_shares(records: Records) -> tuple[dict[str, NDArray], list[str]]:
-    """Confusion matrices over all seeds, each row divided by its sum; none of more than `MAX_CLASSES` classes.
+    """Sum confusion matrices over all seeds and divide each row by its sum; none of more than `MAX_CLASSES` classes.
 
     Returns:
         Label of a model -> (K, K) percent of the true class (row) by predicted class, NaN where the split lacks the
@@ -134,7 +134,7 @@ def confusion_shares(records: Records) -> tuple[dict[str, NDArray], list[str]]:
 
 
 def confusion(records: Records) -> Figure | None:
-    """Confusion matrices over all seeds, each row divided by its sum, one panel per model, with the numbers in it."""
+    """Draw the confusion matrices over all seeds, each row divided by its sum, one panel per model, with numbers."""
     shares, names = confusion_shares(records)
     if not shares:
         return None
@@ -183,7 +183,7 @@ def _shared_bar(fig: Figure, axes: NDArray, ticks: Sequence[float], label: str) 
 
 
 def receptive_field(records: Records) -> Figure | None:
-    """Effective receptive field of each model: the input gradient of a centre logit, on one logarithmic scale."""
+    """Draw the effective receptive field of each model: the input gradient of a centre logit, on one log scale."""
     fields = {label: f for m, label in records.labels.items() if (f := records.effective_field(m)) is not None}
     shares = records.cost.set_index("label").get("receptive_field.effective_share", pd.Series(dtype=float))
     return draw_fields(fields, shares.dropna().to_dict()) if fields else None
@@ -225,7 +225,7 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
 
 
 def mass_level(field: NDArray) -> float:
-    """The value whose exceedance encloses `FIELD_MASS` of a field's sum by the fewest pixels."""
+    """Return the value whose exceedance encloses `FIELD_MASS` of a field's sum by the fewest pixels."""
     values = np.sort(field.ravel())[::-1]
     return float(values[min(np.searchsorted(values.cumsum(), FIELD_MASS * values.sum()), values.size - 1)])
 

@@ -49,7 +49,7 @@ def latex_table(
     whole: bool = False,
     names: int = 0,
 ) -> str:
-    """A `table` environment that is as wide as its text at most; needs booktabs, siunitx and adjustbox.
+    """Write a `table` environment that is as wide as its text at most; needs booktabs, siunitx and adjustbox.
 
     `view` holds cells as a reader should see them, caption and notes are without markup, and the label is unique in a
     document. `bold` has a truth value per cell, by default of the best of each column; `whole` keeps all columns, in
@@ -80,7 +80,7 @@ def latex_table(
 
 
 def best_cells(view: pd.DataFrame, directions: Mapping[str, bool] | None = None) -> pd.DataFrame:
-    """Truth values: the best numbers of each column, at the digits shown, where there are several to choose from.
+    """Mark the best numbers of each column, at the digits shown, where there are several to choose from.
 
     `directions` says of a heading whether more is better; those of `QUANTITIES` by default.
     """
@@ -98,7 +98,7 @@ _FLOATS = (("topfraction", 0.95), ("bottomfraction", 0.95), ("textfraction", 0.0
 
 
 def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str], optional: Mapping[str, str]) -> str:
-    """An article that shows tables and figures and compiles as it is.
+    """Write an article that shows tables and figures and compiles as it is.
 
     Paths are seen from the document: of table files, and of figures without suffix -> caption. Files that another stage
     writes are optional: path of a .tex or .pdf file, shown where it exists -> caption of a figure.
@@ -134,25 +134,25 @@ _LATEX = {
 
 
 def latex_escape(text: object) -> str:
-    """Text that LaTeX prints as it stands; a number's leading minus sign becomes a real one."""
+    """Escape text so that LaTeX prints it as it stands; a number's leading minus sign becomes a real one."""
     shown = re.sub(r"(?<![\w.])-(?=\d)", "−", str(text))
     return "".join(_LATEX.get(c, c) for c in shown)
 
 
 def latex_text(text: str) -> str:
-    """A sentence, whose addresses may be broken anywhere."""
+    """Escape a sentence, whose addresses may be broken anywhere."""
     parts = re.split(r"(https?://[^\s,;)]+)", text)
     return "".join(rf"\url{{{part}}}" if i % 2 else latex_escape(part) for i, part in enumerate(parts))
 
 
 def is_number_column(cells: Iterable[str]) -> bool:
-    """Whether most cells that are not empty begin with a number."""
+    """Return whether most cells that are not empty begin with a number."""
     shown = [str(v) for v in cells if str(v)]
     return bool(shown) and sum(bool(re.match(r"[+\-−\[]?[\d.,]+", v)) for v in shown) * 2 > len(shown)
 
 
 def _fitting(view: pd.DataFrame, named: int) -> list[int]:
-    """Numbers of the columns that fit, in order: those that name the row, then by `PRIORITY`."""
+    """Choose the columns that fit, in order: those that name the row, then by `PRIORITY`."""
     numbers = (i for i in range(view.shape[1]) if is_number_column(view.iloc[:, i]))
     first = max(named, next(numbers, view.shape[1]))
 
@@ -174,7 +174,7 @@ def _fitting(view: pd.DataFrame, named: int) -> list[int]:
 
 
 def _wrap(cell: str, letters: int = CELL_LETTERS) -> list[str]:
-    """Lines of a text cell; a number stays on one line with its interval."""
+    """Break a text cell into lines; a number stays on one line with its interval."""
     return [cell] if _value(cell) is not None else textwrap.wrap(cell, letters, break_on_hyphens=False) or [""]
 
 
@@ -191,7 +191,7 @@ def _value(cell: str) -> float | None:
 
 
 def _column(cells: pd.Series, bold: pd.Series) -> tuple[str, str, list[str]]:
-    """Specification, heading and cells of one column; a number and its interval are two columns of LaTeX."""
+    """Make specification, heading and cells of one column; a number and its interval are two columns of LaTeX."""
     heading = _stacked(str(cells.name), "c")
     parts = [_number(cell) for cell in cells]
     numbers = [match for match in parts if match]
@@ -220,7 +220,7 @@ def _column(cells: pd.Series, bold: pd.Series) -> tuple[str, str, list[str]]:
 
 
 def _stacked(text: str, position: str) -> str:
-    """A cell in lines: `l` for text, from the top of its row; `c` for a heading, to the bottom of its row."""
+    """Write a cell in lines: `l` for text, from the top of its row; `c` for a heading, to the bottom of its row."""
     lines = [latex_escape(line) for line in _wrap(text, CELL_LETTERS if position == "l" else HEADING_LETTERS)]
     if len(lines) == 1:
         return lines[0]

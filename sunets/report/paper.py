@@ -35,7 +35,7 @@ def narrowed(tables: Iterable[Table]) -> list[Table]:
 
 
 def _accuracy(table: Table, cost: pd.DataFrame) -> Paper:
-    """The two costs that a claim about accuracy needs beside it; unfinished trainings are named in a note."""
+    """Add the two costs that a claim about accuracy needs beside it; name unfinished trainings in a note."""
     view, notes = table.view, table.notes
     if "Budget" in view:
         moving = [f"{model} {text}" for model, text in zip(view.Model, view.Budget) if text]
@@ -46,7 +46,7 @@ def _accuracy(table: Table, cost: pd.DataFrame) -> Paper:
 
 
 def _per_class(table: Table) -> Paper:
-    """Means alone; many classes are rows."""
+    """Show means alone; make rows of many classes."""
     view = table.view.fillna("").replace(r"\s*[±\[].*", "", regex=True).rename(columns=lambda c: c.replace("_", " "))
     bold = best_cells(view, dict.fromkeys(view.columns[1:], True))
     notes = ("IoU in %, mean over the seeds; the CSV file has the intervals.", *table.notes[1:])
@@ -60,7 +60,7 @@ def _per_class(table: Table) -> Paper:
 
 
 def _published(table: Table) -> Paper:
-    """Parameters beside the network, sources as numbers that are explained below."""
+    """Put parameters beside the network, and sources as numbers that are explained below."""
     view = table.view
     numbers = {source: f"[{i}]" for i, source in enumerate(dict.fromkeys(view.Source), start=1)}
     parameters = view["Published parameters (M)"].map(lambda m: f", {float(m):g} M" if m else "")
@@ -73,7 +73,7 @@ def _published(table: Table) -> Paper:
 
 
 def paper_document(suite: Suite, tables: Iterable[Table], figures: Mapping[str, str]) -> str:
-    """`paper.tex`: every table and figure of the report, and of the ablations where they have been run.
+    """Write `paper.tex`: every table and figure of the report, and of the ablations where they have been run.
 
     `figures` maps a path without suffix, as seen from the page, to a caption.
     """

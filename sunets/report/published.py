@@ -127,7 +127,7 @@ QUOTES = (
 
 
 def verdict(ours: Estimate, quote: Quote) -> str:
-    """How a measured value stands to a published one, which is another network's, or one to be reproduced.
+    """Say how a measured value stands to a published one, which is another network's, or one to be reproduced.
 
     The measured value is in the quote's unit, which has a value.
     """
@@ -147,12 +147,12 @@ def verdict(ours: Estimate, quote: Quote) -> str:
 
 
 def family(benchmark: str) -> str:
-    """What a benchmark's numbers may be compared by: its name up to the first - or _."""
+    """Return what a benchmark's numbers may be compared by: its name up to the first - or _."""
     return re.split("[-_]", benchmark)[0]
 
 
 def published(records: Records, names: Mapping[str, str]) -> Table | None:
-    """Our values beside the published ones of the same data; None where nothing is quoted for it.
+    """Put our values beside the published ones of the same data; None where nothing is quoted for it.
 
     `names` maps the key of a model in `params.yaml` to its name in the zoo.
     """
@@ -161,7 +161,7 @@ def published(records: Records, names: Mapping[str, str]) -> Table | None:
 
 
 def published_everywhere(benchmarks: Iterable[Records], zoo: Iterable[Record]) -> Table:
-    """Every quoted number beside ours; what has no records is "not run".
+    """Put every quoted number beside ours; what has no records is "not run".
 
     Cost records of `make zoo` count the networks that no benchmark has.
     """
@@ -184,7 +184,7 @@ def published_everywhere(benchmarks: Iterable[Records], zoo: Iterable[Record]) -
 
 
 def zoo_names(records: Records) -> dict[str, str]:
-    """Key of each model that has a record -> its name in the zoo."""
+    """Return the key of each model that has a record -> its name in the zoo."""
     rows = [*records.all("train"), *records.all("evaluate"), *records.all("cost")]
     return {row["model"]: row["params"].get("model.name") or row["model"] for row in reversed(rows)}
 
@@ -201,7 +201,7 @@ def _benchmark_rows(records: Records, names: Mapping[str, str]) -> list[dict[str
 
 
 def _beside(quote: Quote, records: Records, names: Mapping[str, str], key: str) -> dict[str, Any]:
-    """One model of a benchmark beside a quote, or why it cannot be compared."""
+    """Put one model of a benchmark beside a quote, or say why it cannot be compared."""
     cost = records.cost.set_index("model")[PARAMETERS].dropna()
     ours: Estimate | None
     if quote.metric == PARAMETERS:
@@ -224,7 +224,7 @@ def _beside(quote: Quote, records: Records, names: Mapping[str, str], key: str) 
 
 
 def _difference(records: Records, quote: Quote, names: Mapping[str, str], key: str) -> Estimate | None:
-    """Mean difference to the network that the quote subtracts, paired by seed."""
+    """Return the mean difference to the network that the quote subtracts, paired by seed."""
     other = next((k for k, name in names.items() if name == quote.minus), None)
     subtracted = records.scores(other, quote.metric) if other else {}
     scores = records.scores(key, quote.metric)
@@ -275,7 +275,7 @@ def _table(rows: list[dict[str, Any]], caption: str) -> Table:
 
 
 def _view(data: pd.DataFrame) -> pd.DataFrame:
-    """What a reader sees: of our networks beside another network's score, the SUNets and the best."""
+    """Return what a reader sees: of our networks beside another network's score, the SUNets and the best."""
     data = data.astype({"ours.mean": float} | dict.fromkeys(("benchmark", "our_label", "verdict"), object))
     ours = data.groupby(["benchmark", "data", "published_model", "metric"], dropna=False)["ours.mean"]
     best = ours.rank(method="first", ascending=False, na_option="bottom") == 1  # of scores: more is better

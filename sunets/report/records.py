@@ -220,7 +220,7 @@ class Records:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
     def scores(self, model: str, key: str | None = None, variant: str | None = None) -> dict[int, float]:
-        """Seed -> score of one model's finished runs; the headline of the first test-time variant by default."""
+        """Map seed -> score of one model's finished runs; the headline of the first test-time variant by default."""
         e, key = self.evaluated, key or self.headline
         if key not in e:
             return {}
@@ -228,27 +228,27 @@ class Records:
         return {int(s): float(v) for s, v in zip(rows.seed, rows[key], strict=True) if pd.notna(v)}
 
     def runs(self, model: str, key: str | None = None, variant: str | None = None) -> Runs:
-        """The runs behind a model's row; arguments as of `scores`."""
+        """Return the runs behind a model's row; arguments as of `scores`."""
         variant = variant or self.variants[0]
         evaluated = (r for r in self.all("evaluate", model) if r["variant"] == variant)
         made = [*self.all("tune", model), *self.all("train", model), *evaluated]
         return Runs(self.scores(model, key, variant), made)
 
     def trials(self, model: str) -> pd.DataFrame:
-        """One row per trial of a model's tuning, in order: number, status, values, score and the best so far."""
+        """Return one row per trial of a model's tuning, in order: number, status, values, score and the best so far."""
         path = self.directory / "tune" / f"{model}.csv"
         frame = pd.DataFrame(read_rows(path, ("number", "best")) if path.exists() else [])
         return _numbers(frame, "val.", "best") if len(frame) else frame
 
     def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
-        """Each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""
+        """Return each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""
         arrays, _, images = _read_confusions(self.directory, model)
         names = [f"seed{seed}.{variant or self.variants[0]}" for seed in self.scores(model, variant=variant)]
         counts = [arrays[name] for name in names if name in arrays]
         return counts, images if counts else []
 
     def effective_field(self, model: str) -> NDArray | None:
-        """(H, W) mean absolute input gradient of a centre logit, or None."""
+        """Return (H, W) mean absolute input gradient of a centre logit, or None."""
         path = self.directory / "cost" / f"{model}.npz"
         if not path.exists():
             return None
@@ -258,14 +258,14 @@ class Records:
         return field
 
     def all(self, kind: str, model: str | None = None) -> list[Record]:
-        """Every record of a kind, of one model or of all in `labels`."""
+        """Return every record of a kind, of one model or of all in `labels`."""
         models = self.labels if model is None else [model]
         paths = ["speed.json"] if kind == "speed" else [f"{kind}/{model}.json" for model in models]
         return [r for path in paths for r in self.raw.get(path, []) if r["model"] in self.labels]
 
 
 def cost_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Cost records as a tidy table: model, label, status, reason, every cost.*, memory.* and receptive_field.*."""
+    """Make a tidy table of cost records: model, label, status, reason, every cost.*, memory.*, receptive_field.*."""
     rows = [
         {k: r[k] for k in ("model", "label", "status", "reason")}
         # As configured, where the record does not state that of the network.
@@ -277,7 +277,7 @@ def cost_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def load_records(suite: Suite, root: Path) -> Records:
-    """The records of a suite's benchmark below `root`.
+    """Load the records of a suite's benchmark below `root`.
 
     Raises:
         FileNotFoundError: there is no record at all.
@@ -304,7 +304,7 @@ def load_records(suite: Suite, root: Path) -> Records:
 
 
 def find_records(results: Path, benchmark: str) -> Records:
-    """The records of a benchmark as its files alone tell, without `params.yaml`.
+    """Load the records of a benchmark as its files alone tell, without `params.yaml`.
 
     Raises:
         FileNotFoundError: no such benchmark, or it has no record.
@@ -372,7 +372,7 @@ def _check_scores(directory: Path, model: str, records: Sequence[Record], classe
 
 
 def _read_confusions(directory: Path, model: str) -> tuple[dict[str, NDArray], dict[str, NDArray], list[str]]:
-    """`seedN.VARIANT` -> (n_images, K, K) counts, rows are the truth; the same by object size; the ids of the images.
+    """Read `seedN.VARIANT` -> (n_images, K, K) counts, rows are the truth; the same by object size; the image ids.
 
     Empty without a file.
     """
@@ -436,7 +436,7 @@ def _read_manifest(path: Path) -> _Manifest:
 
 
 def _numbers(frame: pd.DataFrame, *prefixes: str) -> pd.DataFrame:
-    """None, which JSON has for "no value", becomes NaN, so that the columns are numeric."""
+    """Replace None, which JSON has for "no value", by NaN, so that the columns are numeric."""
     for column in frame.columns[frame.columns.str.startswith(prefixes)]:
         if not frame[column].map(lambda v: isinstance(v, str)).any():
             frame[column] = pd.to_numeric(frame[column])

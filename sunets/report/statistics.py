@@ -69,7 +69,7 @@ class Difference(Estimate):
         return None if self.sd is None else detectable_difference(self.sd, self.n)
 
     def equivalence_p(self, margin: float) -> float | None:
-        """p-value of a true difference of `margin` or more, by two one-sided t-tests (Schuirmann, 1987).
+        """Return the p-value of a true difference of `margin` or more, by two one-sided t-tests (Schuirmann, 1987).
 
         It is the larger of the two, doubled: at most 0.05 exactly where the 95 % interval lies within +- margin.
         """
@@ -80,7 +80,7 @@ class Difference(Estimate):
 
 
 def detectable_difference(sd: float, n: int, power: float = POWER) -> float:
-    """Smallest true difference that a paired two-sided t-test at the 5 % level finds with the given power.
+    """Return the smallest true difference that a paired two-sided t-test at 5 % finds with the given power.
 
     It has the unit of `sd`, the standard deviation of the n >= 2 paired differences.
     """
@@ -103,7 +103,7 @@ def verdict(mean: float, p: float | None, equivalence_p: float | None, *, higher
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean and Student t-interval of independent values; one value, or values that are all equal, have no interval.
+    """Return the mean and Student t-interval of independent values; one value, or equal values, have no interval.
 
     Equal scores of several seeds are those of a network that collapsed, or of an exact figure: an interval of no width
     would claim a certainty that they do not give.
@@ -130,7 +130,7 @@ def _half_width(x: NDArray[np.float64]) -> float:
 def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float], *, higher_is_better: bool = True
 ) -> Difference | None:
-    """Mean of value - reference over the seeds that both have, with its t-interval.
+    """Return the mean of value - reference over the seeds that both have, with its t-interval.
 
     Without an interval and untested where there is one common seed, or where all seeds differ by the same amount. None
     without a common seed. The direction of the score decides what a win is.
@@ -159,7 +159,7 @@ def paired_difference(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment of a family of p-values (Holm, 1979); None stays None and does not count."""
+    """Adjust a family of p-values by Holm's step-down method (Holm, 1979); None stays None and does not count."""
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -209,7 +209,7 @@ def bootstrap_scores(
 
 
 def joint_interval(scores: Sequence[float], samples: NDArray | None = None, *, seed: int = 0) -> Estimate:
-    """Mean over the seeds with an interval over seeds and images together, which stays within 0 to 1.
+    """Return the mean over the seeds with an interval over seeds and images together, which stays within 0 to 1.
 
     Hierarchical bootstrap: n - 1 of n seeds are drawn, which makes the variance unbiased, and scored on a resampled
     test set. Percentiles of a few seeds never leave their range and cover too rarely; the interval is built from the

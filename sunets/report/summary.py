@@ -44,7 +44,7 @@ def summary(records: Records) -> dict[str, dict[str, float]]:
 
 
 def curves(records: Records) -> pd.DataFrame:
-    """One row per model and epoch: model (its label), epoch, train_loss, validation_score (in percent).
+    """Return one row per model and epoch: model (its label), epoch, train_loss, validation_score (in percent).
 
     Both are means over the seeds that have a value, so that a model is one line; empty where there is none.
     """
@@ -59,7 +59,7 @@ def curves(records: Records) -> pd.DataFrame:
 
 
 def confusion(records: Records) -> pd.DataFrame | None:
-    """One row per model and pair of classes: model, true, predicted, percent of the true class; None if there is none.
+    """Return one row per model and pair of classes: model, true, predicted, percent of the true class; or None.
 
     Over all seeds, as in the figure.
     """

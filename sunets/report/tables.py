@@ -29,7 +29,7 @@ from sunets.report.write import NAMES, Table, plural, value_text
 
 
 def cost(records: Records) -> Table:
-    """Parameters, multiply-adds, memory and receptive field of every model: exact figures."""
+    """Return parameters, multiply-adds, memory and receptive field of every model: exact figures."""
     data, view = cost_frames(records.cost)
     notes = [note for key, note in COST_COLUMNS.items() if note and quantity(key).heading in view]
     if "cost.uncounted_operators" in data:
@@ -40,7 +40,7 @@ def cost(records: Records) -> Table:
 
 
 def cost_frames(records: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cost table of records of kind "cost", or of their tidy table, as `Records.cost` is.
+    """Make the cost table of records of kind "cost", or of their tidy table, as `Records.cost` is.
 
     Returns:
         Tidy table (model, label, status, reason, cost.*, memory.*, receptive_field.*), and its formatted view without
@@ -69,7 +69,7 @@ COST_COLUMNS = {
 
 
 def accuracy(records: Records, reference: str) -> Table:
-    """Mean and interval of every score over the seeds, and the paired difference of the headline to a reference."""
+    """Return the mean and interval of every score, and the paired difference of the headline to a reference."""
     headline = records.headline
     q = quantity(headline)
     compared = compared_models(records, reference)
@@ -105,7 +105,7 @@ def compared_models(records: Records, reference: str) -> dict[str, Comparison]:
 
 
 def per_class(records: Records) -> Table | None:
-    """Mean IoU of each class over the seeds; None for classification."""
+    """Return the mean IoU of each class over the seeds; None for classification."""
     keys = class_keys(records)
     if not keys:
         return None
@@ -122,7 +122,7 @@ MEDIUM, LARGE = (f"{100 * OBJECT_SIZES[size]:g} %" for size in ("medium", "large
 
 
 def object_size(records: Records) -> Table | None:
-    """Mean class accuracy on the pixels of small, medium and large objects; None where no record has it."""
+    """Return the mean class accuracy on the pixels of small, medium and large objects; None where no record has it."""
     if not any(records.scores(model, key) for model in records.labels for key in SIZE_KEYS):
         return None
     data, view = _scores(records, SIZE_KEYS)
@@ -135,7 +135,7 @@ def object_size(records: Records) -> Table | None:
 
 
 def _scores(records: Records, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Some scores of every model: the numbers, and what a reader sees."""
+    """Return some scores of every model: the numbers, and what a reader sees."""
     made = [_score_cells(records, model, keys) for model in records.labels]
     shown = [{"Model": label} | line for label, (_, line) in zip(records.labels.values(), made, strict=True)]
     return pd.DataFrame([row for row, _ in made]), pd.DataFrame(shown)
@@ -144,7 +144,7 @@ def _scores(records: Records, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.Dat
 def _score_cells(
     records: Records, model: str, keys: Sequence[str], variant: str | None = None, *, brief: bool = False
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Columns of the CSV file, and the cells that a reader sees: in brief, only the first score has its interval."""
+    """Return columns of the CSV file and the cells of a reader; in brief, only the first score has its interval."""
     status, reason, seeds = model_status(records, model, variant)
     row = {"model": model, "label": records.labels[model], "status": status, "reason": reason, "n_seeds": len(seeds)}
     line = {}
@@ -163,7 +163,7 @@ def _score_cells(
 def _score_row(
     records: Records, model: str, variant: str | None, reference: tuple[str, str], comparison: Comparison | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The scores of a row and its difference to a reference (key, name), which itself has no comparison."""
+    """Return the scores of a row and its difference to a reference (key, name), which itself has no comparison."""
     row, line = _score_cells(records, model, SCORES[records.task], variant, brief=True)
     q, c = quantity(records.headline), comparison or NO_COMPARISON
     row |= difference_columns(records.headline, reference[0], c)
@@ -173,7 +173,7 @@ def _score_row(
 
 
 def test_time(records: Records) -> Table | None:
-    """Every test-time variant against the first one; None where there is one variant only."""
+    """Compare every test-time variant with the first one; None where there is one variant only."""
     if len(records.variants) < 2:
         return None
     first, q = records.variants[0], quantity(records.headline)
@@ -196,7 +196,7 @@ def test_time(records: Records) -> Table | None:
 
 
 def tuning(records: Records) -> Table | None:
-    """Recipe that each model's tuning chose, and what it gained; None where nothing was tuned."""
+    """Return the recipe that each model's tuning chose, and what it gained; None where nothing was tuned."""
     made = {r["model"]: r for r in records.all("tune")}
     if not made:
         return None
@@ -238,7 +238,7 @@ def tuning(records: Records) -> Table | None:
 
 
 def speed(records: Records) -> Table | None:
-    """Measured speed: noisy, comparable within this one run only; None where nothing was timed."""
+    """Return the measured speed: noisy, comparable within this one run only; None where nothing was timed."""
     data = records.speed
     if data.empty:
         return None
@@ -249,7 +249,7 @@ def speed(records: Records) -> Table | None:
 
 
 def speed_columns(data: pd.DataFrame) -> dict[str, pd.Series]:
-    """Heading -> formatted cells of each timing that a row has: median, interquartile range in brackets."""
+    """Map heading -> formatted cells of each timing that a row has: median, interquartile range in brackets."""
     columns = {}
     for key in ("speed.latency_ms", "speed.images_per_second", "speed.step_ms", "memory.peak_mib"):
         if key in data and data[key].notna().any():
@@ -262,7 +262,7 @@ def speed_columns(data: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def training_time(records: Records) -> Table | None:
-    """Wall-clock time of the trainings: noisy; None where no record has it."""
+    """Return the wall-clock time of the trainings: noisy; None where no record has it."""
     data = records.timing
     if data.empty or "seconds" not in data:
         return None
@@ -284,7 +284,7 @@ def training_time(records: Records) -> Table | None:
 
 
 def class_keys(records: Records) -> list[str]:
-    """Keys of the class scores, in label order where the classes are known."""
+    """Return the keys of the class scores, in label order where the classes are known."""
     keys = [c for c in records.evaluated if c.startswith("score.iou.")]
     order = {f"score.iou.{name}": i for i, name in enumerate(records.classes)}
     return sorted(keys, key=lambda k: order.get(k, len(order)))
@@ -370,7 +370,7 @@ def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
 
 
 def run_failures(records: Records) -> list[str]:
-    """One sentence per model and reason, naming the seeds."""
+    """Write one sentence per model and reason, naming the seeds."""
     e = records.evaluated
     bad = e[(e.status != FINISHED) & (e.variant == records.variants[0])]
     return [

@@ -98,7 +98,7 @@ def write_table(
 
 
 def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str:
-    """A GitHub table with its caption above and notes below; number columns are right-aligned."""
+    """Write a GitHub table with its caption above and notes below; number columns are right-aligned."""
     escaped = view.map(_markdown_cell)
     escaped.columns = pd.Index([_markdown_cell(c) for c in view.columns])
     align = ["right" if is_number_column(view.iloc[:, i]) else "left" for i in range(view.shape[1])]
@@ -112,12 +112,12 @@ def _markdown_cell(text: object) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 seed`, `2 seeds`."""
+    """Return `1 seed`, `2 seeds`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def join(items: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join to `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, (", ".join(items[:-1]), *items[-1:])))
 
 
