@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from test_report import record
 
@@ -119,3 +120,11 @@ def test_a_dollar_in_a_name_starts_no_formula(street: Records, tmp_path: Path) -
     )
     for number, figure in enumerate(drawn):
         save_files(figure, tmp_path / f"{number}.png")
+
+
+def test_a_date_in_the_environment_that_is_no_number_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    (path,) = save_files(plt.figure(), tmp_path / "a.pdf")
+    assert path.read_bytes().startswith(b"%PDF")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,7 @@ _METADATA: dict[str, Any] = {
 
 def save_files(fig: Figure, *paths: Path) -> list[Path]:
     """Write a figure to .png or .pdf files, and close it."""
+    os.environ.pop("SOURCE_DATE_EPOCH", None)  # the files have no date, and matplotlib fails on one that is no number
     if fig.get_layout_engine() is not None:  # once, for all files
         fig.draw_without_rendering()
         fig.set_layout_engine("none")
