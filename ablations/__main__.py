@@ -94,7 +94,7 @@ def plan(
     settings: Settings = None,
     gpu_tflops: GpuTflops = 10.0,
 ) -> None:
-    """Print what studies will run, and estimate how long that takes here and on one GPU; trains a few steps for it."""
+    """Print what studies will run, and estimate how long that takes here and on one GPU."""
     from ablations.plan import plan_studies
 
     suite = load(params, settings or [])

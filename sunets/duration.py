@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,13 +16,13 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import first_trial
 from sunets.data.picture import MIN_SIDE
 from sunets.models.zoo import create_model
-from sunets.plan import DataFacts, Passes, TrainingWork, dataset_facts, training_work
+from sunets.plan import DataFacts, TrainingWork, dataset_facts, training_work
 from sunets.profiling.modes import input_channels, switched_mode, torch_threads
 
 MEASURED_MACS = 5e8
 """Multiply-adds of a measured pass: 0.03 to 0.1 seconds on a CPU core."""
 MEASURING_SECONDS = 1.0
-"""Models that are left after this time are assumed to run at the rate of the last measured one."""
+"""Networks are measured until it has taken this time."""
 GPU_TFLOPS = 10.0
 """Sustained rate of a GPU, which is not measured: that of `python -m sunets plan`."""
 
@@ -61,26 +62,39 @@ def in_words(seconds: float) -> str:
 def _estimate(suite: Suite, root: Path) -> tuple[float, int]:
     """Return the seconds of a benchmark and its number of trainings; models run one after another, seeds at once."""
     data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
-    started, rate, total = time.perf_counter(), 0.0, 0.0
+    speed, total = Speed(data), 0.0
     for key in suite.models:
         config = suite.config(key, suite.seeds[0])
-        work, device = training_work(config, data), device_type(config.train.device)
-        if device == "cpu" and (not rate or time.perf_counter() - started < MEASURING_SECONDS):
-            rate = macs_per_second(config, work, data)
-        workers = default_workers(config.train.threads, device)
-        rounds = math.ceil(len(suite.seeds) / workers)
-        total += rounds * sum(_seconds(p, device, rate) for p in (work.train, work.validation, *work.test))
+        work = training_work(config, data)
+        workers = default_workers(config.train.threads, device_type(config.train.device))
+        total += math.ceil(len(suite.seeds) / workers) * speed.seconds(config, work)
         if suite.tune.trials:
-            trial = training_work(first_trial(suite, key), data)
-            rounds = math.ceil(suite.tune.trials / workers)
-            total += rounds * sum(_seconds(p, device, rate) for p in (trial.train, trial.validation))
+            trial = replace(training_work(first_trial(suite, key), data), test=())
+            total += math.ceil(suite.tune.trials / workers) * speed.seconds(config, trial)
     return total, len(suite.models) * (len(suite.seeds) + suite.tune.trials)
 
 
-def _seconds(passes: Passes, device: str, rate: float) -> float:
-    return (
-        3600 * passes.gpu_hours(GPU_TFLOPS) if device == "cuda" else passes.times * passes.images * passes.macs / rate
-    )
+class Speed:
+    """Speed of this machine in the passes that `sunets.plan` counts.
+
+    Networks are measured in turn; those that are left after `MEASURING_SECONDS` are assumed to run at the last rate.
+    """
+
+    def __init__(self, data: DataFacts, gpu_tflops: float = GPU_TFLOPS) -> None:
+        """Take a GPU, which is not measured, to sustain `gpu_tflops` 10^12 operations per second."""
+        self._data, self._gpu_tflops = data, gpu_tflops
+        self._rate = self._measuring = 0.0
+
+    def seconds(self, config: Config, work: TrainingWork) -> float:
+        """Estimate the seconds of one training, its validations and test."""
+        passes = (work.train, work.validation, *work.test)
+        if device_type(config.train.device) == "cuda":
+            return 3600 * sum(p.gpu_hours(self._gpu_tflops) for p in passes)
+        if self._measuring < MEASURING_SECONDS:
+            started = time.perf_counter()
+            self._rate = macs_per_second(config, work, self._data)
+            self._measuring += time.perf_counter() - started
+        return sum(p.times * p.images * p.macs for p in passes) / self._rate
 
 
 def macs_per_second(config: Config, work: TrainingWork, data: DataFacts) -> float:

@@ -400,20 +400,12 @@ def test_plan_and_list_say_what_there_is(
     assert any(line[0] == "search" and "model.unet_depth: 1, 2" in line[3] for line in cells if len(line) == 6)
 
 
-def test_hours_here_are_those_of_the_steps_that_profiling_times(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[dict[str, Any]] = []
-
-    def measure(models: Any, **protocol: Any) -> dict[str, dict[str, float]]:
-        timed.append(protocol)
-        return {name: {"speed.step_ms": 2000.0 * protocol["batch_size"]} for name in models}
-
-    monkeypatch.setattr("ablations.plan.measure_speed", measure)
-    monkeypatch.setattr("ablations.plan._read_seconds", lambda *_: 0.0)
+def test_hours_here_are_those_of_the_measured_speed(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sunets.duration.macs_per_second", lambda config, work, data: work.train.macs / 2)
     manifest = load_manifest(Path("data/prepared/tiny"), suite.data)
     made = estimate(suite, "depth", manifest, gpu_tflops=1.0)
     # Two seconds for each of 16 images, three times, on two seeds and with two depths; scoring comes on top.
     assert 1.0 < made.hours_here * made.workers * 3600 / (2 * 16 * 3 * 2 * 2) < 1.3
-    assert {(p["size"], p["batch_size"]) for p in timed} == {((32, 32), 8)}
 
 
 def test_plan_needs_no_prepared_data_of_an_embedded_set(
