@@ -59,10 +59,11 @@ def _files() -> list[Path]:
 def use_preset(name: str, root: Path | None = None) -> Replaced:
     """Replace params.yaml by a preset; copy it first if neither a commit nor a preset has its content.
 
+    The preset for own data gets the aspect ratio of its images.
+
     Args:
         name: name of the preset.
-        root: directory of the data set, instead of the preset's. The size of the preset for own data is adapted to the
-            aspect ratio of its images.
+        root: directory of the data set, instead of the preset's.
 
     Raises:
         FileNotFoundError: no such directory `root`.
@@ -73,9 +74,8 @@ def use_preset(name: str, root: Path | None = None) -> Replaced:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    size = None
+    text, size = _with_aspect_ratio(text, root)  # before the path, which may look like a size
     if root is not None:
-        text, size = _with_aspect_ratio(text, root)  # first: the path may look like a size
         text = _with_root(text, name, root)
     if PARAMS.exists() and not PARAMS.is_file():
         raise ValueError(f"{PARAMS}: not a regular file; move it away")
@@ -103,10 +103,10 @@ def _with_root(text: str, name: str, root: Path) -> str:
     return text
 
 
-def _with_aspect_ratio(text: str, root: Path) -> tuple[str, tuple[int, int] | None]:
+def _with_aspect_ratio(text: str, root: Path | None) -> tuple[str, tuple[int, int] | None]:
     """Give own data its aspect ratio, at about as many pixels as the preset, or as the images if they have fewer."""
     data = yaml.safe_load(text)["data"]
-    shapes = _shapes(root / "images") if data["name"] == "folder" else []
+    shapes = _shapes(Path(root or data["root"]) / "images") if data["name"] == "folder" else []
     if not shapes:
         return text, None
     aspect = statistics.median(width / height for height, width in shapes)
