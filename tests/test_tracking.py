@@ -65,7 +65,7 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
         "trials.finished": 2.0,
         "trials.pruned": 1.0,
         "trials.failed": 1.0,
-        "best/score.miou.mean": pytest.approx(0.3),  # of depth 2: one of its seeds failed
+        "summary/score.miou.mean.best": pytest.approx(0.3),  # of depth 2: one of its seeds failed
     }
     assert parent.data.tags["best.setting"] == '{"model.unet_depth":2}'
     assert {run.data.tags["number"]: (run.info.status, run.data.tags["status"]) for run in shown.values()} == {
@@ -79,7 +79,7 @@ def test_live_trials_and_rebuilt_trials_are_the_same(db: Path, fresh: Callable[[
     assert last.data.tags["train.lr"] == parent.data.params["train.lr"] == "0.01"
     assert last.data.metrics["cost.gmacs"] == 4.0
     assert last.data.metrics["score.miou"] == pytest.approx(0.3)
-    assert points(last, "train.loss") == [(e, row(e, 3)["train.loss"]) for e in (1, 2, 3)]
+    assert points(last, "curves/train.loss") == [(e, row(e, 3)["train.loss"]) for e in (1, 2, 3)]
     failed = shown["#2, unet_depth=2, seed 0"]
     assert failed.data.tags["mlflow.note.content"] == "failed: out of memory"
 
@@ -113,14 +113,14 @@ def test_parent_has_mean_interval_and_cost(db: Path, tmp_path: Path) -> None:
     assert got["score.miou.ci95_low"] == pytest.approx(low)
     assert got["score.miou.ci95_high"] == pytest.approx(high)
     assert got["score.miou.seeds"] == 3
-    assert got["flipped/score.miou.mean"] == pytest.approx(values.mean() + 0.1)
+    assert got["variants/flipped.score.miou.mean"] == pytest.approx(values.mean() + 0.1)
     assert (got["cost.params_m"], got["cost.gmacs"], got["speed.latency_ms"]) == (0.2, 1.5, 7.0)
     assert "seed" not in parent.data.params
     assert parent.data.params["model.name"] == "sunet_tiny"
     assert child.data.params["seed"] == "2"
     assert child.data.metrics["score.miou"] == pytest.approx(0.48)
     assert child.data.metrics["score.iou.a/b _c_"] == 0.25  # MLflow refuses parentheses
-    assert child.data.metrics["best/val.miou"] == child.data.metrics["final/val.miou"] == row(3, 2)["val.miou"]
+    assert {child.data.metrics[f"summary/val.miou.{end}"] for end in ("best", "final")} == {row(3, 2)["val.miou"]}
     assert child.data.metrics["timing.seconds"] == 60.5
     assert child.info.end_time - child.info.start_time == 60_500
     assert child.data.tags["evaluate.variants.flipped.flip"] == "true"
@@ -148,10 +148,10 @@ def test_interrupted_training_goes_on_in_its_run(db: Path, tmp_path: Path) -> No
     again = after["SUNet-tiny, seed 0"]
     assert again.info.run_id == before.info.run_id
     assert again.info.status == "FINISHED"
-    assert points(again, "train.loss") == [(e, row(e, 0)["train.loss"]) for e in (1, 2, 3)]
+    assert points(again, "curves/train.loss") == [(e, row(e, 0)["train.loss"]) for e in (1, 2, 3)]
     pipeline.train("sunet_tiny")  # and a whole repetition adds nothing either
     assert {name: run.info.run_id for name, run in by_name().items()} == {n: r.info.run_id for n, r in after.items()}
-    assert points(again, "train.loss") == [(e, row(e, 0)["train.loss"]) for e in (1, 2, 3)]
+    assert points(again, "curves/train.loss") == [(e, row(e, 0)["train.loss"]) for e in (1, 2, 3)]
 
 
 def test_exception_marks_runs_as_interrupted(db: Path, tmp_path: Path) -> None:
@@ -199,10 +199,12 @@ def test_other_numbers_are_another_run(db: Path, tmp_path: Path) -> None:
     assert len(runs(current=False)) == 3
     for run in children:
         seed = int(run.data.params["seed"])
-        assert points(run, "train.loss") == [(e, row(e, seed, 0.001)["train.loss"]) for e in (1, 2, 3)]
+        assert points(run, "curves/train.loss") == [(e, row(e, seed, 0.001)["train.loss"]) for e in (1, 2, 3)]
     pipeline.train("sunet_tiny", live=False)  # the first machine's records are checked out
     assert sync(pipeline.results).created == 0
-    assert points(by_name()["SUNet-tiny, seed 0"], "train.loss") == [(e, row(e, 0)["train.loss"]) for e in (1, 2, 3)]
+    assert points(by_name()["SUNet-tiny, seed 0"], "curves/train.loss") == [
+        (e, row(e, 0)["train.loss"]) for e in (1, 2, 3)
+    ]
 
 
 @pytest.mark.slow
@@ -465,10 +467,10 @@ def test_best_setting_of_a_study(metric: str) -> None:
         )
     ]  # fmt: skip
     best, setting = (0.55, '{"train.lr":0.2}') if metric == "score.miou" else (0.45, '{"train.lr":0.3}')
-    assert view._best(records) == ({f"best/{metric}.mean": best}, {"best.setting": setting})
+    assert view._best(records) == ({f"summary/{metric}.mean.best": best}, {"best.setting": setting})
     search = {**records[0], "phase": "search", "scores": {metric.replace("score.", "search."): 0.7}}
     assert view._best([search, *records]) == view._best(records)
-    assert view._best([search])[0] == {f"best/{metric.replace('score.', 'search.')}.mean": 0.7}
+    assert view._best([search])[0] == {f"summary/{metric.replace('score.', 'search.')}.mean.best": 0.7}
     assert view._best(records[4:]) == ({}, {})
 
 
@@ -495,11 +497,9 @@ def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Pa
         assert set(columns) <= existing
         first = {
             "bench": [*(f"metrics.`score.miou.{k}`" for k in ("mean", "ci95_low", "ci95_high")), "params.`train.lr`"],
-            "bench/ablations": ["metrics.`best/score.miou.mean`"],
+            "bench/ablations": ["metrics.`summary/score.miou.mean.best`"],
         }[name]
         # Without an order of its own MLflow shows metrics, then parameters, each by name.
         assert state["columnOrder"][:2] == ["attributes.`Run Name`", "runDateAndNestInfo"]
         assert state["columnOrder"][2 : 2 + len(first)] == first
         assert set(state["columnOrder"][2:]) == set(columns) == set(state["columnWidths"])
-    for run in [*runs(), *runs("bench/ablations")]:
-        assert len([m for m in run.data.metrics if ".iou." not in m]) < 20

@@ -79,7 +79,9 @@ def test_server_that_fails_midway_costs_no_training(
     assert capsys.readouterr().err.count("the disk is full") == 1
     pipeline.train("sunet_tiny", live=False)
     sync(pipeline.results)
-    assert points(by_name()["SUNet-tiny, seed 0"], "train.loss") == [(e, row(e, 0)["train.loss"]) for e in (1, 2, 3)]
+    assert points(by_name()["SUNet-tiny, seed 0"], "curves/train.loss") == [
+        (e, row(e, 0)["train.loss"]) for e in (1, 2, 3)
+    ]
     assert {run.info.status for run in runs()} == {"FINISHED"}
 
 
@@ -192,7 +194,7 @@ def test_processes_racing_for_a_cold_database(tmp_path: Path, monkeypatch: pytes
     for number in range(3):
         run = shown[f"#{number}, seed {number}"]
         assert run.data.tags[PARENT] == shown["depth"].info.run_id
-        assert points(run, "train.loss") == [(e, e + number / 8) for e in (1, 2, 3)]
+        assert points(run, "curves/train.loss") == [(e, e + number / 8) for e in (1, 2, 3)]
 
 
 def fails_once(pipeline: Pipeline, capsys: pytest.CaptureFixture[str], *reasons: str) -> None:

@@ -17,7 +17,7 @@ from sunets.core.record import read_json, write_json
 from sunets.tracking import view
 from sunets.tracking.live import Tracker
 from sunets.tracking.store import PROCESS, is_alive
-from sunets.tracking.sync import sync
+from sunets.tracking.sync import _models, _studies, _tunings, sync
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +33,7 @@ def test_classes_of_every_alphabet_have_a_metric_each() -> None:
     assert sorted(shown.values()) == sorted(scores.values())
     for name in shown:
         _validate_metric_name(name)
-        assert len(f"best/{name}.ci95_high") <= 250
+        assert len(f"{view.SUMMARY}{name}.mean.best") <= 250
         assert name.startswith("score.iou.")
     assert {"score.iou.背景", "score.iou.дорога", "score.iou.a_b", "score.iou.a/b"} <= set(shown)
     assert shown["score.iou.a_b"] == scores["score.iou.a_b"]  # what needs no change keeps its name
@@ -41,6 +41,44 @@ def test_classes_of_every_alphabet_have_a_metric_each() -> None:
     backwards = view.finite_numbers(dict(reversed(scores.items())))
     assert backwards == shown
     assert view.finite_numbers({"score.iou.a(b": 1}) == {"score.iou.a_b": 1.0}
+
+
+GROUPS = {
+    "model": ["aim", "variants", ""],
+    "train": ["aim", "curves", "summary", "variants", ""],
+    "study": ["aim", "summary", ""],
+    "trial": ["aim", "curves", "summary", ""],
+    "tuning": ["curves", ""],
+    "tune": ["curves", "summary"],
+}
+"""Kind of a run -> the groups of its metrics in MLflow's order: by name, those without a slash last."""
+
+
+def test_a_run_shows_its_headline_then_curves_and_fewer_than_twenty_metrics() -> None:
+    folder = ROOT / "results/synthetic"
+    kinds = set()
+    for parent, children in [*_models(folder), *_studies(folder), *_tunings(folder)]:
+        for run in (parent, *children):
+            kind = run.tags["kind"]
+            kinds.add(kind)
+            names = {*run.values, *(name for name, _ in run.points)}
+            assert sorted({name.rpartition("/")[0] for name in names}, key=lambda group: group or "~") == GROUPS[kind]
+            assert bool({*view.COSTS[2:]} & names) == (kind == "model")
+            names |= set(view.COSTS if kind == "model" else ())  # a GPU has more of them
+            assert len([name for name in names if kind != "train" or not name.startswith("score.iou.")]) < 20
+            assert any(name.startswith("score.iou.") for name in names) == (kind == "train")
+    assert kinds == set(GROUPS)
+
+
+def test_a_run_with_older_names_is_not_continued(db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.train("sunet_tiny", live=False)
+    with monkeypatch.context() as older:
+        older.setattr(view, "CURVES", "")
+        older.setattr(view, "NAMES", 1)
+        sync(pipeline.results)
+    assert sync(pipeline.results).created == len(runs()) == len(runs(current=False)) == 4
+    assert not any("train.loss" in run.data.metrics for run in runs())
 
 
 @pytest.mark.slow
@@ -52,7 +90,7 @@ def test_curves_of_classes_stay_apart(db: Path, tmp_path: Path) -> None:
     tracker.log_epoch(0, {"epoch": 2, "train.loss": 0.5} | scores)
     tracker.close()
     shown = by_name()["SUNet-tiny, seed 0"].data.metrics
-    assert sorted(v for k, v in shown.items() if k.startswith("val.iou.")) == sorted(scores.values())
+    assert sorted(v for k, v in shown.items() if k.startswith("curves/val.iou.")) == sorted(scores.values())
 
 
 def test_long_values_neither_warn_nor_fail(

@@ -338,11 +338,11 @@ def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(ba
         assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == ["figures/tuning.png"]
     assert parent.data.params["train.lr"] == str(record["chosen"]["train.lr"])
     assert runs["tuning of plain"].data.tags["left_out.train.zero_init_residual"] == "no residual branches"
-    curve = client.get_metric_history(parent.info.run_id, "best/val.miou")
+    curve = client.get_metric_history(parent.info.run_id, "curves/val.miou.best")
     assert [(point.step, point.value) for point in curve] == [(row["number"], row["best"]) for row in rows]
     trials = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(float(run.data.params["train.lr"]) for run in trials) == sorted(row["train.lr"] for row in rows)
-    assert {run.data.metrics["final/val.miou"] for run in trials} == {row["val.miou"] for row in rows}
+    assert {run.data.metrics["summary/val.miou.final"] for run in trials} == {row["val.miou"] for row in rows}
     assert "train.epochs" not in trials[0].data.params
     again = sync(Path("results"))
     assert (again.created, again.updated) == (0, 0)

@@ -4,6 +4,11 @@ An experiment per benchmark holds a parent run per model, with the mean and inte
 seed, with its curves. `<benchmark>/ablations` holds a parent per study, with the parameters that its trials share, and
 a child per trial, with those that vary. Parameters and metrics have the dotted names of `params.yaml` and the records.
 
+The page of a run shows metrics in groups, by the name before the slash, and those without a slash last: the headline
+score as `aim/`, then `curves/`, `summary/` (their last and best values) and `variants/` (the headline score of further
+test-time variants), then scores and costs as the records name them. A run has fewer than twenty, apart from the scores
+of classes, which only trainings show; costs stand in the model's run, and size also in those of trials.
+
 Default axes of MLflow's comparison page (release 3.17.2): parallel coordinates show the first stored metric that all
 runs have, and the first three differing parameters by name; scatter and contour plots show the first names, and contour
 plots only numbers. Therefore a run starts with its headline score, NaN until measured, which plots and filters ignore;

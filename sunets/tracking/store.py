@@ -17,7 +17,7 @@ from filelock import FileLock
 from sunets.core.config import fingerprint
 from sunets.tracking import address
 from sunets.tracking.address import CREATION_LIMIT, LIMIT, within
-from sunets.tracking.view import Network, Run
+from sunets.tracking.view import CURVES, Network, Run
 
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
 EXTERNAL = "mlflow.model.isExternal"
@@ -234,7 +234,7 @@ class Store:
     def finish(self, run: Run, parent: str | None = None) -> tuple[str, str]:
         """Create the run, or complete what is missing of it; return its id, and "created", "updated" or "unchanged"."""
         digest = run.digest
-        probe = next((name for name, _ in run.points if name == "train.loss"), next((n for n, _ in run.points), None))
+        probe = min((name for name, _ in run.points), key=lambda name: name != f"{CURVES}train.loss", default=None)
         wanted = {step: value for (name, step), value in run.points.items() if name == probe}
 
         def compatible(existing: Any) -> bool:

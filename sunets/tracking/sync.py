@@ -21,14 +21,18 @@ from sunets.tracking.address import CREATION_LIMIT, TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.store import CURRENT, EXTERNAL, Store, is_alive
 from sunets.tracking.view import (
+    COSTS,
+    CURVES,
+    SUMMARY,
+    VARIANTS,
     Network,
     Run,
     child_run,
-    costs,
     finite_numbers,
     legal,
     make_slot,
     model_run,
+    overall,
     plain_text,
     shorten,
     study_run,
@@ -152,10 +156,11 @@ def _models(folder: Path) -> list[Family]:
             )
         parent = model_run(trained or tested or counted)
         exact = [r for r in [*counted, *(r for r in speed if r["model"] == model)] if r["status"] == "finished"]
+        costs = finite_numbers({k: v for r in exact for k, v in r["cost"].items() if k in COSTS})
         periods = [child.seconds for child in children if child.seconds]
         parent = replace(
             parent,
-            metrics=_summary(tested, shown.get(model, {})) | {k: v for r in exact for k, v in costs(r).items()},
+            metrics=_summary(tested, shown.get(model, {})) | costs,
             tags={**parent.tags, **_test_settings(tested)},
             seconds=(min(p[0] for p in periods), max(p[1] for p in periods)) if periods else None,
             files=_figures(folder / "figures", "*.png"),
@@ -165,11 +170,11 @@ def _models(folder: Path) -> list[Family]:
 
 
 def _scores(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the scores of the first test-time variant; of another only the headline score, as VARIANT/score."""
+    """Return the scores of the first test-time variant; of another only the headline score."""
     if record["variant"] == records[0]["variant"]:
         return finite_numbers(record["scores"])
     headlines = {k: v for k, v in record["scores"].items() if k in PRIMARY_METRIC.values()}
-    return finite_numbers(headlines, f"{record['variant']}/")
+    return finite_numbers(headlines, f"{VARIANTS}{record['variant']}.")
 
 
 def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -178,7 +183,7 @@ def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _summary(tested: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the mean of each score over the seeds, and the interval of headline scores.
+    """Return the mean of each overall score over the seeds, and the interval of the headline score.
 
     The interval is that of `row`, the model's in the table of accuracy, over seeds and images; without the table, or
     with one of other records, that over the seeds.
@@ -187,18 +192,17 @@ def _summary(tested: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dic
 
     values: dict[str, list[float]] = defaultdict(list)
     for record in tested:
-        for name, value in _scores(record, tested).items():
+        for name, value in _scores({**record, "scores": overall(record["scores"])}, tested).items():
             values[name].append(value)
     summary: dict[str, float | None] = {}
     for name, seeds in values.items():
         estimate = mean_interval(seeds)
         summary[f"{name}.mean"] = estimate.mean
-        if name.rpartition("/")[2] in PRIMARY_METRIC.values():
+        if name in PRIMARY_METRIC.values():
             ends = [row.get(f"{name}.joint_ci95_{end}") for end in ("low", "high")]
             if None in ends or row.get(f"{name}.mean") != estimate.mean:
                 ends = [estimate.low, estimate.high]
             summary |= dict(zip((f"{name}.ci95_low", f"{name}.ci95_high"), ends, strict=True))
-        if name in PRIMARY_METRIC.values():
             summary[f"{name}.seeds"] = estimate.n
     return finite_numbers(summary)
 
@@ -255,7 +259,7 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
     """The parent run: its curve is the best score after each trial."""
     best = [(row["number"], row["best"]) for row in rows if row["best"] is not None]
     whole = model_run([record])
-    score = f"best/{next(iter(record['scores']), 'score')}"
+    score = next(iter(record["scores"]), "score")
     chosen = {path: plain_text(value) for path, value in record["chosen"].items()}
     tuned = {axis["path"] for axis in record["space"]}
     left_out = {f"left_out.{path}": reason for path, reason in record["left_out"].items()}
@@ -266,10 +270,13 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
         name=shorten(f"tuning of {record['label']}", 250),
         params={**{k: v for k, v in whole.params.items() if k not in tuned}, **legal(chosen)},
         tags={**whole.tags, **legal(left_out | {"kind": "tuning"})},
-        points={(score, number): value for number, value in best},
+        points={(f"{CURVES}{score}.best", number): value for number, value in best},
         metrics=finite_numbers({"trials.failed": sum(row["status"] == "failed" for row in rows)}),
         headline="",
-        columns=(f"metrics.`{score}`", *(f"params.`{axis['path']}`" for axis in record["space"])),
+        columns=(
+            *(f"metrics.`{k}`" for k in (f"{CURVES}{score}.best", f"{SUMMARY}{score}.final")),
+            *(f"params.`{axis['path']}`" for axis in record["space"]),
+        ),
     )
 
 

@@ -18,11 +18,17 @@ from urllib.parse import quote
 from sunets.core.config import fingerprint
 from sunets.core.metrics import PRIMARY_METRIC
 
+SIZE = ("cost.params_m", "cost.gmacs")
+"""Costs of a trial's run."""
 COSTS = (
-    "cost.params_m", "cost.gmacs", "cost.gmacs_forward_backward", "receptive_field.effective_share", "memory.saved_mib",
-    "memory.peak_mib", "speed.latency_ms", "speed.step_ms", "speed.images_per_second",
+    *SIZE, "cost.gmacs_forward_backward", "receptive_field.effective_share", "memory.saved_mib", "memory.peak_mib",
+    "speed.latency_ms", "speed.step_ms", "speed.images_per_second",
 )  # fmt: skip
-"""Costs shown in MLflow, so that a run has fewer than twenty metrics, apart from those of classes."""
+"""Costs of a model's run; its trainings, which share them, show none."""
+CURVES, SUMMARY, VARIANTS = "curves/", "summary/", "variants/"
+"""Groups of metrics; MLflow sorts them by name and puts metrics without a slash last."""
+NAMES = 2
+"""Version of the metrics' names. MLflow cannot rename a metric, so that a run with older names is not continued."""
 RECIPE = ("lr", "weight_decay", "zero_init_residual", "zero_init_head", "optimizer", "batch_size", "epochs")
 """Keys of section `train` in the run table."""
 STRUCTURE = ("model.name", "model.output_stride")
@@ -31,7 +37,7 @@ comparison would show axes of null."""
 LONGEST_VALUE = 5000
 """Characters of a parameter or tag; above 6000 MLflow warns."""
 LONGEST_NAME = 220
-"""Characters of a name; MLflow allows 250, with prefixes and suffixes such as best/ and .ci95_low."""
+"""Characters of a name; MLflow allows 250, with prefixes and suffixes such as summary/ and .mean.best."""
 STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -83,8 +89,8 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Slot and identity: equal for equal runs."""
-        return f"{self.slot}/{self.identity}"
+        """Slot, identity and version of the names: equal for equal runs."""
+        return f"{self.slot}/{self.identity}/{NAMES}"
 
     @property
     def first(self) -> dict[tuple[str, int], float]:
@@ -151,9 +157,9 @@ def legal(values: Mapping[str, str]) -> dict[str, str]:
 
 def finite_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Return the finite numbers, under names that MLflow accepts."""
-    names = legal_names(prefix + name for name in values)
+    names = legal_names(values)
     return {
-        names[prefix + name]: float(value)
+        prefix + names[name]: float(value)
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
@@ -165,7 +171,7 @@ def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], flo
     return {
         (name, int(row["epoch"])): value
         for row in rows
-        for name, value in finite_numbers({k: v for k, v in row.items() if k not in coordinates}).items()
+        for name, value in finite_numbers({k: v for k, v in row.items() if k not in coordinates}, CURVES).items()
     }
 
 
@@ -175,15 +181,16 @@ def _chooser(metric: str) -> Callable[..., Any]:
 
 
 def _ends(points: Mapping[tuple[str, int], float], headline: str) -> dict[str, float]:
-    """Return `final/` and `best/` of the headline score on validation: MLflow's tables show only the last value."""
+    """Return the final and best headline score on validation: MLflow's tables show only the last value."""
     name = headline.replace("score.", "val.").replace("search.", "val.")
-    values = [value for _, value in sorted((point, value) for point, value in points.items() if point[0] == name)]
-    return {f"final/{name}": values[-1], f"best/{name}": _chooser(name)(values)} if values else {}
+    values = [value for (curve, _), value in sorted(points.items()) if curve == CURVES + name]
+    ends = {"final": values[-1], "best": _chooser(name)(values)} if values else {}
+    return {f"{SUMMARY}{name}.{end}": value for end, value in ends.items()}
 
 
-def costs(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the costs that MLflow shows; the record has all."""
-    return finite_numbers({name: value for name, value in record["cost"].items() if name in COSTS})
+def overall(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out scores of a class or an object size, such as score.iou.car, which only runs of trainings show."""
+    return {name: value for name, value in scores.items() if name.count(".") == 1}
 
 
 def _tags(record: Mapping[str, Any]) -> dict[str, str]:
@@ -235,8 +242,7 @@ def _made_by(record: Mapping[str, Any]) -> list[Any]:
 def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (), *, ended: bool = True) -> Run:
     """Build the run of one training or trial from its record, which has no outcome before it ended, and its history."""
     points = curve_points(rows)
-    curves = {name for name, _ in points}
-    single = finite_numbers(record["scores"]) | costs(record)
+    metrics = _ends(points, _headline(record)) if ended else {}
     tags, params = _tags(record), _params(record)
     if record["kind"] == "trial":
         experiment = f"{record['benchmark']}/ablations"
@@ -246,6 +252,7 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
         name = ", ".join([f"#{record['number']}", *axes, f"seed {record['seed']}"])
         tags |= {f"arm.{path}": plain_text(value) for path, value in arm.items()}
         tags |= {k: plain_text(v) for k, v in record["params"].items() if v is not None and not _varied(record, k)}
+        metrics |= finite_numbers(overall(record["scores"]) | {k: record["cost"].get(k) for k in SIZE})
         # Axes have the arm's values, as in tables: one null would make MLflow treat all values as text.
         params = {k: plain_text(arm.get(k, v)) for k, v in record["params"].items() if _varied(record, k)}
     else:
@@ -262,8 +269,7 @@ def child_run(record: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = (),
         params=legal(params),
         tags=legal(tags),
         points=points,
-        metrics={k: v for k, v in single.items() if k not in curves}
-        | (_ends(points, _headline(record)) if ended else {}),
+        metrics=metrics,
         headline=_headline(record),
         status=STATUS[record["status"]] if ended else "RUNNING",
         dataset=_dataset(record),
@@ -287,7 +293,7 @@ def model_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         columns=(
             *(f"metrics.`{_headline(first)}.{k}`" for k in ("mean", "ci95_low", "ci95_high")),
             *(f"params.`train.{k}`" for k in RECIPE),
-            *(f"metrics.`{k}`" for k in ("cost.params_m", "cost.gmacs", _headline(first))),
+            *(f"metrics.`{k}`" for k in (*SIZE, _headline(first))),
         ),
         status=_outcome(records) if ended else "RUNNING",
         dataset=_dataset(first),
@@ -310,10 +316,10 @@ def study_run(records: Sequence[Mapping[str, Any]], *, ended: bool = True) -> Ru
         metrics=counts | best if ended else {},
         headline="trials.finished",
         columns=(
-            *(f"metrics.`{k}`" for k in (f"best/{_headline(records[-1])}.mean", _headline(records[-1]))),
+            *(f"metrics.`{k}`" for k in (f"{SUMMARY}{_headline(records[-1])}.mean.best", _headline(records[-1]))),
             "tags.`best.setting`",
             *(f"params.`{path}`" for path in {**(first.get("arm") or {}), **(first.get("tuned") or {})}),
-            *(f"metrics.`{k}`" for k in ("cost.params_m", "cost.gmacs")),
+            *(f"metrics.`{k}`" for k in SIZE),
         ),
         status=_outcome(records) if ended else "RUNNING",
     )
@@ -335,7 +341,7 @@ def _best(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[
         return {}, {}
     means = {setting: sum(values) / len(values) for setting, values in settings.items()}
     best = _chooser(name)(means, key=means.__getitem__)
-    return {f"best/{name}.mean": means[best]}, {"best.setting": best}
+    return {f"{SUMMARY}{name}.mean.best": means[best]}, {"best.setting": best}
 
 
 def _outcome(records: Sequence[Mapping[str, Any]]) -> str:
