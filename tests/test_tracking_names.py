@@ -58,15 +58,18 @@ def test_a_run_shows_its_headline_then_curves_and_fewer_than_twenty_metrics() ->
     folder = ROOT / "results/synthetic"
     kinds = set()
     for parent, children in [*_models(folder), *_studies(folder), *_tunings(folder)]:
+        missing = {column for column in parent.columns if column.startswith("metrics")}
         for run in (parent, *children):
             kind = run.tags["kind"]
             kinds.add(kind)
             names = {*run.values, *(name for name, _ in run.points)}
             assert sorted({name.rpartition("/")[0] for name in names}, key=lambda group: group or "~") == GROUPS[kind]
             assert bool({*view.COSTS[2:]} & names) == (kind == "model")
+            missing -= {f"metrics.`{name}`" for name in names}
             names |= set(view.COSTS if kind == "model" else ())  # a GPU has more of them
             assert len([name for name in names if kind != "train" or not name.startswith("score.iou.")]) < 20
             assert any(name.startswith("score.iou.") for name in names) == (kind == "train")
+        assert not missing
     assert kinds == set(GROUPS)
 
 
