@@ -110,7 +110,7 @@ class Tracker:
         atexit.register(self.close)
 
     def _record(self, config: Config, **extra: Any) -> Record:
-        """The record of a training or trial before its first epoch."""
+        """Make the record of a training or trial before its first epoch."""
         study = self._suite.ablations[self._item] if self._kind == "trial" else None
         model = study.model if study else self._item
         if study:

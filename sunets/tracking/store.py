@@ -286,7 +286,7 @@ def _specification(network: Network, model: Any) -> Any:
 
 
 def _view_state(columns: Sequence[str]) -> str:
-    """The state of MLflow's run table; without an order of its own it has metrics, parameters, tags, each by name."""
+    """Return the state of MLflow's run table; unless ordered, it has metrics, parameters, tags, each by name."""
     widths = {c: 260 if c.startswith("tags") else 34 + 6 * len(c.partition("`")[2]) for c in columns}
     state = {"selectedColumns": columns, "columnOrder": [*_LEFT, *columns], "columnWidths": widths}
     return json.dumps(state)

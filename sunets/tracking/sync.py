@@ -118,7 +118,7 @@ def _records(path: Path, kind: Kind | Literal["timing"]) -> list[Record]:
 
 
 def _histories(path: Path, key: Literal["seed", "number"]) -> dict[int, list[Record]]:
-    """Seed or number of a trial -> its rows of a history."""
+    """Map the seed or number of a trial -> its rows of a history."""
     rows: dict[int, list[Record]] = defaultdict(list)
     for row in read_history(path, key):
         rows[row[key]].append(row)
@@ -256,7 +256,7 @@ def _tunings(folder: Path) -> list[Family]:
 
 
 def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
-    """The parent run: its curve is the best score after each trial."""
+    """Build the parent run, whose curve is the best score after each trial."""
     best = [(row["number"], row["best"]) for row in rows if row["best"] is not None]
     whole = model_run([record])
     score = next(iter(record["scores"]), "score")
@@ -281,7 +281,7 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
 
 
 def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Run:
-    """The run of one trial; what the trials share stands in their parent."""
+    """Build the run of one trial; what the trials share stands in their parent."""
     values = {axis["path"]: plain_text(row[axis["path"]]) for axis in record["space"]}
     own = {"status": row["status"], "reason": row["reason"], "scores": {}, "number": row["number"]}
     run = child_run(record | own, history)
