@@ -482,6 +482,8 @@ def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Pa
     pipeline.ablate(live=False)
     done = sync(pipeline.results, pages="http://host:7000/")
     client = MlflowClient()
+    for name in ("bench", "bench/ablations"):  # a run of an earlier configuration
+        client.create_run(client.get_experiment_by_name(name).experiment_id, tags={"sunets.current": "false"})
     for line, name in zip(done.links, ("bench", "bench/ablations"), strict=True):
         experiment = client.get_experiment_by_name(name)
         query = "?workflowType=machine_learning&viewStateShareKey=sunets"
@@ -503,3 +505,5 @@ def test_table_of_runs_opens_on_score_interval_and_recipe(db: Path, tmp_path: Pa
         assert state["columnOrder"][:2] == ["attributes.`Run Name`", "runDateAndNestInfo"]
         assert state["columnOrder"][2 : 2 + len(first)] == first
         assert set(state["columnOrder"][2:]) == set(columns) == set(state["columnWidths"])
+        shown = client.search_runs([experiment.experiment_id], state["searchFilter"])
+        assert {run.info.run_id for run in shown} == {run.info.run_id for run in runs(name)}
