@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -30,8 +31,8 @@ from sunets.report import images as report_images
 from sunets.report.build import build_report
 from sunets.report.comparison import joint_estimate, video_blocks
 from sunets.report.explain import explain
-from sunets.report.page import Content, limits
-from sunets.report.records import ReportError, find_records, load_records
+from sunets.report.page import Content, _cost_findings, limits
+from sunets.report.records import Records, ReportError, find_records, load_records
 from sunets.report.write import write_table
 
 CLASSES = ("background", "disc_light", "disc_dark", "square_light", "square_dark")
@@ -622,6 +623,14 @@ def test_models_keep_one_look_and_no_two_share_one() -> None:
     small = [style.model_styles(order) for order in (("m0", "unet_small", "m1"), ("unet_small", "sunet_tiny"))]
     assert small[0]["unet_small"] == small[1]["unet_small"], "whatever its position"
     assert len({look.color for look in small[0].values()}) == 3
+
+
+def test_equal_costs_are_said_to_be_equal() -> None:
+    cost = pd.DataFrame({"label": ["A", "B"], "cost.params_m": [0.2, 0.2], "cost.gmacs": [2.0, 1.0]})
+    assert _cost_findings(cast(Records, SimpleNamespace(cost=cost))) == [
+        "Parameters: the same in all (0.200 M).",
+        "B has the fewest multiply-adds (1.000 G), A the most (2.000 G).",
+    ]
 
 
 @pytest.mark.parametrize("count", [4, 8])

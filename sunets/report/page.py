@@ -138,17 +138,19 @@ def findings(suite: Suite, records: Records) -> list[str]:
 
 def _cost_findings(records: Records) -> list[str]:
     sentences = []
-    for key, what in (
-        ("cost.params_m", "the fewest parameters"),
-        ("cost.gmacs", "the fewest multiply-adds"),
-        ("memory.saved_mib", "the least memory saved for the backward pass"),
+    for key, least, what in (
+        ("cost.params_m", "fewest", "parameters"),
+        ("cost.gmacs", "fewest", "multiply-adds"),
+        ("memory.saved_mib", "least", "memory saved for the backward pass"),
     ):
         if key in records.cost:
             order = records.cost.dropna(subset=[key]).sort_values(key, kind="stable")
             if len(order) > 1:
                 q, low, high = quantity(key), order.iloc[0], order.iloc[-1]
-                least, most = (f"{q.text(row[key])} {q.unit}" for row in (low, high))
-                sentences.append(f"{low.label} has {what} ({least}), {high.label} the most ({most}).")
+                ends = [f"{q.text(row[key])} {q.unit}" for row in (low, high)]
+                same = f"{what.capitalize()}: the same in all ({ends[0]})."
+                differ = f"{low.label} has the {least} {what} ({ends[0]}), {high.label} the most ({ends[1]})."
+                sentences.append(differ if low[key] < high[key] else same)
     key = "receptive_field.effective_share"
     if key in records.cost and len(order := records.cost.dropna(subset=[key]).sort_values(key, kind="stable")) > 1:
         shares = [f"{quantity(key).text(v)} % in {label}" for v, label in zip(order[key], order.label)]
