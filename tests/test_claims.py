@@ -117,6 +117,14 @@ def test_accuracy_of_another_budget_decides_nothing(tmp_path: Path) -> None:
     assert "not comparable: train.epochs" in finding.measured
 
 
+def test_a_benchmark_of_sunets_alone_has_no_row(tmp_path: Path) -> None:
+    benchmark(tmp_path, "camvid", {"sunet64": (0.70, 6.0), "sunet128": (0.75, 22.0)})
+    benchmark(tmp_path, "other", {"sunet64": (0.70, 6.0), "dilated_resnet18": (0.60, 13.0)})
+    rows = [f.benchmark for f in findings(read_results(tmp_path)) if f.claim == claims.ACCURACY]
+    assert "other" in rows
+    assert "camvid" not in rows
+
+
 def test_data_of_the_paper_that_have_not_been_run_say_so(tmp_path: Path) -> None:
     benchmark(tmp_path, "voc_small", {"sunet64": (0.7, 6.0), "dilated_resnet18": (0.6, 13.0)})
     assert found(tmp_path, claims.ACCURACY, "imagenet").verdict == "not run"

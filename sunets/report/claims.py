@@ -157,7 +157,7 @@ def _accuracy(records: Records) -> list[Finding]:
     key, params = records.headline, _cost(records, "cost.params_m")
     sunets, others = _split(records)
     outcomes, texts = [], []
-    for sunet in (m for m in sunets if m in params):
+    for sunet in (m for m in sunets if others and m in params):
         compared = _compare(records, sunet, [m for m in others if m in params], key)
         judged = {m: _OUTCOMES[c.verdict] for m, c in compared.items() if c.verdict in _OUTCOMES}
         outcomes += [outcome for m, outcome in judged.items() if params[m] > params[sunet] or not outcome]
@@ -259,7 +259,7 @@ def _finding(
     keys: tuple[str, ...],
     models: tuple[str, ...],
 ) -> list[Finding]:
-    """Return the row of a claim on a benchmark; none where no SUNet was compared."""
+    """Return the row of a claim on a benchmark; none where there is nothing to compare a SUNet with."""
     if not texts:
         return []
     name = records.benchmark
