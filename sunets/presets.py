@@ -11,8 +11,6 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from sunets.core.names import overlap, printable
 from sunets.core.record import replacing, write_text
 
@@ -105,17 +103,16 @@ def _with_root(text: str, name: str, root: Path) -> str:
 
 def _with_aspect_ratio(text: str, root: Path | None) -> tuple[str, tuple[int, int] | None]:
     """Give own data its aspect ratio, at about as many pixels as the preset, or as the images if they have fewer."""
-    data = yaml.safe_load(text)["data"]
-    shapes = _shapes(Path(root or data["root"]) / "images") if data["name"] == "folder" else []
-    if not shapes:
+    folder = re.search(r"(?ms)^data:\n  name: folder\n  root: (\S+)\n  size: (\[(\d+), (\d+)\])\n", text)
+    shapes = _shapes(Path(root or folder[1]) / "images") if folder else []
+    if not folder or not shapes:
         return text, None
     aspect = statistics.median(width / height for height, width in shapes)
-    pixels = min(math.prod(data["size"]), statistics.median(math.prod(shape) for shape in shapes))
+    pixels = min(int(folder[3]) * int(folder[4]), statistics.median(math.prod(shape) for shape in shapes))
     sides = math.sqrt(pixels / aspect), math.sqrt(pixels * aspect)
     height, width = (max(SIDE_MULTIPLE * round(side / SIDE_MULTIPLE), 2 * SIDE_MULTIPLE) for side in sides)
-    if [height, width] == data["size"]:
-        return text, None
-    return text.replace(str(data["size"]), f"[{height}, {width}]"), (height, width)
+    size = f"[{height}, {width}]"
+    return text.replace(folder[2], size), (height, width) if size != folder[2] else None
 
 
 def _shapes(directory: Path) -> list[tuple[int, int]]:

@@ -154,6 +154,17 @@ def test_own_data_keeps_the_aspect_ratio_of_most_images(
     assert (f"data.size is now {expected[0]} x {expected[1]} pixels" in printed) is (size is not None)
 
 
+@pytest.mark.parametrize("text", ["", "data:\n", "data: [\n", "data:\n  name: folder\n  root: set\n", "\ttab: {\n"])
+def test_a_preset_of_the_user_is_taken_as_it_is(checkout: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "set/images").mkdir(parents=True)
+    Image.new("L", (64, 32)).save(checkout / "set/images/a.png")
+    monkeypatch.setattr(presets, "PRESETS", checkout / "mine")
+    (checkout / "mine").mkdir()
+    (checkout / "mine/mine.yaml").write_text(text)
+    assert use_preset("mine").size is None
+    assert (checkout / "params.yaml").read_text() == text
+
+
 def test_the_list_has_the_first_line_of_each() -> None:
     listed = list_presets()
     assert listed.keys() == {path.stem for path in (ROOT / "presets").glob("*.yaml")}
