@@ -22,7 +22,7 @@ from sunets.plan import LAUNCH_SECONDS, dataset_facts, print_estimate, training_
 
 ASSUMPTIONS = """\
 Time here: the multiply-adds of all trainings and scores, at the rate of forward and backward passes on random images,
-measured just now on one thread of the CPU (of the first networks, within a second); a GPU as in the last column.
+measured just now on one thread of the CPU (of the first networks, for three seconds); a GPU as in the last column.
 Assumes that reading images takes no time and that workers do not slow each other, and counts every training: none is
 pruned, or shared with another study or the benchmark.
 One GPU: the larger of the operations (2 per multiply-add) at a sustained {tflops:g} TFLOP/s (--gpu-tflops) and

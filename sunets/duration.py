@@ -19,9 +19,9 @@ from sunets.models.zoo import create_model
 from sunets.plan import DataFacts, TrainingWork, dataset_facts, training_work
 from sunets.profiling.modes import input_channels, switched_mode, torch_threads
 
-MEASURED_MACS = 5e8
-"""Multiply-adds of a measured pass: 0.03 to 0.1 seconds on a CPU core."""
-MEASURING_SECONDS = 1.0
+MEASURED_MACS = 1.6e10
+"""Most multiply-adds of a measured pass, about half a second on a CPU core; on small images networks are slower."""
+MEASURING_SECONDS = 3.0
 """Networks are measured until it has taken this time."""
 GPU_TFLOPS = 10.0
 """Sustained rate of a GPU, which is not measured: that of `python -m sunets plan`."""
@@ -113,7 +113,8 @@ def macs_per_second(config: Config, work: TrainingWork, data: DataFacts) -> floa
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     x = torch.rand(images, input_channels(model), *sides).to(memory_format=layout)
-    with torch_threads(1), switched_mode(model, training=True), torch.enable_grad():
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=config.train.amp == "bf16")
+    with torch_threads(1), switched_mode(model, training=True), torch.enable_grad(), precision:
         model(x).mean().backward()  # the first pass also chooses kernels
         start = time.thread_time()
         model(x).mean().backward()

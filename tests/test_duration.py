@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from standins import make_folder
 from torch import nn
 from typer.testing import CliRunner
@@ -44,15 +45,19 @@ def test_the_time_is_that_of_the_plans_passes(monkeypatch: pytest.MonkeyPatch, t
     assert trainings == 7
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_a_large_image_is_measured_as_a_small_one(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = VALUES | {"train": VALUES["train"] | {"channels_last": channels_last}}
-    values |= {"data": {"size": [1024, 2048], "synthetic": {"image_size": 64}}}
+@pytest.mark.parametrize(("channels_last", "amp"), [(False, "none"), (True, "bf16")])
+def test_a_large_image_is_measured_as_a_small_one(
+    channels_last: bool, amp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = VALUES | {"train": VALUES["train"] | {"channels_last": channels_last, "amp": amp}}
+    values |= {"data": {"size": [2048, 4096], "synthetic": {"image_size": 64}}}
     config, inputs = Suite.model_validate(values).config("sunet", 0), []
 
     def create(*args: Any, **kwargs: Any) -> nn.Module:
         model = create_model(*args, **kwargs)
-        model.register_forward_pre_hook(lambda _, given: inputs.append(given[0].shape))
+        model.register_forward_pre_hook(
+            lambda _, given: inputs.append((given[0].shape, torch.is_autocast_enabled("cpu")))
+        )
         return model
 
     data = dataset_facts(config.data, Path("nowhere"))
@@ -60,10 +65,11 @@ def test_a_large_image_is_measured_as_a_small_one(channels_last: bool, monkeypat
     monkeypatch.setattr(duration, "create_model", create)
     assert 1e7 < macs_per_second(config, work, data) < 1e13
     assert inputs
-    for images, _, height, width in inputs:
+    for (images, _, height, width), autocast in inputs:
         assert images == 1
+        assert autocast == (amp == "bf16")
         assert width == pytest.approx(2 * height, rel=0.02)
-        assert work.train.macs * height * width / (1024 * 2048) == pytest.approx(duration.MEASURED_MACS, rel=0.02)
+        assert work.train.macs * height * width / (2048 * 4096) == pytest.approx(duration.MEASURED_MACS, rel=0.02)
 
 
 @pytest.mark.parametrize(
