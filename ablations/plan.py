@@ -100,7 +100,8 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, roo
         hours_gpu += times * (work.training_hours(gpu_tflops) + work.test_hours(gpu_tflops))
         trainings += times
         gmacs.append(work.train.macs / 1e9)
-    workers = default_workers(config.train.threads, device_type(config.train.device))
+    train = space.config({}).train
+    workers = default_workers(train.threads, device_type(train.device))
     return Estimate(
         points=len(points) if study.kind != "search" else study.confirm + 1,
         trainings=round(trainings),

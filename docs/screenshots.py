@@ -26,7 +26,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from sunets.tracking.address import tracking_uri
-from sunets.tracking.store import Store
+from sunets.tracking.store import CURRENT_RUNS, Store
 
 
 def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
@@ -78,7 +78,7 @@ def main(benchmark: str = "synthetic", study: str = "dilation") -> None:
 def _runs(experiment: str, query: str) -> list[Any]:
     client = MlflowClient(tracking_uri())
     found = client.get_experiment_by_name(experiment)
-    query += " and tags.`sunets.current` = 'true'"
+    query += f" and {CURRENT_RUNS}"
     runs = list(client.search_runs([found.experiment_id], query, max_results=1000)) if found else []
     if not runs:
         sys.exit(f"no such runs of {experiment!r} in MLflow; run `python -m sunets mlflow-sync` first")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from sunets.core.config import Config, Suite
+from sunets.core.config import Config, ModelConfig, Suite
 from sunets.core.hardware import default_workers, device_type
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import first_trial
 from sunets.data.picture import MIN_SIDE
 from sunets.models.zoo import create_model
-from sunets.plan import DataFacts, TrainingWork, dataset_facts, training_work
+from sunets.plan import DataFacts, Size, TrainingWork, dataset_facts, training_work
 from sunets.profiling.modes import input_channels, switched_mode, torch_threads
 
 MEASURED_MACS = 1.6e10
@@ -77,24 +77,28 @@ def _estimate(suite: Suite, root: Path) -> tuple[float, int]:
 class Speed:
     """Speed of this machine in the passes that `sunets.plan` counts.
 
-    Networks are measured in turn; those that are left after `MEASURING_SECONDS` are assumed to run at the last rate.
+    Each network is measured once; those that are left after `MEASURING_SECONDS` are assumed to run at the last rate.
     """
 
     def __init__(self, data: DataFacts, gpu_tflops: float = GPU_TFLOPS) -> None:
         """Take a GPU, which is not measured, to sustain `gpu_tflops` 10^12 operations per second."""
         self._data, self._gpu_tflops = data, gpu_tflops
+        self._rates: dict[tuple[ModelConfig, Size], float] = {}
         self._rate = self._measuring = 0.0
 
     def seconds(self, config: Config, work: TrainingWork) -> float:
         """Estimate the seconds of one training, its validations and test."""
-        passes = (work.train, work.validation, *work.test)
         if device_type(config.train.device) == "cuda":
-            return 3600 * sum(p.gpu_hours(self._gpu_tflops) for p in passes)
-        if self._measuring < MEASURING_SECONDS:
-            started = time.perf_counter()
-            self._rate = macs_per_second(config, work, self._data)
-            self._measuring += time.perf_counter() - started
-        return sum(p.times * p.images * p.macs for p in passes) / self._rate
+            return 3600 * (work.training_hours(self._gpu_tflops) + work.test_hours(self._gpu_tflops))
+        network = (config.model, work.size)
+        if network not in self._rates:
+            if self._measuring < MEASURING_SECONDS:
+                started = time.perf_counter()
+                self._rate = macs_per_second(config, work, self._data)
+                self._measuring += time.perf_counter() - started
+            self._rates[network] = self._rate
+        macs = sum(p.times * p.images * p.macs for p in (work.train, work.validation, *work.test))
+        return macs / self._rates[network]
 
 
 def macs_per_second(config: Config, work: TrainingWork, data: DataFacts) -> float:

@@ -33,14 +33,17 @@ def test_the_time_is_that_of_the_plans_passes(monkeypatch: pytest.MonkeyPatch, t
     suite = Suite.model_validate(VALUES)
     work = training_work(suite.config("sunet", 0), dataset_facts(suite.data, tmp_path))
     macs = work.train.images * work.train.macs + 2 * 6 * work.validation.macs + 5 * work.test[0].macs
-    monkeypatch.setattr(duration, "macs_per_second", lambda *_: 1e6)
+    measured: list[Any] = []
+    monkeypatch.setattr(duration, "macs_per_second", lambda config, *_: measured.append(config.model) or 1e6)
     monkeypatch.setattr(duration, "default_workers", lambda *_: 2)  # three seeds: two rounds
     seconds, trainings = _estimate(suite, tmp_path)
     assert (seconds, trainings) == (pytest.approx(2 * macs / 1e6), 3)
     tuned = Suite.model_validate(
         VALUES | {"tune": {"trials": 4, "space": [{"path": "train.lr", "low": 0.001, "high": 0.01}]}}
     )
+    measured.clear()
     more, trainings = _estimate(tuned, tmp_path)
+    assert len(measured) == 1, "the network of the trainings is that of the trials"
     assert more > seconds
     assert trainings == 7
 

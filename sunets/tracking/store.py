@@ -28,8 +28,10 @@ VIEW = "sunets"
 _LEFT = ("attributes.`Run Name`", "runDateAndNestInfo")
 """Columns of MLflow's run table that it keeps first."""
 
-NOTE = """\
-One parent run per {item}; the filter ``tags.`sunets.current` = 'true'`` hides runs of earlier configurations.
+CURRENT_RUNS = f"tags.`{CURRENT}` = 'true'"
+"""Filter that hides runs of earlier configurations."""
+NOTE = f"""\
+One parent run per {{item}}; the filter ``{CURRENT_RUNS}`` hides runs of earlier configurations.
 The headline score is NaN until it is measured; `aim/` repeats it, so that plots open on it.
 `python -m sunets mlflow-sync` rebuilds the runs from the records: deleting the database loses only system metrics."""
 
@@ -289,8 +291,7 @@ def _view_state(columns: Sequence[str]) -> str:
     """Return the state of MLflow's run table; unless ordered, it has metrics, parameters, tags, each by name."""
     widths = {c: 260 if c.startswith("tags") else 34 + 6 * len(c.partition("`")[2]) for c in columns}
     order = [*_LEFT, *columns]
-    current = f"tags.`{CURRENT}` = 'true'"  # without runs of earlier configurations
-    state = {"searchFilter": current, "selectedColumns": columns, "columnOrder": order, "columnWidths": widths}
+    state = {"searchFilter": CURRENT_RUNS, "selectedColumns": columns, "columnOrder": order, "columnWidths": widths}
     return json.dumps(state)
 
 
