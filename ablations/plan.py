@@ -17,7 +17,7 @@ from sunets.core.hardware import default_workers, device_type
 from sunets.core.paths import BenchmarkPaths
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.data.preparation import prepare
-from sunets.duration import Speed
+from sunets.duration import Speed, in_words
 from sunets.plan import LAUNCH_SECONDS, dataset_facts, print_estimate, training_work
 
 ASSUMPTIONS = """\
@@ -60,12 +60,12 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
         table.add_column(heading, justify="left" if heading in ("study", "kind") else "right")
     for name, e in estimates.items():
         gmacs = " to ".join(dict.fromkeys(f"{value:.3g}" for value in e.gmacs))
-        hours = (_duration(e.hours_here), str(e.workers), _duration(e.hours_gpu))
+        hours = (in_words(3600 * e.hours_here), str(e.workers), in_words(3600 * e.hours_gpu))
         table.add_row(name, suite.ablations[name].kind, str(e.points), str(e.trainings), gmacs, *hours)
     table.add_section()
     trainings = sum(e.trainings for e in estimates.values())
     here, gpu = sum(e.hours_here for e in estimates.values()), sum(e.hours_gpu for e in estimates.values())
-    table.add_row("all", "", "", str(trainings), "", _duration(here), "", _duration(gpu))
+    table.add_row("all", "", "", str(trainings), "", in_words(3600 * here), "", in_words(3600 * gpu))
     print_estimate(table, ASSUMPTIONS.format(tflops=gpu_tflops, launch=1e6 * LAUNCH_SECONDS))
     return estimates
 
@@ -128,7 +128,3 @@ def _scored_once(config: Config) -> Config:
     """Keep the first test-time variant, by which a trial is scored."""
     variant = dict([next(iter(config.evaluate.variants.items()))])
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"variants": variant})})
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else "< 1 min"

@@ -72,9 +72,12 @@ def use_preset(name: str, root: Path | None = None) -> Replaced:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    path_of_data = None if root is None else _quoted(root)
     text, size = _with_aspect_ratio(text, root)  # before the path, which may look like a size
-    if root is not None:
-        text = _with_root(text, name, root)
+    if path_of_data is not None:
+        text, count = re.subn(r"(?m)^  root: .*$", lambda _: f"  root: {path_of_data}", text)
+        if count != 1:
+            raise ValueError(f"--root: the preset {name} has embedded data and takes no directory")
     if PARAMS.exists() and not PARAMS.is_file():
         raise ValueError(f"{PARAMS}: not a regular file; move it away")
     copy = _keep() if PARAMS.exists() else None
@@ -82,7 +85,8 @@ def use_preset(name: str, root: Path | None = None) -> Replaced:
     return Replaced(copy, size)
 
 
-def _with_root(text: str, name: str, root: Path) -> str:
+def _quoted(root: Path) -> str:
+    """Return the absolute path of a usable directory as a YAML string."""
     if not root.is_dir():
         raise FileNotFoundError(f"--root {printable(root)}: no such directory")
     if fault := overlap(root):
@@ -94,11 +98,7 @@ def _with_root(text: str, name: str, root: Path) -> str:
         raise ValueError(f"--root {printable(root)}: its path is not UTF-8; rename it") from None
     # JSON's escapes are valid in YAML, which requires these characters to be escaped too.
     quoted = json.dumps(path, ensure_ascii=False)
-    value = re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda c: f"\\u{ord(c[0]):04x}", quoted)
-    text, count = re.subn(r"(?m)^  root: .*$", lambda _: f"  root: {value}", text)
-    if count != 1:
-        raise ValueError(f"--root: the preset {name} has embedded data and takes no directory")
-    return text
+    return re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda c: f"\\u{ord(c[0]):04x}", quoted)
 
 
 def _with_aspect_ratio(text: str, root: Path | None) -> tuple[str, tuple[int, int] | None]:
