@@ -282,7 +282,34 @@ def test_marginals_compare_on_equal_terms_and_use_every_name_of_a_training() -> 
     sentences = findings(joint)
     assert "1: worse, -3." in sentences[0]
     assert "on average over the other axes" in sentences[0]
-    assert "multi_grid: equivalent, +0.00" in sentences[3]
+    assert "(`model.dilation`, reference none, on average over the other axes where it changes" in sentences[3]
+    assert "multi_grid: equivalent, -0.01" in sentences[3]
+
+
+def test_settings_at_which_an_axis_changes_nothing_do_not_dilute_its_effect() -> None:
+    settings, records = grid()
+    for r in records:  # the schedule costs 4 points at output stride 8; at 16 both are one training
+        r["scores"]["score.miou"] -= 0.04 * (r["arm"]["model.dilation"] == "multi_grid")
+    made = Study("joint", settings, records, "SUNet-tiny")
+    effect = made.effects("model.dilation")["multi_grid"]
+    assert effect.difference is not None
+    assert effect.difference.mean == pytest.approx(-0.04, abs=0.003)
+    table = axes_table(made)
+    assert table is not None
+    assert "Left out: settings of the other axes at which Dilation schedule changes nothing." in table.notes
+    one = made.contexts("model.output_stride")
+    assert (len(one[0]), one[1]) == (18, 0)  # of a training with two names, each counts
+
+
+def test_an_axis_that_acts_in_one_setting_of_the_others_names_it() -> None:
+    settings, records = grid()
+    few = settings.model_copy(update={"axes": settings.axes[2:]})
+    arms = [r for r in records if (r["arm"]["model.unet_depth"], r["arm"]["model.num_blocks"]) == (2, 2)]
+    for r in arms:
+        for arm in (r["arm"], *r["same_as"]):
+            del arm["model.unet_depth"], arm["model.num_blocks"]
+    schedule = findings(Study("dilation", few, arms, "SUNet-tiny"))[1]
+    assert "(`model.dilation`, reference none, at output stride 8): multi_grid:" in schedule
 
 
 def test_a_missing_score_takes_its_partners_out_of_a_marginal() -> None:
@@ -319,7 +346,7 @@ def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
     records = [r | {"duplicate_of": {4: 0, 14: 12}.get(r["number"])} for r in plain.records]
     repeated = Study("tuned", plain.config, records, plain.label)
     text = report_page.what_was_run(repeated)
-    assert "drawn 4 at a time" in text
+    assert ", 4 at a time, with seed" in text
     assert "Only 18 of them have different settings, all that exist: the others repeat" in text
     table = sampled_table(repeated)
     assert table is not None
@@ -576,7 +603,7 @@ def trials_of(text: str) -> list[int]:
         ("joint", "3/4/8/none", "Multiply-adds (G)", lambda r: list(r["arm"].values()) == [3, 4, 8, "none"]),
         ("joint_axes", "model.unet_depth/3", "mIoU (%)", lambda r: r["arm"]["model.unet_depth"] == 3),
         ("joint_axes", "model.dilation/multi_grid", "score.miou.mean",
-         lambda r: any(arm["model.dilation"] == "multi_grid" for arm in (r["arm"], *r["same_as"]))),
+         lambda r: r["arm"]["model.dilation"] == "multi_grid"),
         ("joint_variance", "seed", "share", lambda r: True),
         ("tuned", "1", "score.miou.difference.mean",
          lambda r: r["phase"] == "confirmation" and r["arm"]["model.unet_depth"] == 1),

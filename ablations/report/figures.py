@@ -175,7 +175,7 @@ def history_figure(study: Study) -> Figure | None:
     for name, rows in arms.items():
         scores = np.array([r["scores"].get(study.search_key, np.nan) for r in rows], dtype=float)
         frames[name] = pd.DataFrame(
-            {"number": range(1, len(rows) + 1), "status": [r["status"] for r in rows], "score": scores}
+            {"number": range(len(rows)), "status": [r["status"] for r in rows], "score": scores}
         ).assign(best=best.accumulate(scores))
     xlabel = "Trial" + (" of the arm" if len(arms) > 1 else "")
     return draw_trials(

@@ -98,7 +98,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
         "leads back to its trials by `python -m sunets explain ablations/TABLE ROW COLUMN`.",
     ]
     if not suite.ablations:
-        parts.append("The parameter file has no study.")
+        parts[1:] = ["The parameter file has no study."]
     if absent:
         parts.append(f"Not run: {', '.join(absent)}.")
     for study in studies:
@@ -164,8 +164,9 @@ def what_was_run(study: Study) -> str:
             " (the first with the recipe of the base)" if any(r.get("recipe_of_base") for r in study.sampled) else ""
         )
         sentences.append(
-            f"Before that, {c.trials} trials{per}{first} by Optuna's TPE (multivariate){nuisance}, drawn {c.batch} at "
-            f"a time, with seed {c.tuning_seed}, scored on the {study.sampled[0]['split']} split only"
+            f"Before that, {c.trials} trials{per}{first} by Optuna's TPE (multivariate){nuisance}{_alike(study)}, "
+            f"{min(c.batch, c.trials)} at a time, with seed {c.tuning_seed}, scored on the "
+            f"{study.sampled[0]['split']} split only"
             + ("; those below the median at an early epoch were stopped." if c.kind == "tuned" and c.pruning else ".")
         )
         if repeated := sum(r.get("duplicate_of") is not None for r in study.sampled):
@@ -183,6 +184,18 @@ def what_was_run(study: Study) -> str:
     if any(r["provenance"]["git_commit"] is None for r in study.records):
         sentences.append(commit_unknown(["trial"]))
     return " ".join(sentences)
+
+
+def _alike(study: Study) -> str:
+    """List the values that tuning tried, if it was one parameter and the same values in every arm."""
+    paths = [axis.path for axis in study.config.nuisance]
+    if study.config.kind != "tuned" or len(paths) != 1:
+        return ""
+    tried: dict[str, list[str]] = {}
+    for r in study.sampled:
+        tried.setdefault(arm_text(study, r["arm"]), []).append(value_text(r["tuned"][paths[0]]))
+    values = next(iter(tried.values()))
+    return f" ({', '.join(values)} in every arm)" if all(other == values for other in tried.values()) else ""
 
 
 def _shared(study: Study, path: str) -> Any:
@@ -209,8 +222,7 @@ def findings(study: Study) -> list[str]:
 
 def _axis_finding(study: Study, path: str) -> str:
     base, effects = study.base(path), study.effects(path)
-    mean = "" if len(study.axes) == 1 or study.config.kind == "one_at_a_time" else ", on average over the other axes"
-    head = f"**{axis_name(path)}** (`{path}`, reference {base}{mean}): "
+    head = f"**{axis_name(path)}** (`{path}`, reference {base}{_context_words(study, path)}): "
     if base is None or not effects:
         return head + "no two values have scores to compare: no difference shown."
     if all(c.verdict == UNDECIDED for c in effects.values()):
@@ -221,6 +233,17 @@ def _axis_finding(study: Study, path: str) -> str:
             f"({power_text(study.shown, largest) or plural(largest.n, 'seed')})."
         )
     return head + "; ".join(f"{value}: {_words(study, c)}" for value, c in effects.items()) + "."
+
+
+def _context_words(study: Study, path: str) -> str:
+    """Say at which values of the other axes an axis is measured."""
+    if len(study.axes) == 1 or not study.crossed:
+        return ""
+    contexts, unchanged = study.contexts(path)
+    if len(contexts) == 1:
+        others = [axis_name(p).lower() for p in study.axes if p != path]
+        return ", at " + join([f"{name} {value}" for name, value in zip(others, contexts[0], strict=True)])
+    return ", on average over the other axes" + (" where it changes the network" if unchanged else "")
 
 
 def _words(study: Study, comparison: Comparison) -> str:

@@ -166,9 +166,8 @@ class Study:
         values, base = self.marginal(path), self.base(path)
         if base not in values:
             return {}
-        index, records = self.axes.index(path), dict[str, list[Record]]()
-        for arm, setting in self.by_arm().items():
-            records.setdefault(arm[index], []).extend(setting.records)
+        averaged = self.averaged(path)
+        records = {value: [r for setting in averaged[value] for r in setting.records] for value in values}
         runs = {value: Runs(scores, records[value]) for value, scores in values.items()}
         reference = runs.pop(base)
         return compare_all(runs, reference, self.headline, self.report, self.varied)
@@ -191,11 +190,7 @@ class Study:
         return sorted(dict.fromkeys(values), key=lambda value: _natural(value, listed))
 
     def averaged(self, path: str) -> dict[str, list[Setting]]:
-        """Map the value of an axis -> its compared settings: the base with that value alone, or several others.
-
-        Several are those settings of the other axes that have a score for every value, so that the values are compared
-        on equal terms.
-        """
+        """Map the value of an axis -> its compared settings: the base with that value alone, or one per context."""
         index = self.axes.index(path)
         arms = {arm: setting for arm, setting in self.by_arm().items() if setting.scores}
         if not self.crossed:
@@ -204,10 +199,28 @@ class Study:
             base = tuple(value_text(self.reference.arm[p]) for p in self.axes)
             alike = {arm: s for arm, s in arms.items() if (*arm[:index], base[index], *arm[index + 1 :]) == base}
             return {arm[index]: [setting] for arm, setting in alike.items()}
+        contexts, _ = self.contexts(path)
         values = dict.fromkeys(arm[index] for arm in arms)
-        rest = dict.fromkeys((arm[:index], arm[index + 1 :]) for arm in arms)  # in order: a sum depends on it
-        balanced = [(a, b) for a, b in rest if all((*a, value, *b) in arms for value in values)]
-        return {value: [arms[*a, value, *b] for a, b in balanced] for value in values if balanced}
+        return {value: [arms[*c[:index], value, *c[index:]] for c in contexts] for value in values if contexts}
+
+    def contexts(self, path: str) -> tuple[list[tuple[str, ...]], int]:
+        """Find the values of the other axes at which the values of an axis are compared on equal terms.
+
+        Returns:
+            Those at which every value has a score, without those at which every value is the same training, such as
+            the dilation of a network that dilates nothing: an axis has no effect to measure there. If it has none
+            anywhere, all of them. And the number that was left out for that.
+        """
+        index = self.axes.index(path)
+        arms = {arm: setting for arm, setting in self.by_arm().items() if setting.scores}
+        values = dict.fromkeys(arm[index] for arm in arms)
+        settings = {
+            c: [arms.get((*c[:index], value, *c[index:])) for value in values]
+            for c in dict.fromkeys((*arm[:index], *arm[index + 1 :]) for arm in arms)  # in order: a sum depends on it
+        }
+        balanced = {c: row for c, row in settings.items() if None not in row}
+        active = [c for c, row in balanced.items() if len({id(setting) for setting in row}) > 1]
+        return (active, len(balanced) - len(active)) if active else (list(balanced), 0)
 
     def marginal(self, path: str) -> dict[str, dict[int, float]]:
         """Map value -> seed -> score: the mean over the settings of `averaged`, on the seeds that all have."""

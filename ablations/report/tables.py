@@ -20,7 +20,7 @@ from sunets.report.comparison import (
 )
 from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import mean_interval
-from sunets.report.write import TRIAL_NUMBERS, Paper, Table, plural, value_text
+from sunets.report.write import TRIAL_NUMBERS, Paper, Table, join, plural, value_text
 
 COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.effective_share")
 
@@ -96,12 +96,15 @@ def axes_table(study: Study) -> Table | None:
         "Mean over the settings of the other axes that have scores for every value and seed, seed by seed; intervals "
         "over the seeds. Differences to the reference's value, paired by seed; verdicts adjusted within an axis (Holm)."
     )
+    notes = [note]
+    if unchanged := [axis_name(path) for path in study.axes if study.contexts(path)[1]]:
+        notes.append(f"Left out: settings of the other axes at which {join(unchanged)} changes nothing.")
     return Table(
         f"{study.name}_axes",
         f"Ablation {study.name}: each axis alone, averaged over the others.",
         pd.DataFrame(rows),
         view := pd.DataFrame(lines),
-        (note,),
+        tuple(notes),
         paper=Paper(view, pd.DataFrame(False, view.index, view.columns), names=2),
     )
 
@@ -117,7 +120,7 @@ def _reference_text(study: Study) -> str:
 
 def sampled_table(study: Study) -> Table | None:
     """Make the table of a sampler's trials; None without a sampler."""
-    return _trials(study, study.sampled, "trials", f"Trials of the sampler of {study.name}.")
+    return _trials(study, study.sampled, "trials", f"Trials on the validation split for {study.name}.")
 
 
 def pareto_table(study: Study) -> Table | None:

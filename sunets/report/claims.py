@@ -41,15 +41,18 @@ MEMORY = ("Low memory", "Less memory saved for the backward pass than every larg
 SPEED = ("Fast training", "A shorter training step than every larger network in the same run")
 SIMPLE = (
     "Simple and portable",
-    "No operator that the compared networks do not need; the same output after export and in other runtimes",
+    "No operator that the other networks do not need; the same output after export and in other runtimes",
 )
 CAPTION = "What the paper claims of SUNets, and what the records here say."
 NOTES = (
     "Each comparison supports a claim, contradicts it or decides nothing. Shown: every comparison supports it. "
     "Refuted: every one contradicts it. Not shown: anything else. Accuracy is compared seed by seed with Holm's "
-    "adjustment, where better or equivalent supports and worse contradicts; rows that differ in budget, data or effort "
+    "adjustment, and the verdict is that of the other network: worse or equivalent supports the claim and better "
+    "contradicts it; for global information, equivalent contradicts it too. Rows that differ in budget, data or effort "
     "are not compared. Counts of memory are exact; timings differ where their interquartile ranges do not overlap.",
-    f"Larger: more parameters than the SUNet and, for memory and speed, at least {LARGE_M:g} M.",
+    "A network sees the whole image if its theoretical receptive field is at least as large as the image's shorter "
+    "side. The synthetic images were designed so that a network that does not cannot label large objects.",
+    f"Larger: more parameters than the SUNet; for memory and speed, both networks have at least {LARGE_M:g} M.",
 )
 
 
@@ -217,8 +220,8 @@ def _split(records: Records) -> tuple[list[str], list[str]]:
 
 
 def _local(records: Records) -> set[str]:
-    """Return the networks whose theoretical receptive field is smaller than the image that it was measured on."""
-    sizes = {r["model"]: max(r["params"].get("cost.size") or [0]) for r in records.all("cost")}
+    """Return the networks whose theoretical receptive field is smaller than the shorter side of the image."""
+    sizes = {r["model"]: min(r["params"].get("cost.size") or [0]) for r in records.all("cost")}
     field = _cost(records, "receptive_field.theoretical_px")
     return {model for model, pixels in field.items() if pixels < sizes.get(model, 0)}
 
@@ -322,7 +325,12 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
         return Finding(SPEED, "zoo", "", NOT_RUN)
     e, params = rows[0]["environment"], rows[0]["params"]
     size, threads = " x ".join(map(str, params.get("cost.size") or ())), e.get("threads")
-    text = f"{_ratios(pairs, key)}; {size} pixels, {e.get('gpu') or e.get('cpu')}, {plural(threads or 0, 'thread')}"
+    strides = sorted({s["params"]["model.output_stride"] for s, _ in pairs if "model.output_stride" in s["params"]})
+    text = (
+        f"{_ratios(pairs, key)}; at output stride {' and '.join(map(str, strides)) or '?'} alone, batch "
+        f"{params.get('cost.batch_size', '?')}, {size} pixels, {e.get('gpu') or e.get('cpu')}, "
+        f"{plural(threads or 0, 'thread')}"
+    )
     outcomes = (_faster(s["cost"], o["cost"]) for s, o in pairs)
     return _cost_finding(SPEED, pairs, text, outcomes, "speed.json", (key, "speed.step_iqr_ms"))
 
@@ -335,7 +343,7 @@ def _faster(sunet: Mapping[str, float], other: Mapping[str, float]) -> bool | No
 
 
 def _simple(zoo: Sequence[Record]) -> Finding:
-    key, rows = "cost.uncounted_operators", _segmentation(zoo)
+    key, rows = "cost.uncounted_operators", [r for r in zoo if r["status"] == FINISHED]
     used: dict[bool, set[str]] = {True: set(), False: set()}
     for r in rows:
         operators = str(r["cost"].get(key) or "").split(", ")
@@ -345,7 +353,7 @@ def _simple(zoo: Sequence[Record]) -> Finding:
         return Finding(SIMPLE, "zoo", "", why)
     extra = used[True] - used[False]
     text = f"SUNets need {len(used[True])} operators besides convolution ({', '.join(sorted(used[True]))}); "
-    text += f"no compared network needs {', '.join(sorted(extra))}" if extra else "compared networks need all of them"
+    text += f"no other network needs {', '.join(sorted(extra))}" if extra else "other networks need all of them too"
     return Finding(SIMPLE, "zoo", text, why, "zoo/cost_segmentation.md", (key,), tuple(rows))
 
 

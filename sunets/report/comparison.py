@@ -286,7 +286,12 @@ def _shown(values: Collection[str]) -> str:
 def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
     """Say below a table what its verdicts mean, which Holm's adjustment makes from a number of comparisons."""
     margin = f"{report.equivalence_margin_percent:g} {q.difference_unit}"
-    adjusted = f" Verdicts are adjusted for {comparisons} comparisons (Holm)." if comparisons > 1 else ""
+    adjusted = (
+        f" Verdicts are adjusted for {comparisons} comparisons (Holm), differences and equivalences separately: what "
+        "is better or worse may still lie within the margin."
+        if comparisons > 1
+        else ""
+    )
     return (
         f"Equivalent: the interval lies within ± {margin}; better, worse: it does not, and it excludes 0; undecided: "
         f"neither. Detectable: the difference that these seeds would find with {100 * POWER:.0f} % power.{adjusted}"

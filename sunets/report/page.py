@@ -110,13 +110,12 @@ def findings(suite: Suite, records: Records) -> list[str]:
     ranked = sorted(means, key=lambda m: means[m].mean, reverse=higher_is_better(key))
     best = ranked[0]
     word = "highest" if higher_is_better(key) else "lowest"
-    lead = (
-        f"**{name[best]}** has the {word} {q.name}: {estimate_text(q, means[best])} {q.unit} "
-        f"({plural(means[best].n, 'seed')})"
-    )
+    alone = len(records.labels) == 1
+    lead = f"{q.name} of **{name[best]}**: " if alone else f"**{name[best]}** has the {word} {q.name}: "
+    lead += f"{estimate_text(q, means[best])} {q.unit} ({plural(means[best].n, 'seed')})"
     if len(ranked) > 1:
         gap = compare_all({m: records.runs(m) for m in ranked[1:]}, records.runs(best), key, suite.report)[ranked[1]]
-        verdict = "beyond noise" if gap.verdict in (BETTER, WORSE) else gap.verdict
+        verdict = "beyond the noise of the seeds" if gap.verdict in (BETTER, WORSE) else gap.verdict
         lead += (
             f"; next is {name[ranked[1]]} ({', '.join(filter(None, (difference_text(q, gap.difference), verdict)))})"
         )

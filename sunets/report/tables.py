@@ -53,7 +53,8 @@ def cost_frames(records: Sequence[Mapping[str, Any]] | pd.DataFrame) -> tuple[pd
 
 
 COST_COLUMNS = {
-    "cost.output_stride": "",
+    "cost.output_stride": "Output stride: input size over that of the features that enter the head; of a U-Net, over "
+    "that of its bottleneck, which it decodes back to the size of the input.",
     "cost.params_m": "",
     "cost.gmacs": "Multiply-adds of a forward pass (1 G = 2 GFLOPs), and of a forward and backward pass.",
     "cost.gmacs_forward_backward": "",
@@ -89,7 +90,8 @@ def accuracy(records: Records, reference: str) -> Table:
     notes = [
         joint_note(records),
         f"Difference: paired by seed, in points of {q.name}, "
-        f"with its 95 % interval, which is for one comparison. {verdict_note(records.report, q, tests)}",
+        "with its 95 % interval over the seeds alone, for these test images and one comparison. "
+        f"{verdict_note(records.report, q, tests)}",
         *declared_notes(compared, records.labels, records.labels[reference]),
         *_caveats(records),
         *_budget_note(records, pd.DataFrame(rows)),
@@ -229,8 +231,9 @@ def tuning(records: Records) -> Table | None:
         f"{NAMES.get(p, p)} of {records.labels[m]} ({why})" for m, r in made.items() for p, why in r["left_out"].items()
     ]
     note = (
-        f"Validation {q.name} of one seed at the end of a trial. Trial 0 is the recipe of the parameter file; the "
-        "others are drawn by Optuna (TPE). Every model has the same number of trials, epochs and tuning seed."
+        f"Validation {q.name} of one seed at the end of a trial. Trial 0 has the recipe of the parameter file, the "
+        "next ones its variants with the other listed values of what is tuned; Optuna (TPE) draws the rest. Every "
+        "model has the same number of trials, epochs and tuning seed."
     )
     notes = (note, f"Not tuned: {'; '.join(left_out)}.") if left_out else (note,)
     caption = "Tuned recipes, chosen on the validation split."
@@ -325,12 +328,17 @@ def _failures(data: pd.DataFrame) -> list[str]:
 
 
 def _caveats(records: Records) -> list[str]:
-    """Name the models that have several seeds but no interval, and those whose scores could not be recomputed."""
+    """Define the boundary score; name models with several seeds but no interval, or scores that were not recomputed."""
+    tolerances = {r["params"].get("evaluate.boundary_tolerance") for r in records.all("evaluate")} - {None}
+    shares = " or ".join(f"{100 * share:g} %" for share in sorted(tolerances))
+    boundary = "Boundary F: boundary F-score (Csurka et al., 2013), mean over the images; pixels match within "
+    boundary += f"{shares} of the image diagonal."
     scored = {m: list(scores.values()) for m in records.labels if (scores := records.scores(m))}
     alike = [records.labels[m] for m, scores in scored.items() if len(scores) > 1 and mean_interval(scores).low is None]
     folder = records.directory / "confusion"
     unchecked = [records.labels[m] for m in scored if not (folder / f"{m}.npz").exists()]
     return [
+        *([boundary] if shares and records.task == "segmentation" else []),
         *([f"No interval, since all seeds have the same score: {', '.join(alike)}."] if alike else []),
         *([f"Scores not checked, for want of confusion matrices: {', '.join(unchecked)}."] if unchecked else []),
     ]
