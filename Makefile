@@ -78,7 +78,7 @@ ui: env  ## open MLflow on this checkout's runs, and print the links that show t
 	-@$(PY) -m sunets mlflow-sync --pages http://127.0.0.1:$(PORT)
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
 	  (sleep 5; $(PY) -m webbrowser -t "http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning") & fi
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow ui --workers 1 --port $(PORT) --backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)"
 
 clean:  ## delete what can be made again: checkpoints, prepared data, outputs, the MLflow database
 	rm -rf .work data/prepared outputs mlflow.db* mlruns

@@ -12,13 +12,13 @@ from pathlib import Path
 from rich.table import Table
 
 from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, study_config
-from sunets.core.config import Config, StudyConfig, Suite
+from sunets.core.config import Config, ConfigError, StudyConfig, Suite
 from sunets.core.hardware import default_workers, device_type
 from sunets.core.paths import BenchmarkPaths
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.data.preparation import prepare
 from sunets.duration import Speed, in_words
-from sunets.plan import LAUNCH_SECONDS, dataset_facts, print_estimate, training_work
+from sunets.plan import LAUNCH_SECONDS, DataFacts, dataset_facts, print_estimate, training_work
 
 ASSUMPTIONS = """\
 Time here: the multiply-adds of all trainings and scores, at the rate of forward and backward passes on random images,
@@ -51,10 +51,14 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     `gpu_tflops` is the rate that training sustains on a GPU, in 10^12 operations per second.
 
     Raises:
-        ConfigError, DataError: a study is invalid, or the data are neither prepared nor embedded.
+        ConfigError, DataError: there is no study, one is invalid, or the data are neither prepared nor embedded.
     """
+    if not names:
+        raise ConfigError("ablations: the parameter file has no study to plan")
     with _prepared(suite, root) as manifest:
-        estimates = {name: estimate(suite, name, manifest, gpu_tflops, root) for name in names}
+        data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
+        speed = Speed(data, gpu_tflops)
+        estimates = {name: estimate(suite, name, manifest, data, speed, gpu_tflops) for name in names}
     table = Table(title=f"Ablations of {suite.benchmark}: an estimate", title_justify="left")
     for heading in ("study", "kind", "points", "trainings", "GMACs, fwd+bwd", "time here", "workers", "one GPU"):
         table.add_column(heading, justify="left" if heading in ("study", "kind") else "right")
@@ -81,8 +85,8 @@ def _prepared(suite: Suite, root: Path) -> Iterator[Manifest]:
         yield prepare(suite.data, Path(temporary) / "data")
 
 
-def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, root: Path = Path()) -> Estimate:
-    """Estimate one study; measures the speed of this machine.
+def estimate(suite: Suite, name: str, manifest: Manifest, data: DataFacts, speed: Speed, gpu_tflops: float) -> Estimate:
+    """Estimate one study by the speed of this machine.
 
     Raises:
         ConfigError: the study is invalid.
@@ -90,8 +94,6 @@ def estimate(suite: Suite, name: str, manifest: Manifest, gpu_tflops: float, roo
     study = study_config(suite, name)
     space = Space(suite, name, manifest)
     points = check_study(space)
-    data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
-    speed = Speed(data, gpu_tflops)
     seconds, hours_gpu, trainings, gmacs = 0.0, 0.0, 0.0, []
     for setting, times in _trainings(study, [point.setting for point in points]):
         config = _scored_once(space.config(setting))

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import NDArray
 
-from sunets.report.images import colorize
+from sunets.report.images import colorize, luminance
 from sunets.report.style import STYLE, save_figure
 
 _DOWN, _UP, _POINT, _HEAD = "#0072B2", "#D55E00", "#8A6FB3", "#009E73"
@@ -269,15 +269,9 @@ def _toy_labels() -> NDArray:
 def readable_ink(color: str) -> tuple[float, float, float]:
     """The colour, darkened until small text in it can be read on white (contrast of at least 4.5)."""
     rgb = np.array(to_rgb(color))
-    while _luminance(rgb) > 0.183:
+    while luminance(rgb) > 0.183:
         rgb = rgb * 0.92
     return (float(rgb[0]), float(rgb[1]), float(rgb[2]))
-
-
-def _luminance(rgb: NDArray) -> float:
-    """Relative luminance (WCAG 2)."""
-    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,10 @@ def main() -> int:
         Path(".work/slurm").mkdir(parents=True, exist_ok=True)
         cluster.adapt(minimum_jobs=options.jobs, maximum_jobs=options.jobs)  # replaces workers that SLURM ends
         environment = os.environ | {"DASK_SCHEDULER_ADDRESS": cluster.scheduler_address}
-        return subprocess.run(options.command, env=environment).returncode
+        signal.signal(signal.SIGINT, lambda *_: None)  # the command gets it too, and ends in its own time
+        command = subprocess.Popen(options.command, env=environment)
+        signal.signal(signal.SIGTERM, lambda *_: command.terminate())
+        return command.wait()
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def explain(
 
     Tables of the benchmark: accuracy, per_class, object_size, test_time, tuning, cost, speed, training_time, published.
 
-    Of a study: ablations/STUDY (its settings), and with _axes, _variance or _trials at the end of the name.
+    Of a study: ablations/STUDY (its settings), and with _axes, _variance, _pareto or _trials at the end of the name.
 
     Of all benchmarks: claims, zoo/cost_segmentation, zoo/cost_classification. An unknown name lists those that exist.
     """
@@ -263,6 +263,8 @@ def mlflow_sync(
 
     done = sync(Path("results"), benchmark, pages or "")
     typer.echo(done)
+    for line in done.left_out:
+        typer.echo(line, err=True)
     for link in done.links if pages else ():
         typer.echo(link)
 

@@ -46,8 +46,8 @@ def verify(suite: Suite, root: Path = Path()) -> Verdict:
     """
     verdict = Verdict()
     _ask_dvc(root, verdict)
-    files = list(_record_files(root / "results"))
-    made_by = _code_of_records(files)
+    files = list(record_files(root / "results"))
+    made_by = code_of_records(files)
     if suite.benchmark not in made_by:
         verdict.faults.append(f"{suite.benchmark}: results/ holds no records of it; run `dvc repro`")
     for benchmark, kinds in made_by.items():
@@ -76,7 +76,12 @@ class _File:
     """The rows that have a kind and provenance, in the form of any version of the code; timings have none."""
 
 
-def _record_files(results_dir: Path) -> Iterator[_File]:
+def record_files(results_dir: Path) -> Iterator[_File]:
+    """Read every file of records.
+
+    Raises:
+        RecordError: a file is damaged; names it.
+    """
     for folder in sorted(results_dir.glob("*/records")):
         for path in sorted(folder.glob("**/*.json")):
             content = read_json(path)
@@ -86,16 +91,8 @@ def _record_files(results_dir: Path) -> Iterator[_File]:
             yield _File(path, folder.parent.name, rows, records)
 
 
-def code_of_records(results_dir: Path) -> dict[str, dict[str, str | None]]:
-    """Benchmark -> kind of its records -> None if this code made them, else the commits that did.
-
-    Raises:
-        RecordError: a file of records is damaged; names it.
-    """
-    return _code_of_records(_record_files(results_dir))
-
-
-def _code_of_records(files: Iterable[_File]) -> dict[str, dict[str, str | None]]:
+def code_of_records(files: Iterable[_File]) -> dict[str, dict[str, str | None]]:
+    """Map benchmark -> kind of its records -> None if this code made them, else the commits that did."""
     commits: dict[str, dict[str, dict[str, None]]] = {}  # benchmark -> kind -> commits of other code, each once
     for file in files:
         kinds = commits.setdefault(file.benchmark, {})
@@ -167,8 +164,8 @@ def _ask_dvc(root: Path, verdict: Verdict) -> None:
         verdict.faults.append(f"`dvc status` fails with exit status {done.returncode}: {reason[:300]}")
         return
     stages: dict[str, list[Any]] = json.loads(done.stdout or "{}")
-    changes = {name: [part for part in parts if isinstance(part, dict)] for name, parts in stages.items()}
-    outs = [part.get("changed outs", {}) for parts in changes.values() for part in parts]
+    changes = {name: [part for part in parts if part != "always changed"] for name, parts in stages.items()}
+    outs = [part.get("changed outs", {}) for parts in changes.values() for part in parts if isinstance(part, dict)]
     absent = [out for states in outs for out, state in states.items() if state == "not in cache"]
 
     def is_absent_output(path: str) -> bool:
@@ -177,8 +174,10 @@ def _ask_dvc(root: Path, verdict: Verdict) -> None:
     def why(parts: list[Any]) -> str | None:
         """Name the first change that makes a stage run."""
         for part in parts:
+            if not isinstance(part, dict):  # changed command
+                return str(part)
             for items in part.values():
-                for path, state in items.items() if isinstance(items, dict) else [("its command", "modified")]:
+                for path, state in items.items():
                     if isinstance(state, dict):  # of a parameter file: key -> state
                         return " ".join(str(word) for word in next(iter(state.items())))
                     if not (state == "not in cache" or (state == "deleted" and is_absent_output(path))):

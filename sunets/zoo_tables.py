@@ -14,7 +14,7 @@ from sunets.models.structure import VARIANTS
 from sunets.models.zoo import list_models
 from sunets.profiling.cost import cost, cost_parameters
 from sunets.report.tables import cost_frames
-from sunets.report.write import markdown, write_table
+from sunets.report.write import Table, markdown, write
 
 MARKERS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
 
@@ -52,8 +52,8 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
         height, width = part.size
         caption = f"{part.title}: cost at 3 x {height} x {width}, {part.num_classes} classes"
         uncounted = {name for record in records for name in record["cost"]["cost.uncounted_operators"].split(", ")}
-        notes = [f"Not counted by any counter: {', '.join(sorted(uncounted))}."]
-        write_table(frame, folder / f"cost_{part.task}", caption, view=view, notes=notes)
+        notes = (f"Not counted by any counter: {', '.join(sorted(uncounted))}.",)
+        write(Table(f"cost_{part.task}", caption, frame, view, notes), folder)
         shown.append(markdown(view, caption, notes))
         everything += records
     write_json(folder / "records.json", everything)

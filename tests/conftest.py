@@ -144,7 +144,6 @@ def db(fresh: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(atexit, "register", registered.append)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(live, "_warned", threading.Event())
-    monkeypatch.setattr(live, "_unanswered", set())
     yield fresh()
     for close in registered:
         close()

@@ -312,6 +312,52 @@ def test_an_axis_that_acts_in_one_setting_of_the_others_names_it() -> None:
     assert "(`model.dilation`, reference none, at output stride 8): multi_grid:" in schedule
 
 
+@pytest.mark.parametrize("name", ["depth", "joint", "tuned", "pareto"])
+def test_a_study_whose_scores_are_all_equal_has_a_page(name: str, tmp_path: Path) -> None:
+    """At a tiny budget every network may predict the background alone."""
+    settings, records = MADE[name]()
+    for r in records:
+        r["scores"] = dict.fromkeys(r["scores"], 0.2)
+    write_json(tmp_path / f"results/synthetic/records/ablations/{name}.json", records)
+    build_ablation_report(suite(**{name: settings}), tmp_path)
+    assert "no difference shown" in (tmp_path / "results/synthetic/ablations.md").read_text()
+
+
+def test_a_search_whose_points_all_diverged_has_a_page(tmp_path: Path) -> None:
+    settings, records = search()
+    for r in records:
+        if r["phase"] == "confirmation":
+            r |= {"scores": {}, "status": "failed", "reason": "the loss became nan"}
+    write_json(tmp_path / "results/synthetic/records/ablations/pareto.json", records)
+    build_ablation_report(suite(pareto=settings), tmp_path)
+    assert "The reference has no score" in (tmp_path / "results/synthetic/ablations.md").read_text()
+
+
+def test_tuned_values_may_be_lists() -> None:
+    settings, records = tuned()
+    crops = [[64, 64], [96, 96], [128, 128]]
+    for r in records:
+        r["tuned"] = {"train.lr": r["tuned"]["train.lr"], "train.augment.crop": crops[r["number"] % 3]}
+    shares = importance(Study("tuned", settings, records, "SUNet-tiny"))
+    assert shares is not None
+    assert "train.augment.crop" in shares
+
+
+def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, records = grid()
+    write_json(tmp_path / "results/synthetic/records/ablations/joint.json", records)
+    build_ablation_report(suite(joint=settings), tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+
+    def broken(study: Study) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(report_page.DRAWN, "axes", broken)
+    with pytest.raises(ZeroDivisionError):
+        build_ablation_report(suite(joint=settings), tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()} == before
+
+
 def test_a_missing_score_takes_its_partners_out_of_a_marginal() -> None:
     settings, records = grid_without_a_partner()
     blocks = Study("joint", settings, records, "SUNet-tiny").marginal("model.num_blocks")

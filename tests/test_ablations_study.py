@@ -29,6 +29,8 @@ from sunets.core.config import Suite, load
 from sunets.core.metrics import pareto_front
 from sunets.core.record import read_json, read_rows
 from sunets.data.manifest import load_manifest
+from sunets.duration import Speed
+from sunets.plan import dataset_facts
 from sunets.stages.train import train_stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -403,7 +405,8 @@ def test_plan_and_list_say_what_there_is(
 def test_hours_here_are_those_of_the_measured_speed(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sunets.duration.macs_per_second", lambda config, work, data: work.train.macs / 2)
     manifest = load_manifest(Path("data/prepared/tiny"), suite.data)
-    made = estimate(suite, "depth", manifest, gpu_tflops=1.0)
+    data = dataset_facts(suite.data, Path("data/prepared/tiny"))
+    made = estimate(suite, "depth", manifest, data, Speed(data), gpu_tflops=1.0)
     # Two seconds for each of 16 images, three times, on two seeds and with two depths; scoring comes on top.
     assert 1.0 < made.hours_here * made.workers * 3600 / (2 * 16 * 3 * 2 * 2) < 1.3
 

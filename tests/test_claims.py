@@ -14,7 +14,8 @@ from sunets.report.claims import Finding, claims_table, findings, judge, read_re
 from sunets.report.explain import explain
 from sunets.report.page import index_page
 from sunets.report.records import ReportError
-from sunets.report.write import write_table
+from sunets.report.write import Table
+from sunets.report.write import write as write_table
 
 NOISE = (0.0, 0.004, -0.003)
 """What the seeds differ by: small against the margin of two points."""
@@ -115,6 +116,24 @@ def test_accuracy_of_another_budget_decides_nothing(tmp_path: Path) -> None:
     finding = found(tmp_path, claims.ACCURACY, "camvid")
     assert finding.verdict == "not tested here: nothing comparable"
     assert "not comparable: train.epochs" in finding.measured
+
+
+def test_claims_take_the_differences_that_a_benchmark_declares(tmp_path: Path) -> None:
+    models = {"sunet64": (0.70, 6.0), "dilated_resnet18": (0.60, 13.0)}
+    benchmark(tmp_path, "camvid", models, epochs={"dilated_resnet18": 60})
+    settings = tmp_path / "camvid/tables/report.json"
+    write(settings, {"reference": "sunet64", "declared_differences": ["train.epochs"]})
+    assert found(tmp_path, claims.ACCURACY, "camvid").verdict == "shown"
+    write(settings, {"margin": 1})
+    assert "report.json" in read_results(tmp_path).unreadable["camvid"]
+
+
+def test_a_damaged_table_of_another_benchmark_is_named(tmp_path: Path) -> None:
+    benchmark(tmp_path, "camvid", {"sunet64": (0.7, 6.0)})
+    (tmp_path / "camvid/README.md").write_text("# CamVid\n")
+    (tmp_path / "camvid/tables").mkdir()
+    (tmp_path / "camvid/tables/accuracy.csv").write_text("model,n_seeds\n<<<<<<< HEAD\n")
+    assert f"Not counted: {tmp_path}/camvid/tables/accuracy.csv" in index_page(tmp_path)
 
 
 def test_a_benchmark_of_sunets_alone_has_no_row(tmp_path: Path) -> None:
@@ -264,7 +283,7 @@ def test_explain_names_the_claims_and_their_columns(tmp_path: Path) -> None:
 def test_explain_knows_the_tables_of_the_zoo(tmp_path: Path) -> None:
     zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, {})
     records = read_results(tmp_path).zoo
-    write_table(tables.cost_frames(records)[0], tmp_path / "zoo/cost_segmentation", "Cost")
+    write_table(Table("cost_segmentation", "Cost", *tables.cost_frames(records)), tmp_path / "zoo")
     text = explain(tmp_path, "camvid", "zoo/cost_segmentation", "sunet64", "cost.params_m")
     assert f"from 1 record in {tmp_path}/zoo/records.json:\n  cost: cost.params_m = 6\n" in text
     write(tmp_path / "zoo/records.json", records[1:])

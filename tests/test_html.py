@@ -18,11 +18,12 @@ from PIL import Image
 from test_report import SEEDS, fabricate, make_suite
 
 from sunets.core.config import Suite
+from sunets.core.record import RecordError
 from sunets.report.build import _tables
 from sunets.report.html import build_html
 from sunets.report.page import Content, benchmark_page
 from sunets.report.records import load_records
-from sunets.report.write import Paper, markdown, write, write_table
+from sunets.report.write import Table, markdown, write
 
 EVIL = "<script>document.title = 'hit'</script> ![x](http://127.0.0.1/x.png) & co"
 MODELS = {"sunet_tiny": "SUNet-tiny", "unet_small": EVIL, "plain_conv_small": "Plain"}
@@ -47,11 +48,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite]:
     Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(out / "figures" / "accuracy.png")
     content = Content({table.name: table for table in tables}, {"accuracy": "figures/accuracy"})
     (out / "README.md").write_text(benchmark_page(suite, records, content))
-    write_table(STUDY, out / "ablations" / "depth", "Ablation depth.", view=STUDY, paper=Paper(STUDY))
+    write(Table("depth", "Ablation depth.", STUDY, STUDY), out / "ablations")
     shown = markdown(STUDY, "Ablation depth.")
     linked = "Trials. [Table of 12 rows](ablations/depth_trials.md), [CSV](ablations/depth_trials.csv)."
     (out / "ablations.md").write_text(f"# Ablations\n\n## depth\n\n- **A** finding\n\n{shown}\n{linked}\n")
-    write_table(STUDY[:3], out / "ablations" / "depth_trials", "Trials of depth.", paper=Paper(STUDY[:3]))
+    write(Table("depth_trials", "Trials of depth.", STUDY[:3], STUDY[:3]), out / "ablations")
     shutil.rmtree(root / "data")
     return root, suite
 
@@ -136,6 +137,13 @@ def test_the_same_results_make_the_same_bytes(site: tuple[Path, Suite], page: Pa
 
 def test_without_a_report_the_error_names_the_remedy(site: tuple[Path, Suite], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"toy/README.md: no report yet; run `python -m sunets report`"):
+        build_html(site[1], tmp_path)
+
+
+def test_without_records_the_error_names_the_remedy(site: tuple[Path, Suite], tmp_path: Path) -> None:
+    (tmp_path / "results/toy").mkdir(parents=True)
+    (tmp_path / "results/toy/README.md").write_text("# Toy\n")
+    with pytest.raises(RecordError, match=r"toy/records: no records; run `dvc repro` first"):
         build_html(site[1], tmp_path)
 
 

@@ -33,7 +33,8 @@ from sunets.report.comparison import joint_estimate, video_blocks
 from sunets.report.explain import explain
 from sunets.report.page import Content, _cost_findings, limits
 from sunets.report.records import Records, ReportError, find_records, load_records
-from sunets.report.write import write_table
+from sunets.report.write import Table
+from sunets.report.write import write as write_table
 
 CLASSES = ("background", "disc_light", "disc_dark", "square_light", "square_dark")
 PALETTE = [[70, 70, 70], [230, 159, 0], [86, 180, 233], [0, 158, 115], [204, 121, 167]]
@@ -317,9 +318,10 @@ def test_latex_is_booktabs_and_escaped(site) -> None:
     assert text.isascii()
 
 
-def test_write_table_escapes_markdown_and_keeps_full_precision(tmp_path) -> None:
+def test_a_written_table_escapes_markdown_and_keeps_full_precision(tmp_path) -> None:
     frame = pd.DataFrame({"model": ["a|b"], "cost.gmacs": [1 / 3], "note": ["x\ny"], "n_seeds": [None]})
-    paths = write_table(frame, tmp_path / "deep" / "t", "A | caption")
+    view = frame.assign(**{"cost.gmacs": "0.3333"})
+    paths = write_table(Table("t", "A | caption", frame, view), tmp_path / "deep")
     assert [p.name for p in paths] == ["t.md", "t.tex", "t.csv"]
     shown = paths[0].read_text()
     assert r"a\|b" in shown
@@ -612,6 +614,19 @@ def test_unusable_records_are_one_clear_error_and_leave_the_old_report(tmp_path,
     assert old.read_text() == "old"
 
 
+def test_images_named_by_numbers_are_found(tmp_path) -> None:
+    suite = make_suite({"sunet_tiny": None}, (0,))
+    fabricate(tmp_path, suite)
+    listing = tmp_path / PREPARED / "toy/splits/test.csv"
+    rows = listing.read_text().splitlines()
+    number, old = "000139", rows[1].partition(",")[0]
+    listing.write_text("\n".join([rows[0], rows[1].replace(old, number, 1), *rows[2:]]) + "\n")
+    for path in (tmp_path / "outputs/toy/predictions/sunet_tiny").glob("*.png"):
+        path.rename(path.with_stem(number)) if path.stem == old else path.unlink()
+    build_report(suite, tmp_path)
+    assert (tmp_path / "results/toy/figures/qualitative.png").exists()
+
+
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -734,8 +749,10 @@ def test_explain_lists_the_recipes_that_a_tuning_tried(site, tmp_path: Path) -> 
     with pytest.raises(RecordError, match=r"sunet_tiny\.json: 2 records instead of one"):
         find_records(tmp_path, "toy")
     write(tmp_path / "toy/records/tune/sunet_tiny.json", [made])
-    table = tables.tuning(find_records(tmp_path, "toy"))
-    write_table(table.data, tmp_path / "toy/tables/tuning", table.caption)
+    records = find_records(tmp_path, "toy")
+    assert 7 not in records.seeds  # that of the tuning
+    table = tables.tuning(records)
+    write_table(table, tmp_path / "toy/tables")
     text = explain(tmp_path, "toy", "tuning", "sunet_tiny", "train.lr")
     assert "tune, seed 7: " in text
     tried = text.partition("tune/sunet_tiny.csv:\n")[2].splitlines()

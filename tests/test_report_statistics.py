@@ -44,6 +44,18 @@ def test_interval_covers_as_often_as_it_says() -> None:
     assert 0.93 < np.mean(hits) < 0.97
 
 
+def test_a_class_that_resampled_test_sets_lack_does_not_widen_its_interval() -> None:
+    rng = np.random.default_rng(1)
+    scores = [0.941, 0.940, 0.939]
+    samples = np.repeat(np.array(scores)[:, None], 1000, axis=1) + rng.normal(scale=0.003, size=1000)
+    samples[:, rng.random(1000) < 0.11] = np.nan
+    found = joint_interval(scores, samples)
+    assert found.low is not None
+    assert 0.92 < found.low < 0.935
+    assert 0.945 < found.high < 0.96
+    assert joint_interval(scores, np.full((3, 1000), np.nan)).low is None
+
+
 def test_paired_difference_uses_the_common_seeds_and_the_direction() -> None:
     ours, reference = {0: 0.5, 1: 0.6, 2: 0.7, 9: 0.0}, {0: 0.4, 1: 0.45, 2: 0.5, 3: 0.9}
     found = paired_difference(ours, reference)

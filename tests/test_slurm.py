@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +48,47 @@ def test_a_worker_gets_one_job_s_share_and_runs_in_this_checkout(
     assert "--no-nanny" in words
     assert ("GPU=1" in words) == gpu
     assert any(word.startswith("tcp://") for word in words)
+
+
+STOPPED = """
+import argparse, contextlib, importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("slurm", sys.argv[1])
+slurm = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(slurm)
+
+@contextlib.contextmanager
+def cluster(options):
+    yield argparse.Namespace(adapt=lambda **bounds: None, scheduler_address="tcp://nowhere")
+    print("cancelled", flush=True)
+
+slurm.slurm_cluster = cluster
+sys.argv[1:] = ["--", *sys.argv[2:]]
+sys.exit(slurm.main())
+"""
+COMMAND = """
+import signal, sys, time
+def end(*_):
+    time.sleep(1)  # a stage writes its checkpoint
+    print("ended in its own time", flush=True)
+    sys.exit(3)
+signal.signal(signal.SIGINT, end)
+signal.signal(signal.SIGTERM, end)
+print("started", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_waits_for_the_command_and_cancels_the_workers(number: int, tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    arguments = [sys.executable, "-c", STOPPED, str(PATH), sys.executable, "-c", COMMAND]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "started\n"
+        if number == signal.SIGINT:
+            os.killpg(run.pid, number)  # as Ctrl-C on a terminal
+        else:
+            run.send_signal(number)
+        rest = run.stdout.read()
+    assert rest == "ended in its own time\ncancelled\n"
+    assert run.returncode == 3

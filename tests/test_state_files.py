@@ -34,7 +34,7 @@ from sunets.report.explain import explain
 from sunets.report.page import index_page
 from sunets.report.records import find_records, load_records
 from sunets.tracking.sync import _models
-from sunets.verify import code_of_records
+from sunets.verify import code_of_records, record_files
 
 SEEDS = (0, 1)
 
@@ -63,7 +63,7 @@ def read_all(root: Path, suite: Suite) -> None:
             records.effective_field(model)
     build._tables(suite, load_records(suite, root))
     build._examples(suite, load_records(suite, root), root)
-    code_of_records(results)
+    code_of_records(record_files(results))
     _models(results / "toy")
     index_page(results)
     explain(results, "toy", "accuracy", "sunet_tiny", "score.miou")

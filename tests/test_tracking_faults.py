@@ -20,6 +20,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from tracked import Pipeline, by_name, make_suite, points, row, runs
 
+from sunets.core.record import RecordError
 from sunets.tracking import address, store
 from sunets.tracking import live as tracking_live
 from sunets.tracking import sync as tracking_sync
@@ -110,6 +111,25 @@ def test_two_processes_do_not_sync_at_once(db: Path, tmp_path: Path, monkeypatch
     with FileLock(f"{db}.lock.sync"), pytest.raises(TrackingError, match="another process is syncing; wait for it"):
         sync(pipeline.results)
     assert sync(pipeline.results).created == 0
+
+
+def test_sync_leaves_a_damaged_benchmark_out_and_names_it(db: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.train("sunet_tiny")
+    damaged = pipeline.results / "old/records/train/net.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("[{")
+    (line,) = sync(pipeline.results).left_out
+    assert line.startswith("old is left out: ")
+    assert str(damaged) in line
+    with pytest.raises(RecordError, match="not valid JSON"):
+        sync(pipeline.results, "old")
+
+
+def test_an_error_is_not_its_own_cause() -> None:
+    with pytest.raises(TrackingError) as error, address.explained(), address.explained():
+        raise TimeoutError("no answer")
+    assert isinstance(error.value.__cause__, TimeoutError)
 
 
 def test_sync_without_records_is_one_clear_error(tmp_path: Path) -> None:

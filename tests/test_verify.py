@@ -11,7 +11,7 @@ from checkout import run
 
 from sunets.core.provenance import code_hash
 from sunets.core.record import parameters_hash, read_json, write_json
-from sunets.verify import code_of_records
+from sunets.verify import code_of_records, record_files
 
 
 def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:
         source = {"code_hash": code, "git_commit": "abc"}
         write_json(tmp_path / benchmark / "records" / "train" / "net.json", [{"kind": "train", "provenance": source}])
         write_json(tmp_path / benchmark / "records" / "timing" / "net.json", [{"seconds": 1}])
-    assert code_of_records(tmp_path) == {"same": {"train": None}, "old": {"train": "abc"}}
+    assert code_of_records(record_files(tmp_path)) == {"same": {"train": None}, "old": {"train": "abc"}}
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,22 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
         ("sunets/report/figures.py", '"""Figures', '"""The figures', 1, ["would run report"]),
         ("sunets/training/fit.py", '"""Training', '"""The training', 1, ["would run tune@", "train@", "other code"]),
         ("params.yaml", "lr: 0.003", "lr: 0.004", 1, ["would run tune@", "train.lr 0.003 / 0.004"]),
+        ("dvc.yaml", "-m sunets report", "-m sunets  report", 1, ["would run report (changed command)"]),
         (RECORD, '"train.epochs": 2', '"train.epochs": 3', 1, [RECORD, "config_hash"]),
         (RECORD, '"status": "finished"', '"status": "failed"', 1, [f"would run train@sunet_tiny ({RECORD} modified)"]),
         (RECORD, "[", "", 2, [RECORD, "not valid JSON"]),
     ],
-    ids=["duplicate key", "dvc.yaml", "report code", "training code", "parameter", "record", "status", "JSON"],
+    ids=[
+        "duplicate key",
+        "dvc.yaml",
+        "report code",
+        "training code",
+        "parameter",
+        "command",
+        "record",
+        "status",
+        "JSON",
+    ],
 )
 def test_each_fault_is_refused(
     root: Path, call: Callable[..., str], file: str, old: str, new: str, code: int, words: list[str]

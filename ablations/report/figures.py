@@ -152,7 +152,7 @@ def pareto_figure(study: Study) -> Figure | None:
             estimate = setting.estimate.scaled(q.scale)
             interval_bar(again, setting.cost("cost.gmacs") or 0.0, estimate.mean, estimate, look, label=name)
         again.set(title="Trained again (test split, all seeds)", ylabel=q.heading)
-        if study.settings:
+        if confirmed:
             handles, names = again.get_legend_handles_labels()
             fig.legend(handles, names, loc="outside lower center", ncols=legend_columns(names), frameon=False)
         for ax in (seen, again):

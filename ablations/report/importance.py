@@ -108,7 +108,7 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
 
     Returns:
         Axis -> share of the variance and the ends of its 95 % bootstrap interval, largest first; None for a complete
-        grid without a sampler, fewer than `FOREST_TRIALS` finished trials, or a single axis.
+        grid without a sampler, fewer than `FOREST_TRIALS` finished trials, equal scores, or a single axis.
     """
     if not study.sampled and variance_shares(study) is not None:
         return None
@@ -121,6 +121,8 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
     ]
     varied = [p for p in trials[0][0] if len({str(t[0][p]) for t in trials}) > 1] if trials else []
     if study.config.kind == "one_at_a_time" or len(trials) < FOREST_TRIALS or len(set(varied) - {"seed"}) < 2:
+        return None
+    if len({score for _, score in trials}) < 2:
         return None
     space = {path: _distribution([t[0][path] for t in trials]) for path in varied}
     rng = np.random.default_rng(0)
@@ -138,8 +140,8 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
 
 
 def _factors(study: Study, record: Record) -> dict[str, Any]:
-    arm = {p: v if type(v) in (int, float) else value_text(v) for p, v in record["arm"].items()}
-    return arm | record["tuned"] | ({} if study.sampled else {"seed": record["seed"]})
+    values = record["arm"] | record["tuned"] | ({} if study.sampled else {"seed": record["seed"]})
+    return {p: v if type(v) in (int, float) else value_text(v) for p, v in values.items()}
 
 
 def _distribution(values: Sequence[Any]) -> optuna.distributions.BaseDistribution:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from ablations.report.figures import DRAWN
 from ablations.report.importance import RESAMPLES, variance_table
 from ablations.report.results import KINDS, Study, arm_text, axis_name
@@ -87,6 +89,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
             absent.append(name)
     if suite.ablations and not studies:
         raise FileNotFoundError(f"{folder / 'records' / 'ablations'}: no records; run `dvc repro` first")
+    made = [(study, _tables(study), _figures(study)) for study in studies]  # before anything old is removed
     if (folder / "ablations").exists():
         shutil.rmtree(folder / "ablations")  # all of it is written anew
     (folder / "ablations").mkdir(parents=True)
@@ -101,10 +104,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
         parts[1:] = ["The parameter file has no study."]
     if absent:
         parts.append(f"Not run: {', '.join(absent)}.")
-    for study in studies:
-        makers = (settings_table, axes_table, variance_table, pareto_table, sampled_table)
-        tables = [table for make in makers if (table := make(study)) is not None]
-        figures = {name: figure for name, draw in DRAWN.items() if (figure := draw(study)) is not None}
+    for study, tables, figures in made:
         for table in tables:
             written += write(table, folder / "ablations")
         for name, figure in figures.items():
@@ -113,6 +113,15 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     page = folder / "ablations.md"
     write_text(page, "\n\n".join(parts) + "\n")
     return [*written, page]
+
+
+def _tables(study: Study) -> list[Table]:
+    makers = (settings_table, axes_table, variance_table, pareto_table, sampled_table)
+    return [table for make in makers if (table := make(study)) is not None]
+
+
+def _figures(study: Study) -> dict[str, Figure]:
+    return {name: figure for name, draw in DRAWN.items() if (figure := draw(study)) is not None}
 
 
 def _section(study: Study, tables: Iterable[Table], figures: Iterable[str]) -> list[str]:

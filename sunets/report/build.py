@@ -11,14 +11,15 @@ from PIL import Image
 from sunets.core.config import IGNORE_INDEX, Suite
 from sunets.core.names import PREPARED
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.record import RecordError, read_rows, write_text
+from sunets.core.record import RecordError, write_json, write_text
 from sunets.core.stage import stage
+from sunets.data.manifest import read_split
 from sunets.data.picture import DataError, read_mask, read_picture
 from sunets.report import figures, images, summary, tables, write
 from sunets.report.page import Content, benchmark_page, figure_caption, index_page
 from sunets.report.paper import narrowed, paper_document
 from sunets.report.published import published
-from sunets.report.records import Records, load_records
+from sunets.report.records import Records, load_records, report_settings
 from sunets.report.style import save_figure
 from sunets.report.write import Table
 
@@ -57,6 +58,9 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     notes = [why_not] if why_not else []
     _remove_stale(out, private)
     written = [path for table in made for path in write.write(table, out / "tables")]
+    settings = report_settings(out)
+    write_json(settings, suite.report.model_dump(mode="json"))
+    written.append(settings)
     for name, figure in drawn.items():
         written += save_figure(figure, out / "figures" / name)
     palette = np.array(records.palette, dtype=np.uint8).reshape(-1, 3)
@@ -115,9 +119,12 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.E
     listing = data / "splits" / f"{suite.data.test_split}.csv"
     if not (data / "manifest.json").exists() or not listing.exists():
         return [], f"No qualitative figure: `{PREPARED}/{suite.benchmark}` has not been prepared here."
-    items = {str(row["id"]): row for row in read_rows(listing, ("id", "image", "target"))}
+    root_of_data = Path(suite.data.root) if suite.data.root else data
+    try:
+        items = {i.id: i for i in read_split(data, {"task": records.task}, suite.data.test_split, root_of_data)}
+    except DataError as error:
+        raise RecordError(str(error)) from None
     names = dict.fromkeys(p.stem for model in records.labels for p in sorted((outputs / model).glob("*.png")))
-    bases = {"out": data, "root": Path(suite.data.root) if suite.data.root else data}
     examples = []
     for name in [n for n in names if n in items][: suite.evaluate.num_qualitative]:
         files = {label: outputs / model / f"{name}.png" for model, label in records.labels.items()}
@@ -125,11 +132,11 @@ def _examples(suite: Suite, records: Records, root: Path) -> tuple[list[images.E
         size = next(iter(predictions.values())).shape
         if odd := [label for label, labels in predictions.items() if labels.shape != size]:
             raise RecordError(f"predictions of {name}: {odd[0]}'s has another size; run `dvc repro` until they agree")
-        image, target = (_below(bases, str(items[name][k] or "")) for k in ("image", "target"))
-        if image is None or not image.exists():
+        image, target = items[name].image, items[name].target
+        if not image.exists():
             return [], f"No qualitative figure: the images of `{suite.data.name}` are not here."
         truth = np.full(size, IGNORE_INDEX, dtype=np.uint8)
-        if target is not None and target.exists():
+        if isinstance(target, Path) and target.exists():
             truth = _read(target, size)
         examples.append(images.Example(name, _read(image, size, color=True), truth, predictions))
     reason = f"No qualitative figure: no predictions in `outputs/{suite.benchmark}/predictions`."
@@ -146,9 +153,3 @@ def _read(path: Path, size: tuple[int, ...] | None = None, *, color: bool = Fals
         how = Image.Resampling.BILINEAR if color else Image.Resampling.NEAREST
         pixels = np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), how))
     return pixels
-
-
-def _below(bases: dict[str, Path], text: str) -> Path | None:
-    """Resolve a path of a split list: `root/...` lies in the data set, `out/...` in what `prepare` wrote."""
-    base, _, rest = text.partition("/")
-    return bases[base] / rest if base in bases and rest else None

@@ -51,8 +51,9 @@ def build_html(suite: Suite, root: Path) -> Path:
     if not source.exists():
         raise FileNotFoundError(f"{source}: no report yet; run `python -m sunets report` without --html first")
     read = read_results(results)
-    if suite.benchmark in read.unreadable:
-        raise RecordError(read.unreadable[suite.benchmark])
+    if suite.benchmark not in read.benchmarks:
+        absent = f"{source.parent / 'records'}: no records; run `dvc repro` first"
+        raise RecordError(read.unreadable.get(suite.benchmark, absent))
     page = _Page(source.parent, _Traces(suite, results, read))
     sections: dict[str, list[dict[str, Any]]] = {}
     for block in page.blocks(source.read_text(encoding="utf-8")):

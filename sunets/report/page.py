@@ -16,7 +16,7 @@ import pandas as pd
 
 from sunets.core.config import Suite
 from sunets.core.metrics import higher_is_better
-from sunets.core.record import Kind, read_rows
+from sunets.core.record import Kind, RecordError, read_rows
 from sunets.report.claims import claims_table, read_results
 from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate, power_text
 from sunets.report.published import published_everywhere
@@ -201,11 +201,15 @@ def commit_unknown(kinds: Sequence[str]) -> str:
 
 def index_page(results: Path) -> str:
     """Write `results/README.md`: the claims, the benchmarks, and every published number beside ours."""
-    rows = []
+    rows, damaged = [], []
     for page in sorted(results.glob("*/README.md")):
         title = page.read_text(encoding="utf-8", errors="replace").partition("\n")[0].removeprefix("# ")
         path = page.parent / "tables" / "accuracy.csv"
-        models = read_rows(path, ("n_seeds",)) if path.exists() else []
+        try:
+            models = read_rows(path, ("n_seeds",)) if path.exists() else []
+        except RecordError as error:  # of another benchmark: no reason to stop this one
+            models = []
+            damaged.append(f"Not counted: {error}.")
         seeds = sorted({row["n_seeds"] for row in models if row["n_seeds"]})
         done = sum(bool(row["n_seeds"]) for row in models)
         rows.append({
@@ -221,6 +225,7 @@ def index_page(results: Path) -> str:
         "All files here are outputs; each page is made by `dvc repro` from the records beside it. A benchmark has "
         "`records/`, `tables/` (Markdown, LaTeX, CSV), `figures/` (PNG, PDF), and `paper.tex` for pdflatex.",
         markdown(pd.DataFrame(rows), "Benchmarks.").rstrip("\n") if rows else "No benchmark has been run.",
+        *damaged,
         *(f"Left out, since its records cannot be read: {name} ({why})." for name, why in read.unreadable.items()),
         "## Published numbers",
         markdown(table.view, table.caption, table.notes),

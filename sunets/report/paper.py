@@ -73,7 +73,7 @@ def _published(table: Table) -> Paper:
 
 
 def paper_document(suite: Suite, tables: Iterable[Table], figures: Mapping[str, str]) -> str:
-    """Write `paper.tex`: every table and figure of the report, and of the ablations where they have been run.
+    """Write `paper.tex`: every table and figure of the report, and the main ones of the ablations that have been run.
 
     `figures` maps a path without suffix, as seen from the page, to a caption.
     """

@@ -311,6 +311,11 @@ def find_records(results: Path, benchmark: str) -> Records:
         RecordError: a file is damaged, or a record lacks a field.
     """
     directory = results / benchmark / "records"
+    settings = report_settings(results / benchmark)
+    try:
+        report = ReportConfig.model_validate(read_json(settings)) if settings.exists() else ReportConfig()
+    except ValidationError as error:
+        raise RecordError(f"{settings}: {error.errors()[0]['msg']}; {REMEDY}") from None
     names = sorted({p.stem for kind in ("train", "evaluate", "cost") for p in (directory / kind).glob("*.json")})
     raw = _read_all(directory, dict.fromkeys(names, ""))
     records = [r for name, rows in raw.items() if not name.startswith("timing/") for r in rows]
@@ -319,11 +324,17 @@ def find_records(results: Path, benchmark: str) -> Records:
         benchmark=benchmark,
         directory=directory,
         labels={name: next((r["label"] for r in records if r["model"] == name), name) for name in names},
-        seeds=tuple(dict.fromkeys(r["seed"] for r in records if r["seed"] is not None)),
+        seeds=tuple(dict.fromkeys(r["seed"] for r in records if r["seed"] is not None and r["kind"] != "tune")),
         variants=tuple(dict.fromkeys(r["variant"] for r in evaluated)) or ("single_scale",),
         task=records[0]["task"],
         raw=raw,
+        report=report,
     )
+
+
+def report_settings(directory: Path) -> Path:
+    """Return the file that holds the section `report` of a benchmark, for what reads several benchmarks."""
+    return directory / "tables" / "report.json"
 
 
 def read_checked(path: Path, kind: Kind) -> list[Record]:

@@ -208,7 +208,7 @@ def bootstrap_scores(
     return np.concatenate(parts, axis=1)
 
 
-def joint_interval(scores: Sequence[float], samples: NDArray | None = None, *, seed: int = 0) -> Estimate:
+def joint_interval(scores: Sequence[float], samples: NDArray | None = None) -> Estimate:
     """Return the mean over the seeds with an interval over seeds and images together, which stays within 0 to 1.
 
     Hierarchical bootstrap: n - 1 of n seeds are drawn, which makes the variance unbiased, and scored on a resampled
@@ -218,15 +218,16 @@ def joint_interval(scores: Sequence[float], samples: NDArray | None = None, *, s
 
     Args:
         scores: of the seeds on the whole test set, as fractions.
-        samples: (n_seeds, R) of `bootstrap_scores`; None takes the test set as given.
-        seed: of the drawing of seeds.
+        samples: (n_seeds, R) of `bootstrap_scores`, NaN where a resampled test set lacks a class; None takes the test
+            set as given.
     """
     n, mean = len(scores), float(np.mean(scores))
     fixed = np.repeat(np.asarray(scores, dtype=np.float64)[:, None], 1000, axis=1)
     drawn = fixed if samples is None else samples
-    weights = np.random.default_rng(seed).multinomial(max(1, n - 1), [1 / n] * n, size=drawn.shape[1]).T
-    means = np.nansum(weights * drawn, axis=0) / np.maximum(1, np.sum(weights * np.isfinite(drawn), axis=0))
-    if not 0 < mean < 1 or np.ptp(means) <= _ROUNDING * mean:
+    weights = np.random.default_rng(0).multinomial(max(1, n - 1), [1 / n] * n, size=drawn.shape[1]).T
+    counted = np.sum(weights * np.isfinite(drawn), axis=0)  # 0 where a resampled test set lacks the class
+    means = np.nansum(weights * drawn, axis=0)[counted > 0] / counted[counted > 0]
+    if not 0 < mean < 1 or not means.size or np.ptp(means) <= _ROUNDING * mean:
         return Estimate(mean, None, None, n)
     half = float(
         stats.t.ppf((1 + CONFIDENCE) / 2, n - 1 if n > 1 else np.inf) * logit(means.clip(1e-6, 1 - 1e-6)).std()

@@ -45,53 +45,37 @@ class Table:
     """File stem; `explain` takes it, in a folder other than `tables/` after the folder's name and a slash."""
     caption: str
     data: pd.DataFrame
+    """The CSV: tidy numbers in full precision, units in the column names; those of columns `*n_seeds` are whole."""
     view: pd.DataFrame
+    """What a reader sees; LaTeX shows `paper`."""
     notes: tuple[str, ...] = ()
     noisy: bool = False
     paper: Paper | None = None
 
 
 def write(table: Table, directory: Path) -> list[Path]:
-    """Write a table as `<directory>/<name>.md`, `.tex` and `.csv`."""
-    stem = directory / table.name
-    return write_table(table.data, stem, table.caption, view=table.view, notes=table.notes, paper=table.paper)
-
-
-def write_table(
-    frame: pd.DataFrame,
-    path_stem: Path,
-    caption: str,
-    *,
-    view: pd.DataFrame | None = None,
-    notes: Sequence[str] = (),
-    paper: Paper | None = None,
-) -> list[Path]:
-    """Write one table as Markdown, LaTeX and CSV, the same bytes for the same input; return the paths.
+    """Write a table as `<directory>/<name>.md`, `.tex` and `.csv`, the same bytes for the same input.
 
     The LaTeX caption names the benchmark too, which is the directory that holds `tables/`, and the number of seeds; its
     label is `tab:BENCHMARK-TABLE`, so that the tables of several benchmarks can stand in one paper.
-
-    `frame` becomes the CSV: tidy numbers in full precision, units in the column names, of which those that end in
-    n_seeds are whole numbers. `view` is what a reader sees, by default numbers to four digits; LaTeX shows `paper`.
     """
-    view = frame.map(_plain_text) if view is None else view.fillna("").astype(str)
-    counts = [c for c in frame.columns if str(c).endswith("n_seeds")]
-    frame = frame.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
-    paper = paper or Paper(view)
-    folder = path_stem.parent
-    benchmark = (folder.parent if folder.name in ("tables", "ablations") else folder).name
+    view = table.view.fillna("").astype(str)
+    counts = [c for c in table.data.columns if str(c).endswith("n_seeds")]
+    frame = table.data.astype(dict.fromkeys(counts, "Int64"))  # whole numbers, also where a row has none
+    paper = table.paper or Paper(view)
+    benchmark = (directory.parent if directory.name in ("tables", "ablations") else directory).name
     seeds = int(frame["n_seeds"].max()) if "n_seeds" in frame and frame["n_seeds"].notna().any() else 0
-    named = f"{caption.rstrip('.')}; benchmark {benchmark}" + (f", {plural(seeds, 'seed')}." if seeds else ".")
-    paper_notes = notes if paper.notes is None else paper.notes
-    label = f"tab:{benchmark}-{path_stem.name}"
+    named = f"{table.caption.rstrip('.')}; benchmark {benchmark}" + (f", {plural(seeds, 'seed')}." if seeds else ".")
+    paper_notes = table.notes if paper.notes is None else paper.notes
+    label = f"tab:{benchmark}-{table.name}"
     texts = {
-        ".md": markdown(view, caption, notes),
+        ".md": markdown(view, table.caption, table.notes),
         ".tex": latex_table(
             paper.view, named, paper_notes, label, bold=paper.bold, whole=paper.whole, names=paper.names
         ),
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
     }
-    files = {path_stem.with_name(path_stem.name + suffix): text for suffix, text in texts.items()}
+    files = {directory / f"{table.name}{suffix}": text for suffix, text in texts.items()}
     for path, text in files.items():
         write_text(path, text)
     return list(files)
@@ -144,7 +128,3 @@ def value_text(value: Any) -> str:
         return str(value)
     written = f"{value:.5g}"  # 0.9999 and 0.99999 of an axis are two values; a drawn one has more digits than matter
     return written if float(written) == value else f"{value:.3g}"
-
-
-def _plain_text(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -58,6 +58,8 @@ def explained() -> Iterator[None]:
     """Turn every exception of the block into a `TrackingError`."""
     try:
         yield
+    except TrackingError:
+        raise
     except Exception as error:
         raise failure(error) from error
 
@@ -131,8 +133,4 @@ def check_server(uri: str) -> None:
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
-    def connect() -> None:
-        with create_engine(uri, poolclass=NullPool).connect():
-            pass
-
-    within(LIMIT, connect)
+    within(LIMIT, lambda: create_engine(uri, poolclass=NullPool).connect().close())

@@ -13,15 +13,13 @@ from typing import Any, Literal
 from sunets.core.config import Config, Suite
 from sunets.core.hardware import torchrun_process
 from sunets.core.record import Record, make_record
-from sunets.tracking.address import LIMIT, failure, tracking_uri, within
+from sunets.tracking.address import LIMIT, failure, within
 from sunets.tracking.store import PROCESS, Store, process_name
 from sunets.tracking.view import Run, child_run, curve_points, model_run, study_run
 
 REMEDY = "python -m sunets mlflow-sync"
 
 _warned = threading.Event()
-_unanswered: set[str] = set()
-"""Addresses that did not answer; this process does not wait for them again."""
 
 
 def warn_once(error: BaseException) -> None:
@@ -29,13 +27,6 @@ def warn_once(error: BaseException) -> None:
     if not _warned.is_set():
         _warned.set()
         print(f"MLflow is not tracking: {failure(error)}. Nothing is lost; afterwards: {REMEDY}", file=sys.stderr)
-
-
-def give_up(error: Exception) -> None:
-    """Print that tracking has stopped; later trackers do not call an MLflow that did not answer."""
-    if isinstance(error.__cause__, TimeoutError):
-        _unanswered.add(tracking_uri())
-    warn_once(error)
 
 
 def _never_raises(method: Callable[..., None]) -> Callable[..., None]:
@@ -50,7 +41,7 @@ def _never_raises(method: Callable[..., None]) -> Callable[..., None]:
                 method(self, *arguments, **options)
             except Exception as error:  # tracking must not fail a training
                 self._store = None
-                give_up(error)
+                warn_once(error)
 
     return guarded
 
@@ -101,10 +92,9 @@ class Tracker:
                 study = suite.ablations[item]
                 configs = (suite.config(study.model, seed, study.overrides) for seed in study.seeds)
                 parent = study_run([self._record(resolve_config(config)) for config in configs], ended=False)
-            if tracking_uri() not in _unanswered:
-                self._store = Store()
+            self._store = Store()
         except Exception as error:
-            give_up(error)
+            warn_once(error)
             return
         self._begin(parent)
         atexit.register(self.close)

@@ -16,7 +16,7 @@ from sunets.core.history import read_history
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED, check_name
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.record import Kind, Record, read_json, read_records, read_rows
+from sunets.core.record import Kind, Record, RecordError, read_json, read_records, read_rows
 from sunets.tracking.address import CREATION_LIMIT, TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.store import CURRENT, EXTERNAL, Store, is_alive
@@ -51,6 +51,8 @@ class Synced:
     unchanged: int
     links: tuple[str, ...] = field(default=(), compare=False)
     """Address of the run table of each experiment."""
+    left_out: tuple[str, ...] = field(default=(), compare=False)
+    """Benchmarks whose records cannot be read, and why."""
 
     def __str__(self) -> str:
         return f"MLflow: {self.created} runs created, {self.updated} updated, {self.unchanged} unchanged"
@@ -59,10 +61,12 @@ class Synced:
 def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced:
     """Rebuild the runs in MLflow from the records of one benchmark or all; a second call changes nothing.
 
-    `pages` is the address of the MLflow UI, for the links.
+    `pages` is the address of the MLflow UI, for the links. Of all benchmarks, those whose records cannot be read are
+    left out.
 
     Raises:
         FileNotFoundError: there are no records.
+        RecordError: a file of the one benchmark is damaged.
         ValueError: `benchmark` cannot be a name.
         TrackingError: MLflow cannot be reached or refuses.
     """
@@ -70,14 +74,20 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
     folders = sorted(path.parent for path in results.glob(f"{name}/records"))
     if not folders:
         raise FileNotFoundError(f"{results / name / 'records'}: no records; run `dvc repro` first")
-    wanted = {
-        folder.name: [*_models(folder), *_tunings(folder), *_studies(folder), *_report(folder)] for folder in folders
-    }
+    wanted: dict[str, list[Family]] = {}
+    left_out = []
+    for folder in folders:
+        try:
+            wanted[folder.name] = [*_models(folder), *_tunings(folder), *_studies(folder), *_report(folder)]
+        except RecordError as error:
+            if benchmark is not None:
+                raise
+            left_out.append(f"{folder.name} is left out: {error}")
     try:
         store = Store()
         # Two that write the same runs at once would double them or break the database's constraints.
         with FileLock(f"{store.lock.lock_file}.sync", timeout=CREATION_LIMIT):
-            return _write(store, wanted, pages)
+            return replace(_write(store, wanted, pages), left_out=tuple(left_out))
     except Timeout:
         raise TrackingError(f"MLflow: another process is syncing; wait for it to end, then: {REMEDY}") from None
     except (TrackingError, OSError) as error:

@@ -9,14 +9,14 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from sunets.core.config import fingerprint
-from sunets.core.metrics import PRIMARY_METRIC
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better
 
 SIZE = ("cost.params_m", "cost.gmacs")
 """Costs of a trial's run."""
@@ -175,16 +175,11 @@ def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], flo
     }
 
 
-def _chooser(metric: str) -> Callable[..., Any]:
-    """Return `min` for a loss or an error, else `max`."""
-    return min if re.search("loss|error", metric) else max
-
-
 def _ends(points: Mapping[tuple[str, int], float], headline: str) -> dict[str, float]:
     """Return the final and best headline score on validation: MLflow's tables show only the last value."""
     name = headline.replace("score.", "val.").replace("search.", "val.")
     values = [value for (curve, _), value in sorted(points.items()) if curve == CURVES + name]
-    ends = {"final": values[-1], "best": _chooser(name)(values)} if values else {}
+    ends = {"final": values[-1], "best": (max if higher_is_better(headline) else min)(values)} if values else {}
     return {f"{SUMMARY}{name}.{end}": value for end, value in ends.items()}
 
 
@@ -340,7 +335,7 @@ def _best(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[
     if not settings:
         return {}, {}
     means = {setting: sum(values) / len(values) for setting, values in settings.items()}
-    best = _chooser(name)(means, key=means.__getitem__)
+    best = (max if higher_is_better(name) else min)(means, key=means.__getitem__)
     return {f"{SUMMARY}{name}.mean.best": means[best]}, {"best.setting": best}
 
 
