@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sunets.core import cli
-from sunets.core.cli import PARAMS, GpuTflops, Params, Settings
+from sunets.core.cli import GPU_TFLOPS, PARAMS, GpuTflops, Params, Settings
 from sunets.core.config import Suite, load
 from sunets.core.recipes import skip_tuning
 from sunets.extras import extras_named
@@ -92,7 +92,7 @@ def plan(
     studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", help="Default: all.")] = None,
     params: Params = PARAMS,
     settings: Settings = None,
-    gpu_tflops: GpuTflops = 10.0,
+    gpu_tflops: GpuTflops = GPU_TFLOPS,
 ) -> None:
     """Print what studies will run, and estimate how long that takes here and on one GPU."""
     from ablations.plan import plan_studies

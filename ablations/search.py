@@ -176,7 +176,7 @@ def repeat(
 
 
 def _choice(value: Any) -> bool | int | float | str | None:
-    """A value as Optuna's storages keep it: a list becomes text."""
+    """Return a value as Optuna's storages keep it: a list becomes text."""
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
 
 

@@ -21,7 +21,7 @@ from sunets.core.config import AxisConfig, Config, ConfigError, StudyConfig, Sui
 from sunets.data.manifest import Manifest
 from sunets.models.structure import SUNetConfig, dilation_schedule
 from sunets.models.sunet import SUNet
-from sunets.models.zoo import create_model
+from sunets.models.zoo import create_model, resolve_config
 from sunets.training.fit import check, check_config
 from sunets.training.recipe import check_batch_norm, input_size
 
@@ -42,7 +42,7 @@ class Point:
     setting: Arm
     """Paths that differ from the study's base, and their values."""
     arm: Arm
-    """The value of every axis, as the network is built."""
+    """Return the value of every axis, as the network is built."""
     same_as: tuple[Arm, ...] = ()
     """Other settings of the axes that are the same training, and are therefore not run."""
     reference: bool = False
@@ -148,7 +148,7 @@ def rungs(suite: Suite, name: str, setting: Arm) -> tuple[int, ...]:
 
 
 def axis_values(axis: AxisConfig) -> tuple[Any, ...]:
-    """An axis's values; of a range, its ends."""
+    """Return an axis's values; of a range, its ends."""
     return axis.values or (axis.low, axis.high)
 
 
@@ -163,11 +163,11 @@ class Space:
 
     @property
     def study(self) -> StudyConfig:
-        """The study's parameters."""
+        """Return the study's parameters."""
         return study_config(self.suite, self.name)
 
     def config(self, setting: Arm) -> Config:
-        """The configuration of a setting, whose key `seed` (default 0) is that of the training."""
+        """Build the configuration of a setting, whose key `seed` (default 0) is that of the training."""
         paths = {path: value for path, value in setting.items() if path != "seed"}
         return trial_config(self.suite, self.name, paths, setting.get("seed", 0))
 
@@ -226,12 +226,12 @@ class Space:
         return self._values(setting, self.study.axes)
 
     def recipe_of_base(self) -> Arm | None:
-        """The base's values of what is tuned within each arm; None where one lies outside its axis."""
+        """Return the base's values of what is tuned within each arm; None where one lies outside its axis."""
         recipe = self._values({}, self.study.nuisance)
         return recipe if all(_on_axis(axis, recipe[axis.path]) for axis in self.study.nuisance) else None
 
     def _values(self, setting: Arm, axes: Iterable[AxisConfig]) -> Arm:
-        """Values of paths in a setting; one of the network that is not given, as the network is built."""
+        """Return the values of paths in a setting; one of the network that is not given, as the network is built."""
         tree, structure = self.config(setting).model_dump(mode="json"), cast(Any, self.network(setting)).structure
         values = {}
         for axis in axes:
@@ -242,13 +242,13 @@ class Space:
         return values
 
     def identity(self, setting: Arm) -> str:
-        """Digest of a setting's training, equal where two settings are the same network and the same recipe."""
+        """Return the digest of a setting's training; settings of the same network and recipe have the same."""
         tree, network = self.config(setting).model_dump(mode="json"), self.network(setting)
         if isinstance(network, SUNet):
             structure = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
             tree["model"] = {"sunet": structure, "weights": tree["model"]["weights"]}
         else:
-            tree["model"]["output_stride"] = network.output_stride
+            tree["model"] = resolve_config(self.config(setting)).model.model_dump(mode="json")
         return fingerprint(tree)
 
 
@@ -309,7 +309,7 @@ def _refuse_useless_levels(config: SUNetConfig, size: Size) -> None:
         stages.append((-(-max(size) // 2**halvings), rates is None))
 
     def side(stage: int, level: int) -> int:
-        """Longer side of what a level of a stage receives."""
+        """Return the longer side of what a level of a stage receives."""
         features, strided = stages[stage]
         return -(-features // 2**level) if strided else features
 

@@ -90,7 +90,7 @@ class _Plan(Space):
 
     @cached_property
     def benchmark_trainings(self) -> set[str]:
-        """Fingerprints of the trainings of stage `train`; a trial that is one of them shares its directory."""
+        """Return the fingerprints of the trainings of stage `train`; a trial that has one shares its directory."""
         configs = (self.suite.config(self.study.model, seed) for seed in self.suite.seeds)
         return {run_fingerprint(config, self.manifest) for config in configs}
 
@@ -99,7 +99,7 @@ class _Plan(Space):
         return "maximize" if higher_is_better(PRIMARY_METRIC[self.manifest.task]) else "minimize"
 
     def objectives(self, kind: Kind) -> dict[str, Direction]:
-        """Objectives of a phase and their directions."""
+        """Return the objectives of a phase and their directions."""
         score = PRIMARY_METRIC[self.manifest.task]
         if kind in FINAL:
             return {score: self.direction}
@@ -122,6 +122,7 @@ class _Plan(Space):
             "until": until,
             "final": kind in FINAL,
             "objectives": list(self.objectives(kind)),
+            "variant": next(iter(config.evaluate.variants)),  # of equal variants in another order, another
         }
         paths = {"data": str(self.paths.data), "work": str(self.paths.work)}
         return Job(f"{self.name} trial {number}", f"{__name__}:{run_trial.__name__}", arguments, paths)
@@ -135,8 +136,8 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
     Args:
         arguments: config and cost (plain), training (its `run_fingerprint`), until (last epoch or None), final
-            (scored on the test split, as score.*, rather than on the validation split, as search.*), objectives, data
-            and work (directories).
+            (scored on the test split, as score.*, rather than on the validation split, as search.*), objectives,
+            variant (the test-time variant that is scored), data and work (directories).
         send: takes the row of each epoch.
 
     Returns:
@@ -174,7 +175,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         values = {objective: rows[-1].get(row_score) for objective in arguments["objectives"]}
     else:
         split = config.data.test_split if arguments["final"] else config.data.val_split
-        variant = next(iter(config.evaluate.variants.values()))
+        variant = config.evaluate.variants[arguments["variant"]]
         scores = evaluate(trained.model, manifest, config, split=split, variant=variant).scores
         prefix = "score." if arguments["final"] else "search."
         result["scores"] = {f"{prefix}{name.removeprefix('score.')}": value for name, value in scores.items()}
@@ -186,7 +187,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
 
 def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) -> dict[str, Any]:
-    """Exact costs of a trial's network, counted once for all trials that have it."""
+    """Return the exact costs of a trial's network, counted once for all trials that have it."""
     arguments = config.model.arguments() | {"task": manifest.task, "num_classes": manifest.num_classes}
     protocol: dict[str, Any] = {
         name: getattr(settings, name)
@@ -249,7 +250,8 @@ def run_study(
             jobs=parts * max(study.batch, len(study.seeds)), results=paths.job_results, workers=workers,
         ) as pool,
     ):  # fmt: skip
-        decides = fingerprint(study, base, suite.cost, manifest.digest, code, torch.__version__, pool.device)
+        headline = next(iter(suite.evaluate.variants))
+        decides = fingerprint(study, base, headline, suite.cost, manifest.digest, code, torch.__version__, pool.device)
         origin = provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations"))
         plan = _Plan(**vars(space), points=points, paths=paths, fingerprint=decides, origin=origin)
         journal = paths.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
@@ -413,7 +415,7 @@ class _Listener:
             self.bar.update(self.tasks[record["phase"]], advance=1, last=score)
 
     def _point(self, setting: Setting) -> tuple[Point, Arm]:
-        """The point that a trial belongs to, and the values of the axes."""
+        """Return the point that a trial belongs to, and the values of the axes."""
         axes = [axis.path for axis in self.plan.study.axes]
         on_axes = {path: value for path, value in setting.items() if path in axes}
         for point in self.plan.points:
@@ -457,7 +459,7 @@ class _Listener:
         )
 
     def rows(self, trial: Trial) -> list[Record]:
-        """Rows of a trial's history."""
+        """Return the rows of a trial's history."""
         kind, first = self.phases[trial.study]
         head = {"number": first + trial.number, "phase": kind, "seed": trial.setting["seed"]}
         return [{**head, **row} for row in trial.result["history"]]

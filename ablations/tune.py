@@ -32,7 +32,10 @@ from sunets.data.manifest import Manifest, load_manifest
 from sunets.models.initialization import has_residual_branches
 from sunets.models.zoo import resolve_config
 from sunets.stages.train import train_one
+from sunets.training.checkpoint import build_network
 from sunets.training.fit import check, run_fingerprint
+
+STARTS = ("train.zero_init_residual", "train.zero_init_head")
 
 
 def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
@@ -98,7 +101,7 @@ class _Tuning:
         return Job(f"{self.key} trial {number}", f"{__name__}:{run_trial.__name__}", arguments, paths)
 
     def best(self, trials: Sequence[Trial]) -> list[Trial | None]:
-        """The best trial so far after each; of equal scores the earlier one, None where all have diverged."""
+        """Return the best trial so far after each; of equal scores the earlier one, None where all have diverged."""
         best: list[Trial | None] = []
         for trial in trials:
             last = best[-1] if best else None
@@ -121,11 +124,21 @@ def plan_tuning(suite: Suite, key: str, manifest: Manifest, paths: BenchmarkPath
     check(base, manifest)
     free = {axis.path: axis for axis in suite.free_axes(key)}
     left_out = {axis.path: f"fixed by models.{key}.train" for axis in suite.tune.space if axis.path not in free}
-    path = "train.zero_init_residual"
+    path = STARTS[0]
     if path in free and not has_residual_branches(base.model, manifest.task):
         del free[path]
         left_out[path] = "no residual branches, or published weights" if base.model.weights else "no residual branches"
+    for path in (path for path in STARTS if path in free and base.train.init_from):
+        if _same_start(base, manifest, path):
+            del free[path]
+            left_out[path] = "replaced by train.init_from"
     return _Tuning(suite, key, manifest, paths, base, free, left_out)
+
+
+def _same_start(base: Config, manifest: Manifest, path: str) -> bool:
+    """Return whether a network starts from the same weights with a start and without it."""
+    starts = [build_network(override(base, {path: on}), manifest)[0].state_dict() for on in (False, True)]
+    return all(torch.equal(values, starts[1][name]) for name, values in starts[0].items())
 
 
 def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> Record:
@@ -202,7 +215,7 @@ def _search(tuning: _Tuning, name: str) -> Search:
 
 
 def _first_recipes(space: Mapping[str, AxisConfig], base: Mapping[str, Any]) -> tuple[Setting, ...]:
-    """The recipe `base` and its variants with every other combination of the axes that have values.
+    """Return the recipe `base` and its variants with every other combination of the axes that have values.
 
     A few random draws would leave some combinations out, and give luck a say in which network gets its best start.
     """
@@ -213,7 +226,7 @@ def _first_recipes(space: Mapping[str, AxisConfig], base: Mapping[str, Any]) -> 
 
 
 def _record_head(tuning: _Tuning, code: str) -> Record:
-    """The keys of the record that are known before the first trial."""
+    """Return the keys of the record that are known before the first trial."""
     suite, key = tuning.suite, tuning.key
     params = parameters(resolve_config(tuning.base)) | recipes.tune_parameters(suite)
     command = stage_command(suite, "tune", key, package="ablations")
@@ -232,7 +245,7 @@ def _record_head(tuning: _Tuning, code: str) -> Record:
 
 
 def _outcome(tuning: _Tuning, trials: Sequence[Trial]) -> Record:
-    """The keys of the record that the trials decide."""
+    """Return the keys of the record that the trials decide."""
     best = tuning.best(trials)[-1]
     if best is None:
         remedy = "lower the learning rates of tune.space and of train, and run `python -m ablations tune` again"
@@ -252,7 +265,7 @@ def _outcome(tuning: _Tuning, trials: Sequence[Trial]) -> Record:
 
 
 def _row(tuning: _Tuning, trial: Trial, best: Trial | None) -> Record:
-    """A trial as a row of the table."""
+    """Return a trial as a row of the table."""
     head = {name: getattr(trial, name) for name in recipes.COLUMNS}
     values = {k: str(v) if isinstance(v, list) else v for k, v in trial.setting.items()}
     score = trial.result["values"].get(tuning.score)

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sunets.core.cli import PARAMS, GpuTflops, Params, Settings, add_version, run
+from sunets.core.cli import GPU_TFLOPS, PARAMS, GpuTflops, Params, Settings, add_version, run
 from sunets.core.config import Suite, flatten, load
 from sunets.core.paths import BenchmarkPaths
 from sunets.extras import extras_named
@@ -136,7 +136,7 @@ def plan(
     preset: Annotated[str | None, typer.Argument(help="A file of presets/; default: the parameter file.")] = None,
     params: Params = PARAMS,
     settings: Settings = None,
-    gpu_tflops: GpuTflops = 10.0,
+    gpu_tflops: GpuTflops = GPU_TFLOPS,
 ) -> None:
     """Estimate the GPU hours and memory of a preset; needs neither its data nor a GPU."""
     from sunets.plan import plan_preset

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from sunets.core.cli import GPU_TFLOPS
 from sunets.core.config import Config, ModelConfig, Suite
 from sunets.core.hardware import default_workers, device_type
 from sunets.core.paths import BenchmarkPaths
@@ -23,8 +24,6 @@ MEASURED_MACS = 1.6e10
 """Most multiply-adds of a measured pass, about half a second on a CPU core; on small images networks are slower."""
 MEASURING_SECONDS = 3.0
 """Networks are measured until it has taken this time."""
-GPU_TFLOPS = 10.0
-"""Sustained rate of a GPU, which is not measured: that of `python -m sunets plan`."""
 
 
 def duration_line(suite: Suite, root: Path = Path()) -> str:

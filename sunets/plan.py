@@ -304,8 +304,8 @@ def forward_passes(variant: VariantConfig, size: Size) -> list[tuple[Size, int]]
         Per scale, the size of its windows (without windows, of the scaled image) and their number, including mirrors.
     """
     passes = []
-    for scale in variant.scales:
-        scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    for factor in variant.factors(*size):
+        scaled = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
         window = variant.window or scaled
         rows, columns = (len(window_starts(scaled[i], window[i], variant.window_overlap)) for i in (0, 1))
         passes.append((window, rows * columns * (2 if variant.flip else 1)))

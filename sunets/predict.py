@@ -245,7 +245,9 @@ class _Predictor:
         height, width = picture.shape[:2]
         trained = self.info["config"]["data"]["size"]
         zoom = (trained[0] * trained[1] / (height * width)) ** 0.5 if trained else 1.0
-        zoomed = self.variant.model_copy(update={"scales": tuple(scale * zoom for scale in self.variant.scales)})
+        zoomed = self.variant
+        if zoomed.short_side is None:
+            zoomed = zoomed.model_copy(update={"scales": tuple(scale * zoom for scale in zoomed.scales)})
         image = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)[None].float() / 255
         mean, std = (torch.tensor(self.info[k], device=self.device).view(3, 1, 1) for k in ("mean", "std"))
         probabilities = multi_scale_probabilities(self.model, (image - mean) / std, zoomed, self.batch_size)

@@ -114,6 +114,12 @@ def test_identity_looks_at_what_is_trained_and_not_at_how_it_is_written(manifest
     assert space.identity({"model.skip": "sum"}) != space.identity({})
 
 
+def test_a_network_of_the_baselines_written_out_is_the_base(manifest: Manifest) -> None:
+    made = suite("dilated_resnet_small", axes=[{"path": "model.width", "values": [16, 24]}])
+    found = check_study(Space(made, "study", manifest))
+    assert [p.arm["model.width"] for p in found] == [16, 24]
+
+
 def test_the_smallest_image_counts(manifest: Manifest) -> None:
     def size(**augment: Any) -> tuple[int, int]:
         config = trial_config(suite(axes=[DEPTHS], overrides={"train.augment": augment}), "study", {}, 0)

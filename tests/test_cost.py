@@ -284,7 +284,7 @@ def test_speed_takes_models_in_turn_and_leaves_them_alone(monkeypatch: pytest.Mo
     threads = torch.get_num_threads()
     found = measure_speed(models, size=(16, 20), batch_size=1, repeats=3, warmup=2, threads=1, device="cpu")
     one_round = [("a", False, False), ("a", True, True), ("b", False, False), ("b", True, True)]
-    assert order == 5 * one_round
+    assert order == [("a", True, False), ("b", True, False), *5 * one_round]  # at first, which norms see one value
     assert torch.get_num_threads() == threads
     for name, model in models.items():
         assert model.training
@@ -297,6 +297,58 @@ def test_speed_takes_models_in_turn_and_leaves_them_alone(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+def test_no_hook_takes_part_in_a_timing() -> None:
+    """One per BatchNorm would slow networks with many of them."""
+    hooks = []
+
+    class Watched(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hooks.append(
+                (torch.is_grad_enabled(), [len(m._forward_pre_hooks) for m in self], [m.training for m in self])
+            )
+            return super().forward(x)
+
+    # The second norm sees one value per channel, which training mode refuses.
+    net = Watched(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4))
+    measure_speed({"net": net}, size=(8, 8), repeats=2, warmup=0, device="cpu")
+    timed_steps = [(counts, modes) for gradients, counts, modes in hooks if gradients]
+    assert timed_steps == [([0, 0, 0, 0], [True, True, True, False])] * 2
+
+
+def test_a_timing_in_float32_uses_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen = []
+
+    class Watched(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+            return super().forward(x)
+
+    measure_speed({"net": nn.Sequential(Watched(3, 4, 3))}, size=(8, 8), repeats=2, warmup=0, device="cpu")
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_peak_of_a_network_does_not_depend_on_the_others() -> None:
+    nets = {"small": create_model("sunet_tiny", num_classes=5), "large": create_model("sunet64", num_classes=5)}
+    alone = measure_speed({"small": nets["small"]}, size=(64, 64), repeats=2, warmup=0, device="cuda")
+    both = measure_speed(nets, size=(64, 64), repeats=2, warmup=0, device="cuda")
+    assert both["small"]["memory.peak_mib"] == pytest.approx(alone["small"]["memory.peak_mib"], rel=0.05)
+
+
+def test_an_effective_field_does_not_depend_on_the_state_of_the_process() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.5), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3))
+
+    fields = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        fields.append(receptive_field(net, (16, 16), seeds=1, images=1)[1])
+    assert np.array_equal(*fields)
+
+
 def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     screen = Console(width=160, file=io.StringIO())
     records = run_profile(

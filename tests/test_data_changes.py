@@ -65,6 +65,36 @@ def test_an_edited_mask_is_noticed(dataset: Path, tmp_path: Path, keep_times: bo
     assert load_manifest(out, folder(dataset)) == second
 
 
+def test_lists_of_splits_that_are_added_count(dataset: Path, out: Path) -> None:
+    first = prepare(folder(dataset), out)
+    (dataset / "splits").mkdir()
+    for split, numbers in (("train", (0, 1, 2, 3)), ("val", (4, 5)), ("test", (6, 7))):
+        (dataset / "splits" / f"{split}.txt").write_text("".join(f"photo {n}\n" for n in numbers))
+    second = prepare(folder(dataset), out)
+    assert [item.id for item in second.splits["test"]] == ["photo 6", "photo 7"]
+    assert second.digest != first.digest
+
+
+def test_prepared_data_of_other_parameters_that_were_put_back_are_not_taken(out: Path, tmp_path: Path) -> None:
+    """As `dvc checkout` does, after which a parameter is edited again."""
+    small, large = (DataConfig(synthetic=SyntheticConfig(image_size=size, train=4, val=2, test=2)) for size in (32, 48))
+    prepare(small, out)
+    shutil.copytree(out, tmp_path / "kept")
+    digest = prepare(large, out).digest
+    shutil.rmtree(out)
+    shutil.copytree(tmp_path / "kept", out)
+    assert prepare(large, out).digest == digest
+
+
+def test_stems_of_composed_and_decomposed_characters_are_one(dataset: Path, out: Path) -> None:
+    (dataset / "images" / "photo 0.jpg").rename(dataset / "images" / "cafe\u0301.jpg")
+    (dataset / "masks" / "photo 0.png").rename(dataset / "masks" / "caf\u00e9.png")
+    (dataset / "splits").mkdir()
+    for split, names in (("train", ["caf\u00e9", "photo 1"]), ("val", ["photo 2"]), ("test", ["photo 3"])):
+        (dataset / "splits" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    assert {item.id for item in prepare(folder(dataset), out).splits["train"]} == {"cafe\u0301", "photo 1"}
+
+
 def test_a_change_that_keeps_size_and_time_is_noticed(dataset: Path, out: Path) -> None:
     """As by a tool that sets the time back: the time of the last change of status cannot be set."""
     prepare(folder(dataset), out)

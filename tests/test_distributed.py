@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SUNET, tiny_config, tiny_manifest
+from tiny import SUNET, TINY, tiny_config, tiny_manifest, write_checkout
 
+from sunets.core.config import load
 from sunets.core.hardware import torchrun_process
+from sunets.core.record import read_json
+from sunets.stages.train import train_stage
 from sunets.training.fit import FitResult, fit
 
 pytestmark = [
@@ -21,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback is tested on Linux"),
 ]
 
+ROOT = Path(__file__).resolve().parents[1]
 BASE: dict[str, Any] = {
     **SUNET,
     "train.optimizer": "sgd",
@@ -96,6 +100,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = _torchrun(path, "cases")
     assert done.returncode == 0, done.stderr[-3000:]
     return path
+
+
+def _train(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "sunets"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "train", "net", *settings], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_command_trains_with_two_processes_what_one_trains(
+    tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Larger steps would blow up rounding, which differs.
+    recipe = {"epochs": 2, "batch_size": 8, "sync_bn": True, "optimizer": "sgd", "lr": 0.001}
+    params = TINY | {"seeds": [0], "train": recipe}
+    two, one = (write_checkout(tmp_path / name, params) for name in ("two", "one"))
+    done = _train(two)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("net seed 0 epoch 2/2") == 1
+    assert (two / "outputs/tiny/weights/net/seed0.pt").exists()
+    monkeypatch.chdir(one)
+    train_stage(load("params.yaml"), "net", workers=1)
+    scores, expected = (read_json(f / "results/tiny/records/train/net.json")[0]["scores"] for f in (two, one))
+    assert scores == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_processes_that_do_not_share_batch_statistics_are_refused(tmp_path: Path) -> None:
+    """Their number would decide the result, and no record holds it."""
+    params = TINY | {"seeds": [0], "train": {"epochs": 1, "batch_size": 4}}
+    done = _train(write_checkout(tmp_path, params))
+    assert done.returncode != 0
+    assert "error: train.sync_bn: true under torchrun" in done.stderr
+    assert not (tmp_path / "outputs").exists()
 
 
 def _alone(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[FitResult, dict[int, torch.Tensor]]:

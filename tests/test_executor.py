@@ -23,6 +23,7 @@ from cluster import until
 
 from sunets.core import executor
 from sunets.core.executor import Job, JobError, at_once, open_pool
+from sunets.core.failure import line_for_user
 from sunets.core.hardware import default_workers
 
 HERE = Path(__file__).resolve()
@@ -53,6 +54,12 @@ def fail(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
             if not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+    return {"number": arguments["number"]}
+
+
+def talk(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
+    for _ in range(200):
+        send("x" * 1000)  # more than a pipe holds
     return {"number": arguments["number"]}
 
 
@@ -156,6 +163,34 @@ def test_a_machine_s_fault_is_one_line_and_a_bug_is_itself(workers: int, tmp_pat
         pool.drive([at_once([job("fail", 2, tmp_path)])])
     assert not isinstance(caught_value.value, JobError)
     assert not list((tmp_path / "results").glob("*")), "a failure was kept as a result"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fault_of_the_user_s_machine_is_no_bug_of_any_worker(workers: int, tmp_path: Path) -> None:
+    with opened(tmp_path, workers) as pool, pytest.raises(JobError) as caught:
+        pool.drive([at_once([job("fail", 0, tmp_path)])])
+    assert (line := line_for_user(caught.value)) is not None
+    assert line.startswith("job 0 on ")
+
+
+@pytest.mark.slow
+def test_jobs_do_not_wait_for_a_listener_that_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Such as one that prints to a full disk, or to a pipe that nobody reads."""
+
+    def hear(name: str, message: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with opened(tmp_path) as pool:
+        results = pool.drive([at_once([job("talk", number, tmp_path / "log") for number in range(2)])], hear)
+    assert [result["number"] for result in results[0]] == [0, 1]
+    assert capfd.readouterr().err.count("progress is not shown: [Errno 28] No space left on device") == 1
+
+
+def test_one_process_of_a_launcher_is_no_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with opened(tmp_path, 2) as pool:
+        assert (pool.workers, pool.results) == (2, tmp_path / "results")
 
 
 @pytest.mark.slow

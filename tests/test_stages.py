@@ -14,9 +14,12 @@ from cluster import cluster, until
 from tiny import TINY, NoTracker, write_checkout
 
 import sunets.tracking.live
-from sunets.core.config import load
+from ablations.study import run_study
+from sunets.core.config import load, override
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import read_json
 from sunets.stages.evaluate import evaluate_stage
+from sunets.stages.prepare import prepare_stage
 from sunets.stages.train import train_stage
 
 PARAMS: dict[str, Any] = {
@@ -82,6 +85,46 @@ def busy(pid: int) -> bool:
 
 
 @pytest.mark.slow
+def test_training_again_keeps_a_user_s_copy_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkout(tmp_path, PARAMS | {"train": {"epochs": 1, "batch_size": 8}})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", NoTracker)
+    suite = load("params.yaml")
+    train_stage(suite, "net", workers=1)
+    folder = Path("outputs/tiny/weights/net")
+    (folder / "seed0_best.pt").write_bytes((folder / "seed0.pt").read_bytes())
+    train_stage(override(suite, {"seeds": [0]}), "net", workers=1)
+    assert sorted(path.name for path in folder.iterdir()) == ["seed0.pt", "seed0_best.pt"]
+
+
+def test_the_headline_is_the_first_variant_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored results of the same variants in another order are of another headline."""
+    study = {"kind": "one_at_a_time", "model": "net", "seeds": [0], "axes": [{"path": "model.width", "values": [8]}]}
+    variants = {"plain": {}, "half": {"scales": [0.5]}}
+    scores = []
+    for order in (["plain", "half"], ["half", "plain"]):
+        params = PARAMS | {"train": {"epochs": 1, "batch_size": 8}, "ablations": {"width": study}}
+        params["evaluate"] = {"batch_size": 4, "variants": {name: variants[name] for name in order}}
+        write_checkout(tmp_path, params)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sunets.tracking.live, "Tracker", NoTracker)
+        run_study(load("params.yaml"), "width", workers=1)
+        rows = read_json("results/tiny/records/ablations/width.json")
+        assert {row["variant"] for row in rows} == {order[0]}
+        scores.append([row["scores"]["score.miou"] for row in rows])
+    assert scores[0] != scores[1]
+
+
+def test_weights_of_an_axis_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axis = {"path": "train.init_from", "values": ["outputs/x/weights/net/seed{seed}.pt"]}
+    study = {"kind": "one_at_a_time", "model": "net", "seeds": [0, 1], "axes": [axis]}
+    write_checkout(tmp_path, PARAMS | {"watch": {"files": True}, "ablations": {"start": study}})
+    monkeypatch.chdir(tmp_path)
+    prepare_stage(load("params.yaml"))
+    watched = read_json(BenchmarkPaths("tiny").watched)["init_from_sha256"]
+    assert list(watched) == [f"outputs/x/weights/net/seed{seed}.pt" for seed in (0, 1)]
+
+
 def test_other_weights_to_start_from_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the same path: results are found by what decides them, not by the configuration alone."""
     folder = write_checkout(tmp_path / "chain", PARAMS)

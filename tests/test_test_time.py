@@ -95,3 +95,13 @@ def test_one_window_at_one_scale_is_the_networks_softmax(script: ModuleType, net
         expected = network(image[None])[0].softmax(0)
     found = script.window_by_window(network, image, (37, 61), scales=(1.0,), flip=False)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_scales_may_refer_to_the_shorter_side(network: nn.Module) -> None:
+    """As in the authors' test scripts, whatever the size of the image."""
+    images = torch.rand(1, 3, 24, 36)
+    relative = Variant(scales=(2.0, 3.0))
+    absolute = Variant(scales=(1.0, 1.5), short_side=48)
+    assert absolute.factors(24, 36) == list(relative.scales)
+    found, expected = (multi_scale_probabilities(network, images, variant, 4) for variant in (absolute, relative))
+    assert torch.equal(found, expected)

@@ -18,7 +18,7 @@ from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
 import ablations.tune
 import sunets.tracking.live
 from ablations.study import run_study
-from ablations.tune import tune_stage
+from ablations.tune import plan_tuning, tune_stage
 from sunets.core.config import ConfigError, Suite, load, override
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import tuned
@@ -155,6 +155,20 @@ def test_a_choice_that_a_network_cannot_have_or_has_made_is_left_out(checkout: P
     rows = read_rows(PATHS.records / "tune/plain.csv")
     assert len(rows) == 4
     assert not {"train.weight_decay", "train.zero_init_residual"} & rows[0].keys()
+
+
+def test_a_start_that_other_weights_replace_is_left_out(empty: Path) -> None:
+    params = copy.deepcopy(PARAMS) | {"benchmark": "first"}
+    suite = write(params, trials=0)
+    shutil.copytree("data/prepared/tiny", "data/prepared/first")
+    train_stage(override(suite, {"seeds": [0]}), "net", workers=1)
+    start = "outputs/first/weights/net/seed0.pt"
+    params = copy.deepcopy(PARAMS)
+    params["models"]["net"] = params["models"]["net"] | {"train": {"init_from": start}}
+    made = plan_tuning(write(params), "net", load_manifest(PATHS.data, load("params.yaml").data), PATHS)
+    # The same classes: the head is loaded too.
+    assert made.left_out == dict.fromkeys((RESIDUAL["path"], HEAD["path"]), "replaced by train.init_from")
+    assert list(made.space) == ["train.lr", "train.weight_decay"]
 
 
 @pytest.mark.slow
@@ -302,6 +316,28 @@ def test_a_missing_or_stale_recipe_is_one_clear_error(checkout: Path) -> None:
     (PATHS.records / "train").mkdir()
     write_json(PATHS.records / "train/net.json", [])
     refused(load(), "its recipe is not tuned", evaluate_stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ({"net": {"train": {"lr": 0.001}}}, "tuned before train.lr was fixed by models.net.train"),
+        ({"plain": {"train": None}}, "tuned before train.weight_decay was free"),
+    ],
+)
+def test_a_recipe_of_other_choices_is_refused(checkout: Path, models: dict[str, Any], words: str) -> None:
+    """The value that was fixed may be the one of the first trial, whose fingerprint then is the same."""
+    params = copy.deepcopy(PARAMS)
+    ((key, change),) = models.items()
+    params["train"] |= {"lr": 0.001, "weight_decay": 0.01}
+    params["models"]["plain"]["train"] = {"weight_decay": 0.01}
+    (checkout / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    tune_stage(load("params.yaml"), key, workers=1)
+    params["models"][key] = {k: v for k, v in (params["models"][key] | change).items() if v is not None}
+    (checkout / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    with pytest.raises(ConfigError, match=words):
+        tuned(load("params.yaml"), PATHS, [key])
 
 
 def test_without_trials_nothing_is_tried_and_nothing_heavy_is_imported(empty: Path) -> None:

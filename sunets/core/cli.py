@@ -21,6 +21,8 @@ Settings = Annotated[
 GpuTflops = Annotated[
     float, typer.Option("--gpu-tflops", min=0.01, help="Rate that training sustains on your GPU, in 10^12 FLOP/s.")
 ]
+GPU_TFLOPS = 10.0
+"""Its default."""
 PARAMS = Path("params.yaml")
 
 

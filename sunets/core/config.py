@@ -144,7 +144,7 @@ class Suite(Section):
         return {model: dict(recipe) for model, (recipe, _) in self._recipes.items()}
 
     def changes(self, names: Sequence[str]) -> list[str]:
-        """Which of these parameters the parameter file has other values of than when it was read.
+        """List the parameters of which the file has other values now than when it was read.
 
         Args:
             names: dotted paths, such as train or models.sunet64.
@@ -197,7 +197,7 @@ class Suite(Section):
     def config(
         self, model: str, seed: int, overrides: Mapping[str, Any] | None = None, *, source: str | None = None
     ) -> Config:
-        """The configuration of one training.
+        """Return the configuration of one training.
 
         Later ones win: `train`, the recipe that the model's tuning chose (once `sunets.core.recipes.tuned` has read
         it), the model's own `train`, overrides.
@@ -231,7 +231,7 @@ class Suite(Section):
         return override(config, values, source=source or f"models.{model}")
 
     def with_recipe(self, model: str, recipe: Mapping[str, Any], effort: TuningEffort) -> Self:
-        """A copy whose trainings of a model have a tuned recipe.
+        """Return a copy whose trainings of a model have a tuned recipe.
 
         Args:
             model: key under `models`.
@@ -243,7 +243,7 @@ class Suite(Section):
         return copy
 
     def free_axes(self, model: str) -> list[AxisConfig]:
-        """The axes of `tune.space` whose value the model's own `train` leaves open."""
+        """Return the axes of `tune.space` whose value the model's own `train` leaves open."""
         fixed = tuple(f"train.{key}." for key in self.models[model].train)
         return [axis for axis in self.tune.space if not f"{axis.path}.".startswith(fixed)]
 
@@ -272,7 +272,7 @@ class Suite(Section):
 
 
 def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:
-    """A copy of `config` with values replaced by dotted path, checked again as a whole.
+    """Return a copy of `config` with values replaced by dotted path, checked again as a whole.
 
     Raises:
         ConfigError: the path does not exist, or the value is not allowed; names both.
@@ -400,7 +400,7 @@ def load(path: str | Path = "params.yaml", settings: Sequence[str] = ()) -> Suit
 
 
 def _part(suite: Suite, path: str) -> Any:
-    """The plain value at a dotted path; None where there is none."""
+    """Return the plain value at a dotted path; None where there is none."""
     node: Any = suite.model_dump(mode="json")
     for key in path.split("."):
         node = node.get(key) if isinstance(node, dict) else None
@@ -424,7 +424,7 @@ def _validate(kind: type[S], tree: Any, source: str) -> S:
 
 
 def flatten(config: Section) -> dict[str, Any]:
-    """Dotted name -> plain value; the one form in which records, MLflow and Optuna see a configuration."""
+    """Map dotted name -> plain value; the one form in which records, MLflow and Optuna see a configuration."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -439,11 +439,11 @@ def flatten(config: Section) -> dict[str, Any]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short digest (16 hexadecimal digits) of plain values, equal exactly where they are equal."""
+    """Return a short digest (16 hexadecimal digits) of plain values, equal exactly where they are equal."""
     plain = [p.model_dump(mode="json") if isinstance(p, Section) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed below 2**63 that depends on the named parts only, never on the order in which runs happen."""
+    """Return a seed below 2**63 that depends on the named parts only, never on the order in which runs happen."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1

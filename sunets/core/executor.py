@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from sunets.core.config import fingerprint
 from sunets.core.failure import line_for_user
-from sunets.core.hardware import default_workers, device_type, visible_gpus
+from sunets.core.hardware import default_workers, device_type, torchrun_process, visible_gpus
 from sunets.core.provenance import SOURCE_ROOT, module_closure
 from sunets.core.record import read_values, write_values
 
@@ -204,8 +204,15 @@ class Pool:
         running: dict[Future[Result], tuple[int, int, Job]] = {}
 
         def listen() -> None:
+            told = False
             while (item := self.messages.get()) is not None:
-                hear(*item)
+                try:
+                    hear(*item)
+                except Exception as error:  # such as a full disk: jobs must not wait for what shows their progress
+                    if not told:
+                        with contextlib.suppress(OSError):
+                            print(f"progress is not shown: {error}", file=sys.stderr)
+                    told = True
 
         def advance(plan: int, results: Any) -> None:
             while results is None or None not in results:
@@ -256,6 +263,8 @@ def _result(future: Future[Result], job: Job) -> Result:
     except Exception as error:
         if reason := _LOST.get(type(error).__name__):
             raise JobError(f"{job.name}: {reason}") from error
+        if isinstance(error, JobError):  # raised in a worker: here it is the user's
+            raise JobError(*error.args) from error
         raise
 
 
@@ -283,7 +292,7 @@ def open_pool(
     code = {path.as_posix(): _file_digest(path.as_posix()) for path in module_closure(*modules)}
     needs: dict[str, Any] = {"code": code, "torch": version("torch"), "data": str(data), "digest": digest}
     needs |= {"train.device": device, "topic": ""}
-    torchrun = "WORLD_SIZE" in os.environ  # all of its processes run the same training at the same time
+    torchrun = torchrun_process()[2] > 1  # all of its processes run the same training at the same time
     with contextlib.ExitStack() as stack:
         if (address := os.environ.get(SCHEDULER)) and not torchrun:
             count = workers or sys.maxsize
@@ -331,7 +340,7 @@ def _cluster(address: str, needs: dict[str, Any]) -> Iterator[tuple[Executor, An
             logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is one line of this package
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except ImportError:
-        raise JobError(f"{SCHEDULER} is set, but distributed is not installed: pip install 'sunets[cluster]'") from None
+        raise JobError(f"{SCHEDULER} is set, but distributed is not installed; run `make env`") from None
     except (OSError, ValueError, TypeError):  # the last for tls:// without certificates
         remedy = "start `dask scheduler`, or unset the variable"
         raise JobError(f"{SCHEDULER}: no answer from {address}; {remedy}") from None

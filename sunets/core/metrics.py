@@ -26,7 +26,7 @@ OBJECT_SIZES = {"small": 0.0, "medium": 0.02, "large": 0.1}
 
 
 def higher_is_better(key: str) -> bool:
-    """Whether higher is better: false for errors, true for other scores."""
+    """Return whether higher is better: false for errors, true for other scores."""
     return not key.endswith("_error_percent")
 
 

@@ -51,7 +51,7 @@ def name_fault(name: str) -> str | None:
 
 
 def has_control(text: str) -> bool:
-    """Whether a text contains control characters or line breaks."""
+    """Return whether a text contains control characters or line breaks."""
     return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text)
 
 

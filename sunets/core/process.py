@@ -64,7 +64,7 @@ def die_with_pipeline() -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by a `raise` statement of this package, with a message for the user."""
+    """Return whether a `raise` statement of this package raised an error, with a message for the user."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -55,6 +55,11 @@ def tune_record(suite: Suite, paths: BenchmarkPaths, model: str, data_digest: st
     if record["fingerprint"] != fingerprint(suite, base):
         changes = _changes(record["params"], parameters(base) | tune_parameters(suite)) or f"of models.{model}"
         raise ConfigError(f"models.{model}: its recipe was tuned with other parameters: {changes}; {remedy}")
+    free = {axis.path for axis in suite.free_axes(model)}
+    fixed = {path for path, why in record["left_out"].items() if why.startswith("fixed by")}
+    if moved := sorted(record["chosen"].keys() - free | fixed & free):
+        now = "free" if moved[0] in free else f"fixed by models.{model}.train"
+        raise ConfigError(f"models.{model}: its recipe was tuned before {moved[0]} was {now}; {remedy}")
     if data_digest not in (None, record["provenance"]["data_digest"]):
         raise ConfigError(f"models.{model}: its recipe was tuned on other data; {remedy}")
     if record["status"] == "failed":

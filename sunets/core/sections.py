@@ -273,12 +273,18 @@ class VariantConfig(Section):
 
     scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field((1.0,), min_length=1)
     """Image scales whose probabilities are averaged."""
+    short_side: Pixels | None = None
+    """Length of the image's shorter side at scale 1; None: as it is."""
     flip: bool = False
     """Add the logits of the mirrored image."""
     window: tuple[Pixels, Pixels] | None = None
     """(height, width) of the sliding window; None runs the whole image at once."""
     window_overlap: float = Field(1 / 3, ge=0, lt=1)
     """Share of a window that the next one overlaps; the authors' stride of two thirds is 1/3."""
+
+    def factors(self, height: int, width: int) -> list[float]:
+        """Return the factor of each scale for an image of that size."""
+        return [scale * (self.short_side or min(height, width)) / min(height, width) for scale in self.scales]
 
 
 class EvaluateConfig(Section):

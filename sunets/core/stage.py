@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sunets.core.config import ConfigError, Suite
+from sunets.core.hardware import torchrun_process
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import code_hash
 
@@ -25,7 +26,7 @@ class StageError(RuntimeError):
 def stage(
     name: str, paths: BenchmarkPaths, *modules: str, suite: Suite, params: Sequence[str], data_digest: str | None = None
 ) -> Iterator[str]:
-    """Hold the lock of a stage; yields the hash of its code.
+    """Hold the lock of a stage, which processes of `torchrun` share; yields the hash of its code.
 
     DVC hashes a stage's dependencies after its command: outputs of a stage during which one was edited would be
     credited to the edited file.
@@ -41,12 +42,7 @@ def stage(
     Raises:
         StageError: the stage is already running, or its code, parameters or data changed while it ran.
     """
-    paths.work.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(paths.work / f"{paths.benchmark}.{name}.lock").acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise StageError(f"{name}: already running in this checkout; wait for it, or stop it") from None
-    with lock:
+    with _locked(name, paths):
         before = code_hash(*modules)
         yield before
         if code_hash(*modules) != before:
@@ -59,6 +55,20 @@ def stage(
             raise StageError(_changed(name, f"{', '.join(edited)} in the parameter file", "other parameters"))
         if data_digest is not None and _digest(paths.data / "manifest.json") != data_digest:
             raise StageError(_changed(name, f"the prepared data ({paths.data})", "other data"))
+
+
+@contextlib.contextmanager
+def _locked(name: str, paths: BenchmarkPaths) -> Iterator[None]:
+    if torchrun_process()[0] != 0:  # the first of its processes holds the lock for all
+        yield
+        return
+    paths.work.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(paths.work / f"{paths.benchmark}.{name}.lock").acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise StageError(f"{name}: already running in this checkout; wait for it, or stop it") from None
+    with lock:
+        yield
 
 
 def _changed(name: str, what: str, credited: str) -> str:

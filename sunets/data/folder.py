@@ -12,7 +12,16 @@ from pathlib import Path
 
 from sunets.core.config import DataConfig
 from sunets.data.picture import DataError
-from sunets.data.raw_dataset import Color, Entry, RawDataset, color_map, existing_root, split_path, used_splits
+from sunets.data.raw_dataset import (
+    Color,
+    Entry,
+    RawDataset,
+    color_map,
+    composed,
+    existing_root,
+    split_path,
+    used_splits,
+)
 
 OKABE_ITO: tuple[Color, ...] = (
     (0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115),
@@ -55,15 +64,15 @@ def find(config: DataConfig, work: Path) -> RawDataset:
 
 
 def _read_splits(root: Path, config: DataConfig, entries: list[Entry], raw: RawDataset) -> None:
-    by_id = {e.id: e for e in entries}
+    by_id = {composed(e.id): e for e in entries}
     for split in used_splits(config):
         path = split_path(root / "splits", split, ".txt")
         if not path.exists():
             raise DataError(f"{path}: missing; add it, or remove {path.parent} to have splits drawn")
         raw.splits[split] = []
         for name in raw.read_lines(path):
-            if name in by_id:
-                raw.splits[split].append(by_id[name])
+            if entry := by_id.get(composed(name)):
+                raw.splits[split].append(entry)
             else:
                 raw.faults.append(f"{path}: names {name!r}, but images/ and masks/ have no such pair; remove it")
     listed = {e.id for split in raw.splits.values() for e in split}

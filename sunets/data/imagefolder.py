@@ -62,7 +62,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
                 continue
             raw.splits[split] += [
                 Entry(f"{split}/{name}/{path.stem}", path, labels[name])
-                for path in raw.image_files(directory, group=root / split)
+                for path in raw.by_stem(directory, group=root / split).values()
             ]
         count = len(raw.splits[split])
         if imagenet and count != _IMAGENET_COUNTS.get(split, count):

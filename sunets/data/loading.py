@@ -182,7 +182,7 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         return image, target
 
     def _normalize(self, images: Tensor) -> Tensor:
-        """(..., 3, H, W), uint8 or float 0..1 -> float32 with mean 0 and standard deviation 1 on the training split."""
+        """Turn (..., 3, H, W), uint8 or 0..1, into float32 of mean 0 and standard deviation 1 on the training split."""
         images = images.as_subclass(Tensor)
         scaled = images.float().div_(255) if images.dtype == torch.uint8 else images
         return scaled.sub(self._mean).div_(self._std)

@@ -75,14 +75,22 @@ def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -
     root = Path(config.root) if config.root else None
     if root is not None and (_inside(root, out_dir) or _inside(out_dir, root)):
         raise DataError(f"data.root: {root} overlaps {out_dir}, which `prepare` replaces; keep the data set elsewhere")
-    key = fingerprint(config, min_side, code_hash(__name__), pillow_version, np.__version__)
+    # Lists of splits that a user adds are in no list of files yet.
+    listed = config.name == "folder" and root is not None and (root / "splits").exists()
+    key = fingerprint(config, min_side, listed, code_hash(__name__), pillow_version, np.__version__)
     with _locked(out_dir):
-        if cached_key(out_dir) == key:
+        if cached_key(out_dir) == _with_manifest(key, out_dir):
             try:
                 return load_manifest(out_dir, config)
             except DataError:
                 pass  # changed or damaged: preparing again reports or repairs it
         return _prepare(config, out_dir, root, min_side, key)
+
+
+def _with_manifest(key: str, out_dir: Path) -> str:
+    """Tie a key to what lies in a directory: `dvc checkout` may have put back what other parameters made."""
+    manifest = out_dir / "manifest.json"
+    return f"{key}-{hashlib.sha256(manifest.read_bytes()).hexdigest()}" if manifest.is_file() else key
 
 
 @contextlib.contextmanager
@@ -124,7 +132,7 @@ def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    cache_states(states, out_dir, key)
+    cache_states(states, out_dir, _with_manifest(key, out_dir))
     if raw.hidden:
         _note(f"{raw.hidden} hidden files and files of operating systems skipped")
     return load_manifest(out_dir, config)
@@ -392,7 +400,7 @@ def _check_labels(
 
 
 def _ranges(values: Sequence[int]) -> str:
-    """0, 1, 2, 255 -> '0..2, 255'."""
+    """Write 0, 1, 2, 255 as '0..2, 255'."""
     runs: list[list[int]] = []
     for value in values:
         if runs and value == runs[-1][1] + 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,21 +165,24 @@ class RawDataset:
         self.faults += [f"{path}: names {n!r}: {f}; remove it" for n, f in faults.items()]
         return [name for name in names if name not in faults]
 
+    def by_stem(self, directory: Path, *, group: Path | None = None) -> dict[str, Path]:
+        """Map stem -> file of `image_files`; two of one stem are a fault.
+
+        Stems are composed (NFC): a Mac may store `é` as two characters, which no list that was typed has.
+        """
+        files: dict[str, Path] = {}
+        for path in self.image_files(directory, group=group):
+            if other := files.get(stem := composed(path.stem)):
+                self.faults.append(f"{path}: the same stem as {other.name}; remove or rename one of them")
+            files[stem] = path
+        return files
+
     def pair(self, images: Path, masks: Path) -> list[Entry]:
         """Pair the images of a directory with the masks of the same stem in another, sorted by stem.
 
         A file without a partner, or with two, is a fault.
         """
-
-        def by_stem(directory: Path) -> dict[str, Path]:
-            files: dict[str, Path] = {}
-            for path in self.image_files(directory):
-                if path.stem in files:
-                    self.faults.append(f"{path}: the same stem as {files[path.stem].name}; remove one of them")
-                files[path.stem] = path
-            return files
-
-        image, mask = by_stem(images), by_stem(masks)
+        image, mask = self.by_stem(images), self.by_stem(masks)
         self.faults += [
             f"{image[s]}: no mask {masks / s}.png; add it or remove the image"
             for s in sorted(image.keys() - mask.keys())
@@ -187,11 +191,16 @@ class RawDataset:
             f"{mask[s]}: no image of this stem in {images}; add it or remove the mask"
             for s in sorted(mask.keys() - image.keys())
         ]
-        return [Entry(s, image[s], mask[s]) for s in sorted(image.keys() & mask.keys())]
+        return [Entry(image[s].stem, image[s], mask[s]) for s in sorted(image.keys() & mask.keys())]
 
     def _relative(self, path: Path) -> str:
-        """A path for a warning, which must not depend on where the data set is stored."""
+        """Return a path for a warning, which must not depend on where the data set is stored."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+def composed(name: str) -> str:
+    """Return a name with composed characters, as most keyboards type them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def used_splits(config: DataConfig) -> list[str]:

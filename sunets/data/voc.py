@@ -110,8 +110,10 @@ def _read_labels(entry: Entry) -> np.ndarray:
 
 
 def download(root: Path) -> None:
-    """Download VOC 2012 (train and val; the test images need a login) and SBD with torchvision."""
+    """Download VOC 2012 (train and val; the test images need a login) and SBD with torchvision, unless they exist."""
     from torchvision.datasets import SBDataset, VOCSegmentation
 
-    VOCSegmentation(str(root), year="2012", image_set="trainval", download=True)
-    SBDataset(str(root / "sbd"), image_set="train", mode="segmentation", download=True)
+    if not (root / "VOCdevkit" / "VOC2012").exists():
+        VOCSegmentation(str(root), year="2012", image_set="trainval", download=True)
+    if not all((root / "sbd" / part).exists() for part in ("train.txt", "val.txt", "cls")):
+        SBDataset(str(root / "sbd"), image_set="train", mode="segmentation", download=True)

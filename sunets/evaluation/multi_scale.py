@@ -16,7 +16,7 @@ CPU_PASS_PIXELS = 2**18
 
 @torch.inference_mode()
 def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: VariantConfig, batch_size: int) -> Tensor:
-    """Class probabilities, averaged over scales, mirrors and overlapping windows.
+    """Compute class probabilities, averaged over scales, mirrors and overlapping windows.
 
     At each scale the images are resized (without a window, to at least `MIN_SIDE` per side) and covered by windows that
     overlap by `variant.window_overlap`; images smaller than the window are padded right and below with zeros (the mean
@@ -36,8 +36,8 @@ def multi_scale_probabilities(model: nn.Module, images: Tensor, variant: Variant
     size = images.shape[2:]
     total: Tensor | None = None
     smallest = 1 if variant.window is not None else MIN_SIDE  # images smaller than the window are padded
-    for scale in variant.scales:
-        factor = max(scale, smallest / min(size))
+    for wanted in variant.factors(*size):
+        factor = max(wanted, smallest / min(size))
         scaled_size = [max(1, round(side * factor)) for side in size]
         scaled = images
         if scaled_size != list(size):

@@ -58,7 +58,7 @@ class FullyConvolutional(Baseline):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
+        """Compute logits from (B, in_channels, H, W); raises ValueError as `check_input` does."""
         check_input(x, self.in_channels)
         return F.interpolate(self.head(self.backbone(x)), size=x.shape[2:], mode="bilinear", align_corners=False)
 
@@ -90,7 +90,7 @@ class SmallUNet(Baseline):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
+        """Compute logits from (B, in_channels, H, W); raises ValueError as `check_input` does."""
         check_input(x, self.in_channels)
         y, skips = x, []
         for level, down in enumerate(self.downs):
@@ -138,22 +138,21 @@ def _check_count(name: str, value: object, high: int | None = None) -> int:
 
 
 def dilate(stages: Sequence[nn.Module], removed: int) -> None:
-    """Replace the strides of the last `removed` stages by dilation of their 3x3 convolutions, as SUNet's multi-grid.
+    """Replace the strides of the last `removed` stages by dilation of their 3x3 convolutions.
 
-    The first such stage has base D = 2, the next one 4 (SUNet's a = 2 (j - k)); the 3x3 convolutions of a stage have
-    rates D, 2D, D, 2D, ..., like the two of a SUNet level: D, 2D in each basic block; D and 2D alternating between
-    bottleneck blocks, which have one. The paper says "the same multi-grid idea" and no rates; this is our reading.
+    Of the first such stage, the first 3x3 convolution has rate 1 and the others 2; of the next one, 2 and 4. Each sees
+    its input at the distances that it had with strides, so that published weights compute the same features on a finer
+    grid. Source: ptsemseg/models/resnet.py of the authors' release (shahsohil/sunets).
     """
-    for number, stage in enumerate(stages[len(stages) - removed :], start=1):
-        dilated = 0
+    for number, stage in enumerate(stages[len(stages) - removed :]):
+        rate = 2**number
         for conv in stage.modules():
             if not isinstance(conv, nn.Conv2d):
                 continue
             conv.stride = (1, 1)
             if conv.kernel_size == (3, 3):
-                rate = 2 * number * (1 + dilated % 2)
                 conv.dilation = conv.padding = (rate, rate)
-                dilated += 1
+                rate = 2 ** (number + 1)
 
 
 def dilated_resnet_small(

@@ -61,7 +61,7 @@ def _has_branches(arguments: str, task: str) -> bool:
 
 
 def _branch_ends(model: nn.Module) -> list[nn.Module]:
-    """The last layer with parameters of every residual branch."""
+    """Return the last layer with parameters of every residual branch."""
     ends: list[nn.Module] = []
     module: Any
     for module in model.modules():
@@ -79,7 +79,7 @@ def _branch_ends(model: nn.Module) -> list[nn.Module]:
 
 
 def _logit_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers whose output, or the sum of whose outputs, is the logits."""
+    """Return the layers whose output, or the sum of whose outputs, is the logits."""
     prefixes: Any = model.head_prefixes
     layers: list[nn.Module] = []
     for name, module in model.named_modules():

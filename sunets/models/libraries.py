@@ -37,7 +37,7 @@ class LibraryModel(Baseline):
         self.min_size = min_size
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits; raises ValueError as `check_input` does."""
+        """Compute logits from (B, in_channels, H, W); raises ValueError as `check_input` does."""
         check_input(x, self.in_channels)
         height, width = x.shape[2:]
         below, right = (

@@ -47,7 +47,7 @@ class Unit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
         return cast(Tensor, self.conv(F.relu(self.norm(x), inplace=True)))
 
 
@@ -64,7 +64,7 @@ class TransposedUnit(nn.Module):
         )
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        """(B, in_channels, h, w) -> (B, out_channels, H, W), where `like` is (B, any, H, W)."""
+        """Map (B, in_channels, h, w) to (B, out_channels, H, W), where `like` is (B, any, H, W)."""
         y = self.conv(F.relu(self.norm(x), inplace=True))
         return _crop(y, like.shape[2], like.shape[3])
 
@@ -118,7 +118,7 @@ class UNet(nn.Module):
         self.expand = Unit(width, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         activated = F.relu(self.norm(x), inplace=True)
         identity = x if self.shortcut is None else self.shortcut(activated)
         y = self.reduce(activated)
@@ -146,7 +146,7 @@ class Stem(nn.Module):
         self.expand = Unit(2 * channels, 2 * channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, 2 channels, H / 4, W / 4)."""
+        """Map (B, in_channels, H, W) to (B, 2 channels, H / 4, W / 4)."""
         activated = F.relu(self.norm(self.conv(x)), inplace=True)
         return cast(Tensor, self.shortcut(activated) + self.expand(self.reduce(activated)))
 
@@ -229,7 +229,7 @@ class SUNet(nn.Module):
         return cast(Tensor, self.norm(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits, (B, num_classes, H, W) or (B, num_classes); checks the input."""
+        """Compute logits, (B, num_classes, H, W) or (B, num_classes), from (B, in_channels, H, W); checks the input."""
         with _symbolic_sizes():
             features = F.relu(self.forward_features(x), inplace=True)
             if self.task == "classification":

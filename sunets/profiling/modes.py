@@ -60,6 +60,25 @@ def switched_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+@torch.no_grad()
+def modes_in_training(model: nn.Module, x: Tensor) -> dict[nn.Module, bool]:
+    """Return the mode that `switched_mode` gives every module on an input; with it, a timing needs no hooks."""
+    with switched_mode(model, training=True):
+        model(x)
+        return {module: module.training for module in model.modules()}
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Temporarily compute float32 without TF32, as trainings do; convolutions on GPUs use it by default."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Temporarily set the number of CPU threads."""

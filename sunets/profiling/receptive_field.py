@@ -148,10 +148,10 @@ def receptive_field(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("receptive_field", seed))
             model = build()
-        generator = torch.Generator().manual_seed(derive_seed("receptive_field_images", seed))
-        noise = natural_noise(max(images, CALIBRATION_IMAGES), input_channels(model), size, generator)
-        # Double precision, so that the shares do not depend on the number of threads.
-        calibrate(model.double(), noise)
+            generator = torch.Generator().manual_seed(derive_seed("receptive_field_images", seed))
+            noise = natural_noise(max(images, CALIBRATION_IMAGES), input_channels(model), size, generator)
+            # Double precision, so that the shares do not depend on the number of threads.
+            calibrate(model.double(), noise)  # draws, where the network has dropout
         total += (
             effective_map(model, noise[:images]) / seeds
         )  # not normalised per seed: a dead centre pixel has no gradient

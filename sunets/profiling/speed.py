@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sunets.profiling.memory import peak_bytes, to_mib, training_loss
-from sunets.profiling.modes import Figures, Size, input_channels, switched_mode, torch_threads
+from sunets.profiling.modes import Figures, Size, full_precision, input_channels, modes_in_training, torch_threads
 
 
 def measure_speed(
@@ -25,7 +25,7 @@ def measure_speed(
     threads: int = 1,
     device: str = "auto",
 ) -> dict[str, Figures]:
-    """Time forward passes and training steps in float32, all models once per round.
+    """Time forward passes and training steps in float32, without TF32, all models once per round.
 
     A disturbance slows all models of a round, so ratios hold on a busy machine. Data are on the device beforehand, and
     the device is synchronised before the clock is read.
@@ -42,7 +42,7 @@ def measure_speed(
     Returns:
         By name: medians and interquartile ranges over the rounds of speed.latency_ms (a forward pass in inference
         mode) and speed.step_ms (forward, cross-entropy, backward; no optimiser), speed.images_per_second, the
-        protocol, and memory.peak_mib of the step on a GPU.
+        protocol, and memory.peak_mib of the step on a GPU that holds no other of the models.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
@@ -57,22 +57,29 @@ def measure_speed(
         training_loss(model(x)).backward()
         model.zero_grad(set_to_none=True)
 
-    copies = {name: copy.deepcopy(model).to(device) for name, model in models.items()}
-    generator = torch.Generator().manual_seed(0)
-    images = {
-        name: torch.randn(batch_size, input_channels(model), *size, generator=generator).to(device)
-        for name, model in models.items()
-    }
+    def input_of(model: nn.Module) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch_size, input_channels(model), *size, generator=generator).to(device)
+
+    def peak(model: nn.Module) -> int | None:
+        return None if device == "cpu" else peak_bytes(copy.deepcopy(model).to(device), input_of(model))
+
     passes: dict[str, list[float]] = {name: [] for name in models}
     steps: dict[str, list[float]] = {name: [] for name in models}
-    with torch_threads(threads):
+    with torch_threads(threads), full_precision():
+        peaks = {name: peak(model) for name, model in models.items()}  # while no other network is on the GPU
+        copies = {name: copy.deepcopy(model).to(device) for name, model in models.items()}
+        images = {name: input_of(model) for name, model in models.items()}
+        training = {name: modes_in_training(model, images[name]) for name, model in copies.items()}
         for _ in range(warmup + repeats):
             for name, model in copies.items():
                 x = images[name]
-                with switched_mode(model, training=False), torch.inference_mode():
+                model.eval()
+                with torch.inference_mode():
                     passes[name].append(timed(lambda model=model, x=x: model(x)))  # type: ignore[misc]
-                with switched_mode(model, training=True):
-                    steps[name].append(timed(lambda model=model, x=x: step(model, x)))  # type: ignore[misc]
+                for module, mode in training[name].items():
+                    module.training = mode
+                steps[name].append(timed(lambda model=model, x=x: step(model, x)))  # type: ignore[misc]
     protocol: Figures = {
         "speed.batch_size": batch_size,
         "speed.repeats": repeats,
@@ -83,7 +90,7 @@ def measure_speed(
         "speed.memory_format": "contiguous_format",
     }
     figures: dict[str, Figures] = {}
-    for name, model in copies.items():
+    for name in copies:
         latency, latency_iqr = _median_and_spread(passes[name][warmup:])
         step_ms, step_iqr = _median_and_spread(steps[name][warmup:])
         figures[name] = {
@@ -92,7 +99,7 @@ def measure_speed(
             "speed.images_per_second": 1e3 * batch_size / latency,
             "speed.step_ms": step_ms,
             "speed.step_iqr_ms": step_iqr,
-            "memory.peak_mib": to_mib(peak_bytes(model, images[name])),
+            "memory.peak_mib": to_mib(peaks[name]),
             **protocol,
         }
     return figures

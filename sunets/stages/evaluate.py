@@ -51,7 +51,7 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         "scores": {},
         "image_ids": {},
     }
-    for number, (name, variant) in enumerate(config.evaluate.variants.items()):
+    for name, variant in config.evaluate.variants.items():
         scored = score(
             model,
             manifest,
@@ -65,7 +65,7 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         result[f"confusions.{name}"] = scored.confusions
         if scored.by_object_size is not None:
             result[f"by_object_size.{name}"] = scored.by_object_size
-        if number == 0:
+        if name == arguments["headline"]:
             result |= {f"label.{image}": labels for image, labels in scored.predictions.items()}
         send(name)
     return result
@@ -172,6 +172,7 @@ def _job(key: str, config: Config, paths: BenchmarkPaths, manifest: Manifest) ->
         raise FileNotFoundError(f"{path}: no such file; train {key} first")
     check_weights(path, config, manifest, f"train {key} again, or put its own file back")
     weights = base64.b64encode(path.read_bytes()).decode()
-    arguments = {"config": config.model_dump(mode="json"), "weights": weights}
+    headline = next(iter(config.evaluate.variants))
+    arguments = {"config": config.model_dump(mode="json"), "headline": headline, "weights": weights}
     name = f"{key} seed {config.seed}"
     return Job(name, f"{__name__}:{evaluate_one.__name__}", arguments, {"data": str(paths.data)})

@@ -15,6 +15,8 @@ from sunets.data.manifest import Manifest
 from sunets.data.picture import DataError
 from sunets.data.preparation import prepare
 
+START = "train.init_from"
+
 
 def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
     """Prepare the benchmark's data in `data/prepared/<benchmark>/`; returns at once if nothing has changed.
@@ -46,7 +48,10 @@ def _digest(path: Path) -> str | None:
 def _initial_weights(suite: Suite) -> list[str]:
     """List the files that trainings of the benchmark and its studies start from."""
     configs = [suite.config(key, seed) for key in suite.models for seed in suite.seeds]
-    configs += [suite.config(s.model, seed, s.overrides) for s in suite.ablations.values() for seed in s.seeds]
+    for study in suite.ablations.values():
+        starts = [v for axis in (*study.axes, *study.nuisance) if axis.path == START for v in axis.values]
+        settings = [study.overrides, *(study.overrides | {START: start} for start in starts)]
+        configs += [suite.config(study.model, seed, setting) for seed in study.seeds for setting in settings]
     return sorted({config.train.init_from for config in configs if config.train.init_from})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.progress import TaskID
 
-from sunets.core.config import Config, Suite
+from sunets.core.config import Config, ConfigError, Suite
 from sunets.core.executor import Job, Send, at_once, open_pool
 from sunets.core.hardware import torchrun_process
 from sunets.core.history import write_history
@@ -64,7 +66,8 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "resumed": result.resumed,
-        "weights": np.fromfile(result.weights_path, np.uint8),
+        # Of torchrun's processes, the first alone has the file.
+        "weights": np.fromfile(result.weights_path if torchrun_process()[0] == 0 else os.devnull, np.uint8),
     }
 
 
@@ -79,8 +82,8 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         The records, one a seed.
 
     Raises:
-        ConfigError, ValueError: the model cannot be built or trained as configured, or its recipe is not tuned yet;
-            raised before any training.
+        ConfigError, ValueError: the model cannot be built or trained as configured, or its recipe is not tuned yet, or
+            torchrun's processes would not share batch statistics; raised before any training.
         JobError, StageError: a training ended without a result, or source, parameters or data changed meanwhile; run
             again to go on.
     """
@@ -90,7 +93,13 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
     configs = [suite.config(key, seed) for seed in suite.seeds]
     started_from = {config.train.init_from: config for config in reversed(configs)}  # may differ from seed to seed
     summaries = [check(config, manifest) for config in reversed(started_from.values())]
-    speaks = torchrun_process()[0] == 0  # of torchrun's processes one
+    rank, _, processes = torchrun_process()
+    if processes > 1 and not configs[0].train.sync_bn:
+        raise ConfigError(
+            "train.sync_bn: true under torchrun: batch statistics of each process alone would make the result depend "
+            "on the number of processes"
+        )
+    speaks = rank == 0  # of torchrun's processes one
     for summary in filter(None, summaries if speaks else []):
         print(f"{key}: {summary}", flush=True)
     params = ("benchmark", "seeds", "data", "train", "tune", f"models.{key}")
@@ -160,7 +169,8 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         folder = paths.weights(key, 0).parent
         folder.mkdir(parents=True, exist_ok=True)
         for path in set(folder.glob("seed*.pt")) - {paths.weights(key, seed) for seed in suite.seeds}:
-            path.unlink()  # of a seed that is no longer asked for
+            if re.fullmatch(r"seed\d+\.pt", path.name):  # of a seed that is no longer asked for; no copy of a user
+                path.unlink()
         write_json(paths.records / "timing" / f"{key}.json", timing)
         directory = paths.records
         write_history(directory / "history" / f"{key}.csv", rows, records, directory / "train" / f"{key}.json")

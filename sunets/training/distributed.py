@@ -95,8 +95,9 @@ class _SyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         dims, count = (0, 2, 3), dist.get_world_size() * input.numel() // input.shape[1]
-        mean = _Sum.apply(input.sum(dims)) / count
-        centred = input - mean[:, None, None]
+        images = input.float()  # sums of 16 bits would not do
+        mean = _Sum.apply(images.sum(dims)) / count
+        centred = images - mean[:, None, None]
         variance = _Sum.apply(centred.square().sum(dims)) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
@@ -108,7 +109,7 @@ class _SyncBatchNorm(nn.BatchNorm2d):
         if self.weight is not None:
             scale = scale * self.weight
         out = centred * scale[:, None, None]
-        return out if self.bias is None else out + self.bias[:, None, None]
+        return (out if self.bias is None else out + self.bias[:, None, None]).to(input.dtype)
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -186,7 +186,7 @@ def check_config(config: Config, manifest: Manifest) -> None:
 
 
 def _decisions(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Dotted name -> value of what a user decides a training by, and the digest of the data.
+    """Map dotted name -> value of what a user decides a training by, and the digest of the data.
 
     The network is stated as it is built, so that a value that is written out and the same value by default are one.
     """

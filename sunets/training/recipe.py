@@ -161,10 +161,10 @@ def check_scoring(config: Config, manifest: Manifest) -> None:
             if manifest.task != "segmentation":
                 raise ConfigError(f"{key}.window: for segmentation; leave it out for classification")
             continue  # images smaller than the window are padded
-        for scale in variant.scales:
-            if round(min(height, width) * scale) < MIN_SIDE:
+        for scale, factor in zip(variant.scales, variant.factors(height, width), strict=True):
+            if round(min(height, width) * factor) < MIN_SIDE:
                 raise ConfigError(
-                    f"{key}.scales: {scale} makes {round(height * scale)} x {round(width * scale)} pixels of the "
+                    f"{key}.scales: {scale} makes {round(height * factor)} x {round(width * factor)} pixels of the "
                     f"smallest test image ({height} x {width}); networks need {MIN_SIDE} per side: omit the scale, "
                     "or give the variant a window"
                 )
