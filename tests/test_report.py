@@ -208,7 +208,8 @@ def test_report_writes_each_table_and_figure_and_removes_only_its_own_stale_file
     tables_dir, figures_dir = root / "results/toy/tables", root / "results/toy/figures"
     names = {"cost", "accuracy", "per_class", "object_size", "test_time", "speed", "training_time"}
     assert {p.name for p in tables_dir.iterdir()} == {f"{n}{s}" for n in names for s in (".md", ".tex", ".csv")} | {
-        "ablation_unet_depth.md"
+        "ablation_unet_depth.md",
+        "report.json",
     }
     drawn = {
         "accuracy", "accuracy_cost", "training_curves", "per_class", "object_size", "confusion", "receptive_field",

@@ -292,10 +292,6 @@ def test_server_that_stops_answering_midway(
         tracker.log_epoch(0, row(epoch, 0))
     tracker.close()
     assert time.monotonic() - start < 4
-    asked: list[None] = []
-    monkeypatch.setattr(tracking_live, "Store", lambda: asked.append(None))
-    Tracker("train", pipeline.suite, "unet_small", pipeline.plan("unet_small")).close()
-    assert not asked
     released.set()
     assert capsys.readouterr().err.count("no answer within 1 s") == 1
 
