@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from standins import make_cityscapes, make_coco, make_sbd, make_voc
+from standins import make_cityscapes, make_coco, make_imagefolder, make_sbd, make_voc
 
 from sunets.core.config import DataConfig
 from sunets.data import DataError, load_manifest, make_dataset, prepare
+from sunets.data import voc as voc_module
 
 # pycocotools' compiled part does not know NumPy 2's copy keyword yet
 quiet_coco = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -260,3 +263,27 @@ def test_a_mask_of_sbd_that_is_no_file(voc, tmp_path, content):
     os.mkfifo(path) if content == "FIFO" else path.mkdir()
     with pytest.raises(DataError, match=rf"2008_000000\.mat: not a file but a {content}"):
         prepare(voc_config(voc, train_split="train_aug"), tmp_path / "data")
+
+
+def test_two_images_of_one_stem_in_a_class_are_named(tmp_path: Path) -> None:
+    root = make_imagefolder(tmp_path / "folders")
+    image = next((root / "train" / "n01440764").iterdir())
+    shutil.copy(image, image.with_suffix(".jpg"))
+    config = DataConfig(name="imagefolder", root=str(root), test_split="val")
+    with pytest.raises(DataError, match=rf"{image.stem}\.\w+: the same stem as {image.stem}\.\w+; remove or rename"):
+        prepare(config, tmp_path / "out")
+
+
+def test_what_is_downloaded_already_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision moves SBD into directories that must not exist yet."""
+    fetched = []
+    monkeypatch.setattr("torchvision.datasets.VOCSegmentation", lambda root, **options: fetched.append("voc"))
+    monkeypatch.setattr("torchvision.datasets.SBDataset", lambda root, **options: fetched.append("sbd"))
+    voc_module.download(tmp_path)
+    (tmp_path / "VOCdevkit/VOC2012").mkdir(parents=True)
+    voc_module.download(tmp_path)
+    (tmp_path / "sbd/cls").mkdir(parents=True)
+    for name in ("train.txt", "val.txt"):
+        (tmp_path / "sbd" / name).touch()
+    voc_module.download(tmp_path)
+    assert fetched == ["voc", "sbd", "sbd"]
