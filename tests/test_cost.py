@@ -296,7 +296,6 @@ def test_speed_takes_models_in_turn_and_leaves_them_alone(monkeypatch: pytest.Mo
         assert figures["memory.peak_mib"] is None
 
 
-@pytest.mark.slow
 def test_no_hook_takes_part_in_a_timing() -> None:
     """One per BatchNorm would slow networks with many of them."""
     hooks = []
@@ -349,6 +348,7 @@ def test_an_effective_field_does_not_depend_on_the_state_of_the_process() -> Non
     assert np.array_equal(*fields)
 
 
+@pytest.mark.slow
 def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     screen = Console(width=160, file=io.StringIO())
     records = run_profile(

@@ -157,21 +157,14 @@ def test_a_machine_s_fault_is_one_line_and_a_bug_is_itself(workers: int, tmp_pat
     with opened(tmp_path, workers) as pool, pytest.raises(JobError) as caught:
         pool.drive([at_once([job("fail", 0, tmp_path)])])
     assert str(caught.value).startswith(f"job 0 on {host}: No space left on device; make room on the disk, then run")
+    assert (line := line_for_user(caught.value)) is not None, "it would be shown as a traceback"
+    assert line.startswith("job 0 on ")
     with opened(tmp_path, workers) as pool, pytest.raises(KeyError, match="a bug"):
         pool.drive([at_once([job("fail", 1, tmp_path)])])
     with opened(tmp_path, workers) as pool, pytest.raises(ValueError, match="invalid literal") as caught_value:
         pool.drive([at_once([job("fail", 2, tmp_path)])])
     assert not isinstance(caught_value.value, JobError)
     assert not list((tmp_path / "results").glob("*")), "a failure was kept as a result"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_fault_of_the_user_s_machine_is_no_bug_of_any_worker(workers: int, tmp_path: Path) -> None:
-    with opened(tmp_path, workers) as pool, pytest.raises(JobError) as caught:
-        pool.drive([at_once([job("fail", 0, tmp_path)])])
-    assert (line := line_for_user(caught.value)) is not None
-    assert line.startswith("job 0 on ")
 
 
 @pytest.mark.slow

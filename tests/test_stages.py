@@ -97,6 +97,7 @@ def test_training_again_keeps_a_user_s_copy_of_weights(tmp_path: Path, monkeypat
     assert sorted(path.name for path in folder.iterdir()) == ["seed0.pt", "seed0_best.pt"]
 
 
+@pytest.mark.slow
 def test_the_headline_is_the_first_variant_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stored results of the same variants in another order are of another headline."""
     study = {"kind": "one_at_a_time", "model": "net", "seeds": [0], "axes": [{"path": "model.width", "values": [8]}]}
@@ -125,6 +126,7 @@ def test_weights_of_an_axis_are_watched(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(watched) == [f"outputs/x/weights/net/seed{seed}.pt" for seed in (0, 1)]
 
 
+@pytest.mark.slow
 def test_other_weights_to_start_from_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the same path: results are found by what decides them, not by the configuration alone."""
     folder = write_checkout(tmp_path / "chain", PARAMS)

@@ -157,6 +157,7 @@ def test_a_choice_that_a_network_cannot_have_or_has_made_is_left_out(checkout: P
     assert not {"train.weight_decay", "train.zero_init_residual"} & rows[0].keys()
 
 
+@pytest.mark.slow
 def test_a_start_that_other_weights_replace_is_left_out(empty: Path) -> None:
     params = copy.deepcopy(PARAMS) | {"benchmark": "first"}
     suite = write(params, trials=0)

@@ -251,7 +251,7 @@ def _context_words(study: Study, path: str) -> str:
     contexts, unchanged = study.contexts(path)
     if len(contexts) == 1:
         others = [axis_name(p).lower() for p in study.axes if p != path]
-        return ", at " + join([f"{name} {value}" for name, value in zip(others, contexts[0], strict=True)])
+        return ", at " + join([f"{name} {value}" for name, value in zip(others, *contexts, strict=True)])
     return ", on average over the other axes" + (" where it changes the network" if unchanged else "")
 
 

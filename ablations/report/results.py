@@ -191,36 +191,35 @@ class Study:
 
     def averaged(self, path: str) -> dict[str, list[Setting]]:
         """Map the value of an axis -> its compared settings: the base with that value alone, or one per context."""
-        index = self.axes.index(path)
-        arms = {arm: setting for arm, setting in self.by_arm().items() if setting.scores}
-        if not self.crossed:
-            if self.reference is None:
-                return {}
-            base = tuple(value_text(self.reference.arm[p]) for p in self.axes)
-            alike = {arm: s for arm, s in arms.items() if (*arm[:index], base[index], *arm[index + 1 :]) == base}
-            return {arm[index]: [setting] for arm, setting in alike.items()}
-        contexts, _ = self.contexts(path)
-        values = dict.fromkeys(arm[index] for arm in arms)
-        return {value: [arms[*c[:index], value, *c[index:]] for c in contexts] for value in values if contexts}
+        if self.crossed:
+            rows, _ = self.contexts(path)
+            return {value: [row[value] for row in rows.values()] for value in next(iter(rows.values()), ())}
+        if self.reference is None:
+            return {}
+        index, base = self.axes.index(path), tuple(value_text(self.reference.arm[p]) for p in self.axes)
+        return {
+            arm[index]: [setting]
+            for arm, setting in self.by_arm().items()
+            if setting.scores and (*arm[:index], base[index], *arm[index + 1 :]) == base
+        }
 
-    def contexts(self, path: str) -> tuple[list[tuple[str, ...]], int]:
+    def contexts(self, path: str) -> tuple[dict[tuple[str, ...], dict[str, Setting]], int]:
         """Find the values of the other axes at which the values of an axis are compared on equal terms.
 
         Returns:
-            Those at which every value has a score, without those at which every value is the same training, such as
-            the dilation of a network that dilates nothing: an axis has no effect to measure there. If it has none
-            anywhere, all of them. And the number that was left out for that.
+            Those values -> value of the axis -> setting, where every value has a score, without those at which every
+            value is the same training, such as the dilation of a network that dilates nothing: an axis has no effect to
+            measure there. If it has none anywhere, all of them. And the number that was left out for that.
         """
         index = self.axes.index(path)
-        arms = {arm: setting for arm, setting in self.by_arm().items() if setting.scores}
-        values = dict.fromkeys(arm[index] for arm in arms)
-        settings = {
-            c: [arms.get((*c[:index], value, *c[index:])) for value in values]
-            for c in dict.fromkeys((*arm[:index], *arm[index + 1 :]) for arm in arms)  # in order: a sum depends on it
-        }
-        balanced = {c: row for c, row in settings.items() if None not in row}
-        active = [c for c, row in balanced.items() if len({id(setting) for setting in row}) > 1]
-        return (active, len(balanced) - len(active)) if active else (list(balanced), 0)
+        rows: dict[tuple[str, ...], dict[str, Setting]] = {}  # in order: a sum depends on it
+        for arm, setting in self.by_arm().items():
+            if setting.scores:
+                rows.setdefault((*arm[:index], *arm[index + 1 :]), {})[arm[index]] = setting
+        values = {value for row in rows.values() for value in row}
+        balanced = {context: row for context, row in rows.items() if row.keys() == values}
+        active = {context: row for context, row in balanced.items() if len({id(s) for s in row.values()}) > 1}
+        return (active, len(balanced) - len(active)) if active else (balanced, 0)
 
     def marginal(self, path: str) -> dict[str, dict[int, float]]:
         """Map value -> seed -> score: the mean over the settings of `averaged`, on the seeds that all have."""
