@@ -32,8 +32,8 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Jobs at a time. Default: one per GPU, or what the cores carry; on a Dask cluster, as many as it takes. "
-        "The records do not depend on it.",
+        help="Concurrent jobs. Default: one per GPU, or as many as the CPU cores allow; on a Dask cluster, no limit. "
+        "The number does not affect the records.",
     ),
 ]
 
@@ -47,7 +47,7 @@ def tune(
 ) -> None:
     """Choose a model's recipe on the validation split, as section `tune` says; `train` takes it from there.
 
-    With tune.trials 0 nothing is tried. The environment variables of `run` hold here too.
+    With tune.trials 0 nothing is tried. The environment variables of `run` apply here too.
     """
     suite = load(params, settings or [])
     if suite.tune.trials:
@@ -66,7 +66,7 @@ def run(
     workers: Workers = None,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Score and tell all trials again; finished trainings are kept."),
+        typer.Option("--fresh", help="Score and record all trials again; finished trainings are kept."),
     ] = False,
 ) -> None:
     """Run a study, or what is left of it after a kill; rewrites its records.

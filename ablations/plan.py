@@ -22,7 +22,7 @@ from sunets.plan import LAUNCH_SECONDS, DataFacts, dataset_facts, print_estimate
 
 ASSUMPTIONS = """\
 Time here: the multiply-adds of all trainings and scores, at the rate of forward and backward passes on random images,
-measured just now on one thread of the CPU (of the first networks, for three seconds); a GPU as in the last column.
+measured just now on one thread of the CPU (of the first networks, for three seconds); on a GPU, as in the last column.
 Assumes that reading images takes no time and that workers do not slow each other, and counts every training: none is
 pruned, or shared with another study or the benchmark.
 One GPU: the larger of the operations (2 per multiply-add) at a sustained {tflops:g} TFLOP/s (--gpu-tflops) and
@@ -38,7 +38,7 @@ class Estimate:
     trainings: int
     """All of them, pruned or shared ones too."""
     gmacs: tuple[float, float]
-    """Least and most (10^9) of a forward and backward pass for one image, at the size that is trained on."""
+    """Fewest and most multiply-adds (10^9) of a forward and backward pass for one image of the training size."""
     hours_here: float
     """With `workers` processes at a time."""
     hours_gpu: float

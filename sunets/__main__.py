@@ -56,7 +56,7 @@ def prepare(params: Params = PARAMS, settings: Settings = None, download: bool =
     counts = ", ".join(f"{name} {len(items)}" for name, items in manifest.splits.items())
     typer.echo(f"{manifest.name}: {counts} images, {manifest.num_classes} classes, digest {manifest.digest[:16]}")
     if suite.data.root is not None and written.stat().st_mtime_ns != before:  # new data of the user, not drawn ones
-        with contextlib.suppress(Exception):  # no estimate fails the stage, nor does torch, which it imports
+        with contextlib.suppress(Exception):  # neither a failed estimate nor a missing torch may fail the stage
             from sunets.duration import duration_line
 
             typer.echo(duration_line(suite))
@@ -213,7 +213,8 @@ def predict(
 def explain(
     table: Annotated[str, typer.Argument(help="Name of a table, such as accuracy or ablations/STUDY.")],
     row: Annotated[
-        str, typer.Argument(help="A model's key, a trial's number, values of a study's axes (1/2), a claim.")
+        str,
+        typer.Argument(help="A model's key, a trial's number, values of a study's axes joined by slashes, or a claim."),
     ],
     column: Annotated[str, typer.Argument(help="Column of the CSV file or its heading, such as score.miou.")],
     params: Params = PARAMS,
@@ -274,7 +275,7 @@ def preset(
     name: Annotated[str | None, typer.Argument(help="A file of presets/; without a name, list them.")] = None,
     root: Annotated[Path | None, typer.Option(help="Directory of the data set, instead of datasets/NAME.")] = None,
 ) -> None:
-    """Replace params.yaml by presets/NAME.yaml and keep its edits; presets/default.yaml is the original."""
+    """Replace params.yaml with presets/NAME.yaml, saving a copy of uncommitted edits; default.yaml is the original."""
     if name is None:
         for preset_name, title in list_presets().items():
             typer.echo(f"{preset_name:24} {title}")

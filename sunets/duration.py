@@ -23,7 +23,7 @@ from sunets.profiling.modes import input_channels, switched_mode, torch_threads
 MEASURED_MACS = 1.6e10
 """Most multiply-adds of a measured pass, about half a second on a CPU core; on small images networks are slower."""
 MEASURING_SECONDS = 3.0
-"""Networks are measured until it has taken this time."""
+"""Seconds of measurement after which no further network is measured."""
 
 
 def duration_line(suite: Suite, root: Path = Path()) -> str:
@@ -34,13 +34,13 @@ def duration_line(suite: Suite, root: Path = Path()) -> str:
         root: root of the checkout, which may hold prepared data.
 
     Returns:
-        The line; where an estimate fails, it says what tells why. Nothing is raised: work can go on without it.
+        The line; if the estimate fails, it names the command that says why. No error is raised: work can go on.
     """
     try:
         seconds, trainings = _estimate(suite, root)
     except Exception:
         return "time: no estimate; `python -m sunets plan` says what is missing"
-    studies = ", the ablations aside" if suite.ablations else ""
+    studies = ", without the ablations" if suite.ablations else ""
     what = f"{trainings} trainings and their scores" if trainings > 1 else "the training and its scores"
     return (
         f"time: about {in_words(seconds)} on this machine for {what}{studies} "
@@ -49,7 +49,7 @@ def duration_line(suite: Suite, root: Path = Path()) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """Round a time to what an estimate is worth: a minute, 5 minutes, an hour or a day."""
+    """Round a time to an estimate's precision: a minute, 5 minutes, an hour or a day."""
     minutes = seconds / 60
     if minutes < 1.5:
         return "1 min"
@@ -59,7 +59,7 @@ def in_words(seconds: float) -> str:
 
 
 def _estimate(suite: Suite, root: Path) -> tuple[float, int]:
-    """Return the seconds of a benchmark and its number of trainings; models run one after another, seeds at once."""
+    """Return the seconds of a benchmark and its number of trainings; models run in turn, seeds in parallel."""
     data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
     speed, total = Speed(data), 0.0
     for key in suite.models:

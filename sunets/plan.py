@@ -333,7 +333,7 @@ def _built(network: _Network) -> nn.Module:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators other than views."""
+    """Counter of the operators other than views."""
 
     count = 0
 

@@ -76,10 +76,10 @@ def predict_images(
             faults += error.faults
         else:
             if min(height, width) < MIN_SIDE:
-                faults.append(f"{path}: {width}x{height} pixels; at least {MIN_SIDE} a side are needed; enlarge it")
+                faults.append(f"{path}: {width}x{height} pixels; at least {MIN_SIDE} per side are needed; enlarge it")
     results = {path: _results(path, out) for path in pictures}
     faults += [
-        f"{path}: {fault} with the end of a result; rename it"
+        f"{path}: {fault} with the suffix of a result; rename it"
         for path, files in results.items()
         if (fault := name_fault(files[1].name)) and not name_fault(path.name)
     ]

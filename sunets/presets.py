@@ -17,7 +17,7 @@ from sunets.core.record import replacing, write_text
 PARAMS = Path("params.yaml")
 PRESETS = Path("presets")
 SIDE_MULTIPLE = 16
-"""Both sides of the images of own data are multiples of this number of pixels, the deepest stride of the networks."""
+"""Both sides of the images of a user's data are multiples of this number of pixels, the networks' deepest stride."""
 IMAGES_LOOKED_AT = 20
 
 
@@ -55,9 +55,9 @@ def _files() -> list[Path]:
 
 
 def use_preset(name: str, root: Path | None = None) -> Replaced:
-    """Replace params.yaml by a preset; copy it first if neither a commit nor a preset has its content.
+    """Replace params.yaml with a preset; copy it first if neither a commit nor a preset has its content.
 
-    The preset for own data gets the aspect ratio of its images.
+    The preset for a user's data gets the aspect ratio of its images.
 
     Args:
         name: name of the preset.
@@ -65,7 +65,7 @@ def use_preset(name: str, root: Path | None = None) -> Replaced:
 
     Raises:
         FileNotFoundError: no such directory `root`.
-        ValueError: no such preset, one that is not UTF-8, an unusable `root`, or a params.yaml that is no file.
+        ValueError: no such preset, one that is not UTF-8, an unusable `root`, or a params.yaml that is not a file.
     """
     path = preset_path(name)
     try:
@@ -102,7 +102,7 @@ def _quoted(root: Path) -> str:
 
 
 def _with_aspect_ratio(text: str, root: Path | None) -> tuple[str, tuple[int, int] | None]:
-    """Give own data its aspect ratio, at about as many pixels as the preset, or as the images if they have fewer."""
+    """Give a user's data their aspect ratio, at about the preset's number of pixels, or the images' if fewer."""
     folder = re.search(r"(?ms)^data:\n  name: folder\n  root: (\S+)\n  size: (\[(\d+), (\d+)\])\n", text)
     shapes = _shapes(Path(root or folder[1]) / "images") if folder else []
     if not folder or not shapes:

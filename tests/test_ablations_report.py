@@ -695,7 +695,7 @@ def test_the_trials_that_explain_names_make_the_mean_of_the_table(tmp_path: Path
 def test_explain_shows_the_learning_rates_that_a_setting_was_chosen_from_and_its_reference(traced: Path) -> None:
     text = explain(traced, "synthetic", "ablations/tuned", "1", "score.miou")
     chosen, compared = text.split("the sampler's trials with this setting, scored on the val split:")[1].split(
-        "difference to "
+        "difference from "
     )
     tried = re.findall(r"trial (\d+), tuning, seed 100, model\.unet_depth = \d, train\.lr = 0\.\d+, train\.w", chosen)
     assert tried == [str(n) for n in range(10)]

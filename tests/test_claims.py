@@ -221,13 +221,13 @@ def test_what_no_record_measures_is_not_tested(tmp_path: Path) -> None:
     zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, {})
     finding = found(tmp_path, claims.SIMPLE)
     assert finding.verdict.startswith("not tested here: no record measures it")
-    assert "2 operators besides convolution (cat, relu); no other network needs cat" in finding.measured
+    assert "2 operators besides convolution and linear layers (cat, relu); no other network needs cat" in finding.measured
 
 
 def test_results_open_with_the_claims(tmp_path: Path) -> None:
     benchmark(tmp_path, "camvid", {"sunet64": (0.7, 6.0), "dilated_resnet18": (0.6, 13.0)})
     page = index_page(tmp_path)
-    assert page.startswith("# Results\n\n**What the paper claims of SUNets, and what the records here say.**")
+    assert page.startswith("# Results\n\n**What the paper claims about SUNets, and what the records here say.**")
     text = claims_table(read_results(tmp_path))
     for claim in (claims.ACCURACY, claims.GLOBAL, claims.RESOLUTION, claims.MEMORY, claims.SPEED, claims.SIMPLE):
         assert text.count(f"| {claim[0]} ") == 1

@@ -217,7 +217,7 @@ def test_a_declared_difference_is_compared_and_stated(key, tmp_path) -> None:
     assert verdict(records) == "worse"
     (note,) = [n for n in tables.accuracy(records, SUNET).notes if n.startswith("Declared")]
     assert note == (
-        "Declared differences to sunet_tiny (report.declared_differences): plain_conv_small train.lr 0.01 / 0.003."
+        "Declared differences from sunet_tiny (report.declared_differences): plain_conv_small train.lr 0.01 / 0.003."
     )
 
 
@@ -316,7 +316,7 @@ def test_a_score_without_its_matrices_is_an_error_and_without_the_file_a_note(su
         load_records(suite, tmp_path)
     path.unlink()
     notes = tables.accuracy(load_records(suite, tmp_path), SUNET).notes
-    assert f"Scores not checked, for want of confusion matrices: {OTHER}." in notes
+    assert f"Scores not checked, since there are no confusion matrices: {OTHER}." in notes
 
 
 def test_matrices_by_object_size_are_those_of_the_images(suite, tmp_path) -> None:

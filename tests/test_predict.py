@@ -126,7 +126,7 @@ def test_a_name_that_is_too_long_for_a_result_is_named_before_anything_is_writte
     good, long = tmp_path / "good.png", tmp_path / f"{'x' * 232}.png"
     for path in (good, long):
         Image.new("RGB", (32, 32)).save(path)
-    with pytest.raises(DataError, match=r"x\.png: its name has 244 bytes; at most 240 are allowed with the end"):
+    with pytest.raises(DataError, match=r"x\.png: its name has 244 bytes; at most 240 are allowed with the suffix"):
         predict_images(checkpoint, [good, long], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     fits = long.rename(tmp_path / f"{'x' * 228}.png")

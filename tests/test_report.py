@@ -713,7 +713,7 @@ def test_explain_leads_from_a_number_to_its_runs(site) -> None:
     for part in ("git commit: 0123456789abcdef0123", f"data digest: {'d1' * 8}", f"code hash: {'c0de' * 4}",
                  f"config hash: {_config_hash(root, 'unet_small')} (seed 0)",
                  "command: python -m sunets evaluate unet_small", "torch 2.14.1",
-                 "records/evaluate/unet_small.json", "difference to sunet_tiny"):  # fmt: skip
+                 "records/evaluate/unet_small.json", "difference from sunet_tiny"):  # fmt: skip
         assert part in text
     assert f"seed 1: score.miou = {_scores(root, 'sunet_tiny')[1]}" in text
     assert (

@@ -108,7 +108,8 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
 
     Returns:
         Axis -> share of the variance and the ends of its 95 % bootstrap interval, largest first; None for a complete
-        grid without a sampler, fewer than `FOREST_TRIALS` finished trials, equal scores, or a single axis.
+        grid without a sampler, one axis at a time, fewer than `FOREST_TRIALS` finished trials, equal scores, or a
+        single axis.
     """
     if not study.sampled and variance_shares(study) is not None:
         return None

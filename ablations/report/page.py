@@ -18,7 +18,7 @@ from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import write_text
 from sunets.core.stage import stage
 from sunets.core.trials import check_trials
-from sunets.report.comparison import Comparison, difference_text, power_text
+from sunets.report.comparison import Comparison, difference_text, undecided_text
 from sunets.report.page import commit_unknown
 from sunets.report.records import FAILED, ReportError, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
@@ -33,7 +33,8 @@ CAPTIONS = {
     "variance": "What explains the variance of {score} over settings and seeds: exact functional ANOVA of the "
     "complete grid.",
     "importance": "Importance by fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees): share of the variance "
-    f"over all trials that an axis alone explains. Lines: 95 % of {RESAMPLES} bootstrap samples of the trials (16 "
+    "of the score over all trials (of a sampler, of its search score) that an axis alone explains. "
+    f"Lines: 95 % of {RESAMPLES} bootstrap samples of the trials (16 "
     "trees each).",
     "pareto": "{score} against multiply-adds. Left: trials of the search; right: points trained again on every seed, "
     "with 95 % t-intervals.",
@@ -97,8 +98,8 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     parts = [
         f"# Ablations: {suite.report.title}",
         "Made by `dvc repro` (stage `ablation_report`) from [`records/ablations/`](records/ablations): do not edit. "
-        "A record is one trial, with all its parameters, environment, commit and command. Every number of a table "
-        "leads back to its trials by `python -m sunets explain ablations/TABLE ROW COLUMN`.",
+        "A record is one trial, with all its parameters, environment, commit and command. `python -m "
+        "sunets explain ablations/TABLE ROW COLUMN` traces every number of a table to its trials.",
     ]
     if not suite.ablations:
         parts[1:] = ["The parameter file has no study."]
@@ -235,11 +236,12 @@ def _axis_finding(study: Study, path: str) -> str:
     if base is None or not effects:
         return head + "no two values have scores to compare: no difference shown."
     if all(c.verdict == UNDECIDED for c in effects.values()):
-        largest = max((c.difference for c in effects.values() if c.difference), key=lambda d: abs(d.mean))
-        text = f"{difference_text(study.shown, largest)} {study.shown.difference_unit}"
+        largest = max(effects.values(), key=lambda c: abs(c.difference.mean) if c.difference else 0.0)
+        text = f"{difference_text(study.shown, largest.difference)} {study.shown.difference_unit}"
+        why = undecided_text(study.shown, largest)
         return head + (
-            f"no difference shown between {join(_bracketed([base, *effects]))}; the largest, {text}, is undecided "
-            f"({power_text(study.shown, largest) or plural(largest.n, 'seed')})."
+            f"no difference shown between {join(_bracketed([base, *effects]))}; the largest, {text}, is undecided"
+            f"{f' ({why})' if why else ''}."
         )
     return head + "; ".join(f"{value}: {_words(study, c)}" for value, c in effects.items()) + "."
 
@@ -263,8 +265,7 @@ def _words(study: Study, comparison: Comparison) -> str:
     if comparison.verdict in (BETTER, WORSE, EQUIVALENT):
         return f"{comparison.verdict}, {text}"
     if comparison.verdict == UNDECIDED:
-        power = power_text(study.shown, difference)
-        return f"no difference shown ({text}{'; ' if power else ''}{power})"
+        return f"no difference shown ({'; '.join(filter(None, (text, undecided_text(study.shown, comparison))))})"
     why = "one seed has no interval" if difference.n == 1 else "the seeds do not differ in it"
     return f"no difference shown, {why} ({text})"
 

@@ -144,12 +144,12 @@ class Study:
 
     @cached_property
     def reference(self) -> Setting | None:
-        """The setting that differences are taken to."""
+        """The setting that differences are taken from."""
         return next((s for s in self.settings if s.reference), None)
 
     @cached_property
     def compared(self) -> dict[int, Comparison]:
-        """Index of a setting -> its comparison with the reference, as one of all settings."""
+        """Index of a setting -> its comparison with the reference, adjusted over all settings (Holm)."""
         if self.reference is None:
             return {}
         others = {i: Runs(s.scores, s.records) for i, s in enumerate(self.settings) if not s.reference}
@@ -162,7 +162,7 @@ class Study:
         return [axis.path for axis in (*self.config.axes, *self.config.nuisance)]
 
     def effects(self, path: str) -> dict[str, Comparison]:
-        """Map the value of an axis -> its comparison with the reference's value, as one of this axis's values."""
+        """Map each value of an axis to its comparison with the reference's value, adjusted over the axis (Holm)."""
         values, base = self.marginal(path), self.base(path)
         if base not in values:
             return {}
@@ -177,7 +177,7 @@ class Study:
         return value_text(self.reference.arm[path]) if self.reference else None
 
     def by_arm(self) -> dict[tuple[str, ...], Setting]:
-        """Map the values of all axes -> setting; one that is several settings stands under each."""
+        """Map the values of all axes to their setting; a training that several settings share is under each of them."""
         return {
             tuple(value_text(arm[path]) for path in self.axes): setting
             for setting in self.settings
@@ -207,9 +207,9 @@ class Study:
         """Find the values of the other axes at which the values of an axis are compared on equal terms.
 
         Returns:
-            Those values -> value of the axis -> setting, where every value has a score, without those at which every
-            value is the same training, such as the dilation of a network that dilates nothing: an axis has no effect to
-            measure there. If it has none anywhere, all of them. And the number that was left out for that.
+            The values of the other axes -> value of the axis -> setting, where every value has a score. Contexts in
+            which every value is the same training, such as the dilation of a network that dilates nothing, are left
+            out unless there are no others. Then the number of contexts left out.
         """
         index = self.axes.index(path)
         rows: dict[tuple[str, ...], dict[str, Setting]] = {}  # in order: a sum depends on it
@@ -236,7 +236,7 @@ def axis_name(path: str) -> str:
 
 
 def _natural(text: str, listed: Sequence[str]) -> tuple[int, float, tuple[float, ...]]:
-    """Sort key of a value of an axis: numbers, and lists of them by mean; then text as the study lists it."""
+    """Return the sort key of a value: numbers, and lists of them by mean; then text as the study lists it."""
     try:
         numbers = tuple(float(part) for part in text.split(", "))
     except ValueError:

@@ -26,7 +26,7 @@ COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.eff
 
 
 def settings_table(study: Study) -> Table:
-    """Make the table of settings: score, difference to the reference, cost."""
+    """Make the table of settings: score, difference from the reference, cost."""
     q, rows, lines = study.shown, [], []
     for index, setting in enumerate(study.settings):
         comparison = study.compared.get(index, NO_COMPARISON)
@@ -55,14 +55,14 @@ def settings_table(study: Study) -> Table:
         rows.append(row)
         lines.append(line)
     notes = [
-        f"Mean with its 95 % t-interval over the seeds; difference to the reference ({_reference_text(study)}), paired "
-        "by seed, with its 95 % interval. Verdicts are adjusted for the number of rows (Holm)."
+        f"Mean with its 95 % t-interval over the seeds; difference from the reference ({_reference_text(study)}), "
+        "paired by seed, with its 95 % interval. Verdicts are adjusted for the number of rows (Holm)."
     ]
     twice = [(setting.arm, arm) for setting in study.settings for arm in setting.same_as]
     if twice:
         one, other = (arm_text(study, arm) for arm in twice[0])
         count = plural(len(twice), "setting")
-        notes.append(f"Not trained again, since the network is that of a row: {count}, such as {other} (as {one}).")
+        notes.append(f"Not trained again, since a row has the same network: {count}, such as {other} (same as {one}).")
     return Table(
         study.name,
         f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",
@@ -94,7 +94,7 @@ def axes_table(study: Study) -> Table | None:
             })  # fmt: skip
     note = (
         "Mean over the settings of the other axes that have scores for every value and seed, seed by seed; intervals "
-        "over the seeds. Differences to the reference's value, paired by seed; verdicts adjusted within an axis (Holm)."
+        "over the seeds. Differences from the reference's value, paired by seed; verdicts adjusted in an axis (Holm)."
     )
     notes = [note]
     if unchanged := [axis_name(path) for path in study.axes if study.contexts(path)[1]]:
@@ -149,5 +149,5 @@ def _trials(study: Study, trials: Sequence[Record], name: str, caption: str, mor
     view[f"Search {q.heading}"] = data[study.search_key].map(q.text)
     gmacs = quantity("cost.gmacs")
     view[gmacs.heading] = data["cost.gmacs"].map(gmacs.text)
-    note = f"Scores of one seed on the {trials[0]['split']} split: they choose settings and compare nothing.{more}"
+    note = f"Scores of one seed on the {trials[0]['split']} split, used to choose settings, not to compare them.{more}"
     return Table(f"{study.name}_{name}", caption, data, view, (note,), paper=Paper(view, names=1))

@@ -1,7 +1,7 @@
-"""What the paper claims of SUNets, and what the records of all benchmarks say to it.
+"""The paper's claims about SUNets, and what the records of all benchmarks say about them.
 
-Nothing is hard-coded but the words of the claims: each is turned into comparisons, each comparison supports it,
-contradicts it or decides nothing, and `judge` makes the verdict of them.
+Only the wording of the claims is fixed: each is turned into comparisons, each comparison supports it, contradicts it
+or decides nothing, and `judge` derives the verdict from them.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ SIMPLE = (
     "Simple and portable",
     "No operator that the other networks do not need; the same output after export and in other runtimes",
 )
-CAPTION = "What the paper claims of SUNets, and what the records here say."
+CAPTION = "What the paper claims about SUNets, and what the records here say."
 NOTES = (
     "Each comparison supports a claim, contradicts it or decides nothing. Shown: every comparison supports it. "
     "Refuted: every one contradicts it. Not shown: anything else. Accuracy is compared seed by seed with Holm's "
-    "adjustment, and the verdict is that of the other network: worse or equivalent supports the claim and better "
-    "contradicts it; for global information, equivalent contradicts it too. Rows that differ in budget, data or effort "
-    "are not compared. Counts of memory are exact; timings differ where their interquartile ranges do not overlap.",
+    "adjustment over the networks of a row, and the verdict is that of the other network: worse or equivalent supports "
+    "the claim and better contradicts it; for global information, equivalent contradicts it too, and for accuracy with "
+    "few parameters, a network with fewer cannot support it. Rows that differ in budget, data or effort are not "
+    "compared. Counts of memory are exact; timings differ where their interquartile ranges do not overlap.",
     "A network sees the whole image if its theoretical receptive field is at least as large as the image's shorter "
     "side. The synthetic images were designed so that a network that does not cannot label large objects.",
     f"Larger: more parameters than the SUNet; for memory and speed, both networks have at least {LARGE_M:g} M.",
@@ -70,7 +71,7 @@ class Results:
 
 
 def read_results(results: Path) -> Results:
-    """Read the records of every benchmark; one that another version of the code left stops no report."""
+    """Read the records of every benchmark; unreadable ones, such as those of other code, do not stop the report."""
     read = Results({}, [], [], {})
     for directory in sorted(path.parent for path in results.glob("*/records")):
         try:
@@ -352,7 +353,8 @@ def _simple(zoo: Sequence[Record]) -> Finding:
     if not used[True]:
         return Finding(SIMPLE, "zoo", "", why)
     extra = used[True] - used[False]
-    text = f"SUNets need {len(used[True])} operators besides convolution ({', '.join(sorted(used[True]))}); "
+    text = f"SUNets need {len(used[True])} operators besides convolution and linear layers "
+    text += f"({', '.join(sorted(used[True]))}); "
     text += f"no other network needs {', '.join(sorted(extra))}" if extra else "other networks need all of them too"
     return Finding(SIMPLE, "zoo", text, why, "zoo/cost_segmentation.md", (key,), tuple(rows))
 

@@ -1,4 +1,4 @@
-"""The one comparison of tables, figures and pages: what may be compared, differences, verdicts, text, columns."""
+"""Comparisons shared by tables, figures and pages: what may be compared, differences, verdicts, text, columns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _FIRST = ("data_digest", "split", "variant", "tune.trials", "tune", "train.epoch
 
 
 VIDEO_BLOCKS = {"camvid": 20}
-"""Data set -> consecutive frames of a sequence that are resampled together: neighbours in a video are no new images."""
+"""Data set -> consecutive frames resampled together: neighbouring frames of a video are not independent."""
 BOOTSTRAP_LIMIT = 50_000_000
 """Confusion counts per model above which images are not resampled (it would take minutes)."""
 
@@ -49,8 +49,8 @@ BOOTSTRAP_LIMIT = 50_000_000
 def joint_estimate(records: Records, model: str, key: str, variant: str | None = None) -> Estimate | None:
     """Return the mean of a score over the seeds with its interval over seeds and images, in the unit of the records.
 
-    A score that is no function of the images' confusion matrices has an interval over the seeds alone. None without a
-    score.
+    A score that is not a function of the images' confusion matrices has an interval over the seeds alone. None without
+    a score.
     """
     unit = 100 / quantity(key).scale
     scores = records.scores(model, key, variant)
@@ -138,11 +138,14 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
     return f"{text} [{q.text(difference.low, sign=True)}, {q.text(difference.high, sign=True)}]"
 
 
-def power_text(q: Quantity, difference: Difference | None) -> str:
-    """Format as `3 seeds would detect 5.4 points with 80 % power`; empty where the differences have no spread."""
-    if difference is None or not (detectable := _detectable(q, difference)):
+def undecided_text(q: Quantity, comparison: Comparison) -> str:
+    """Write `worse before Holm's adjustment` or `3 seeds would detect 5.4 points with 80 % power`; empty if decided."""
+    if comparison.verdict != UNDECIDED:
         return ""
-    return f"{difference.n} seeds would detect {detectable} with {100 * POWER:.0f} % power"
+    if comparison.unadjusted_verdict != UNDECIDED:
+        return f"{comparison.unadjusted_verdict} before Holm's adjustment"
+    detectable = _detectable(q, d := comparison.difference)
+    return f"{d.n} seeds would detect {detectable} with {100 * POWER:.0f} % power" if d and detectable else ""
 
 
 def _detectable(q: Quantity, difference: Difference | None) -> str:
@@ -153,7 +156,7 @@ def _detectable(q: Quantity, difference: Difference | None) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference of one row to its table's reference, judged as one of the table's several comparisons."""
+    """The difference of one row from its table's reference, judged as one of the table's several comparisons."""
 
     difference: Difference | None
     """Paired by seed; None without a common seed, and where the rows are not comparable."""
@@ -168,11 +171,11 @@ class Comparison:
 
 
 NO_COMPARISON = Comparison(None, None)
-"""That of a reference."""
+"""Comparison of a reference row, which is compared with nothing."""
 
 
 def verdict_text(q: Quantity, comparison: Comparison) -> str:
-    """Format a verdict for a table: with the change by Holm's adjustment, and what undecided seeds could have shown."""
+    """Format a verdict for a table, with the one before Holm's adjustment or, if undecided, what was detectable."""
     alone, judged, d = comparison.unadjusted_verdict, comparison.verdict, comparison.difference
     if alone != judged:
         return f"{judged} ({alone} before Holm)"
@@ -284,7 +287,7 @@ def _shown(values: Collection[str]) -> str:
 
 
 def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
-    """Say below a table what its verdicts mean, which Holm's adjustment makes from a number of comparisons."""
+    """Explain a table's verdicts in a note; `comparisons` is the number that Holm's adjustment covers."""
     margin = f"{report.equivalence_margin_percent:g} {q.difference_unit}"
     adjusted = (
         f" Verdicts are adjusted for {comparisons} comparisons (Holm), differences and equivalences separately: what "
@@ -299,9 +302,11 @@ def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
 
 
 def declared_notes(compared: Mapping[str, Comparison], labels: Mapping[str, str], reference: str) -> list[str]:
-    """State below a table the declared differences of its rows to the reference."""
+    """State below a table the declared differences of its rows from the reference."""
     texts = [f"{labels[name]} {text}" for name, c in compared.items() for text in c.declared]
-    return [f"Declared differences to {reference} (report.declared_differences): {'; '.join(texts)}."] if texts else []
+    return (
+        [f"Declared differences from {reference} (report.declared_differences): {'; '.join(texts)}."] if texts else []
+    )
 
 
 def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
@@ -311,7 +316,7 @@ def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
 
 
 def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:
-    """Return the CSV columns of a paired difference to the row `reference`; empty where there is none."""
+    """Return the CSV columns of a paired difference from the row `reference`; empty where there is none."""
     d = comparison.difference
     columns = {
         "reference": d and reference, "mean": d and d.mean, "ci95_low": d and d.low, "ci95_high": d and d.high,

@@ -37,7 +37,7 @@ def explain(results_dir: Path, benchmark: str, table: str, row: str, column: str
 
 
 class Explainer:
-    """Traces numbers of the tables below `results/`; every file is read once."""
+    """Tracer of numbers in the tables below `results/`; it reads every file once."""
 
     def __init__(self, results_dir: Path, read: Results | None = None) -> None:
         """Read nothing yet; `read` are the records below the directory, for a caller that has read them."""
@@ -170,7 +170,7 @@ class Explainer:
             for reference in (r for r in rows if r["reference"] == "True"):
                 if cells.get("axis") == reference.get("axis"):
                     name = cells.get(f"{base}.difference.reference")
-                    lines += ["", f"difference to {name}, paired by seed:", *_states(behind(reference), (key,))]
+                    lines += ["", f"difference from {name}, paired by seed:", *_states(behind(reference), (key,))]
         return lines
 
     def _claim(self, row: str, column: str) -> list[str]:
@@ -196,7 +196,7 @@ class Explainer:
 
 
 def _tables(results_dir: Path, benchmark: str) -> dict[str, Path]:
-    """Name of each table that there is -> its CSV file."""
+    """Map the name of each existing table to its CSV file."""
     folders = {"": results_dir / benchmark / "tables", "ablations/": results_dir / benchmark / "ablations"}
     return {
         prefix + path.stem: path
@@ -299,7 +299,7 @@ def _reference(records: Records, table: str, cells: Cells, key: str) -> list[str
     model, variant = (cells["model"], other) if table == "test_time" else (other, records.variants[0])
     return [
         "",
-        f"difference to {model}, {variant.replace('_', ' ')}, paired by seed:",
+        f"difference from {model}, {variant.replace('_', ' ')}, paired by seed:",
         *(f"  seed {seed}: {key} = {value}" for seed, value in records.scores(model, key, variant).items()),
     ]
 

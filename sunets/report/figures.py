@@ -44,7 +44,7 @@ def accuracy(records: Records) -> Figure | None:
 
 
 def accuracy_cost(records: Records) -> Figure | None:
-    """Draw the headline score against multiply-adds and against parameters, with intervals over the seeds."""
+    """Draw the headline score against multiply-adds and against parameters, with the intervals of the table."""
     cost = records.cost[records.cost.status == FINISHED].set_index("model")
     panels = [k for k in ("cost.gmacs", "cost.params_m") if cost[k].notna().any()]
     scores = {m: s for m in cost.index if (s := records.scores(m))}
@@ -127,7 +127,7 @@ def _legend(fig: Figure, styles: Sequence[Style], labels: Sequence[str], *, line
 
 
 def _legend_height(labels: Sequence[str], width: float = WIDTH) -> float:
-    """Return the inches that it takes below a figure."""
+    """Return the height of the legend below a figure, in inches."""
     return 0.16 * math.ceil(len(labels) / legend_columns(labels, width)) if labels else 0.0
 
 
@@ -154,7 +154,7 @@ def interval_bar(
 
 
 def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
-    """Leave room beside the points, with plain numbers; logarithmic, and True, where costs differ by a factor of 3."""
+    """Give the cost axis margins and plain numbers; return whether it is logarithmic, for costs a factor of 3 apart."""
     low, high = min(values), max(values)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     if high < 3 * low:

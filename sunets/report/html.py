@@ -32,11 +32,11 @@ from sunets.report.write import NAMES
 FIRST = ("Findings", "Claims", "Limits")
 """Sections that come before the others."""
 LONG = 40
-"""Letters beyond which a cell is wrapped, and rows beyond which a table is folded."""
+"""Characters beyond which a cell is wrapped, and rows beyond which a table is folded."""
 _BESIDE = re.compile(
     r"^Made by `dvc repro`.*$|^<sub>Table .*$|^<sub>|</sub>$|,? \(?\[(CSV|LaTeX|PDF)\]\([^)]*\)\)?", re.MULTILINE
 )
-"""What a page says of files beside it, which a file that is sent does not have."""
+"""References to neighbouring files, which a reader of the single HTML file does not have."""
 
 
 def build_html(suite: Suite, root: Path) -> Path:
@@ -73,11 +73,13 @@ _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("sunets.report"), undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True
 )
 _MARKDOWN = MarkdownIt("js-default")  # HTML in the text, such as that of a label, stays text
-_MARKDOWN.add_render_rule("image", lambda _, tokens, i, *rest: str(escape(tokens[i].content)))  # an address stays shut
+_MARKDOWN.add_render_rule(
+    "image", lambda _, tokens, i, *rest: str(escape(tokens[i].content))
+)  # remote images are not loaded
 
 
 def _inline(text: str) -> Markup:
-    """Render a sentence; a link to a page follows below, one to another file becomes its text, an address a link."""
+    """Render a sentence; links to pages become "below", links to other files plain text, and addresses links."""
     shown = _MARKDOWN.renderInline(text.strip())
     shown = re.sub(r'<a href="([^":]*\.md)">\1</a>', "below", shown)
     shown = re.sub(r'<a href="(?!https?:)[^"]*">(.*?)</a>', r"\1", shown)

@@ -32,7 +32,7 @@ SMALLEST_PRINT = 4.3
 FIELD_MASS = 0.95
 """Share of the input gradient that the contour of an effective receptive field encloses."""
 DECADES = 3
-"""Range of the logarithmic scale of receptive fields; less than a thousandth of the largest gradient is nothing."""
+"""Range of the logarithmic scale of receptive fields; gradients below a thousandth of the largest are drawn as that."""
 CONTOUR = "#D55E00"
 _PANELS = STYLE | {"axes.grid": False, "axes.titleweight": "normal", "axes.titlelocation": "center"}
 
@@ -110,7 +110,7 @@ def luminance(color: Sequence[float]) -> float:
 
 
 def ink(color: Sequence[float]) -> str:
-    """Return black or white, whichever has more contrast to a background; it is at least 4.5 to 1."""
+    """Return black or white, the one with more contrast against a background: at least 4.5 to 1."""
     return "black" if luminance(color) > 0.179 else "white"
 
 
@@ -192,8 +192,9 @@ def receptive_field(records: Records) -> Figure | None:
 def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> Figure:
     """Draw effective receptive fields side by side on one logarithmic scale, with the contour of the 95 % area.
 
-    The contour is that of the field smoothed by a fortieth of the image, whose pixels scatter. `fields` maps the label
-    of a model to the (H, W) absolute gradient, `shares` to the smallest share of the image that holds 95 % of it.
+    The contour is drawn on a smoothed field, since single pixels are noisy (Gaussian, a fortieth of the image).
+    `fields` maps the label of a model to the (H, W) absolute gradient, `shares` to the smallest share of the image that
+    holds 95 % of it.
     """
     columns = min(len(fields), 4)
     rows = math.ceil(len(fields) / columns)
@@ -225,7 +226,7 @@ def draw_fields(fields: Mapping[str, NDArray], shares: Mapping[Any, float]) -> F
 
 
 def mass_level(field: NDArray) -> float:
-    """Return the value whose exceedance encloses `FIELD_MASS` of a field's sum by the fewest pixels."""
+    """Return the level above which the fewest pixels hold `FIELD_MASS` of a field's sum."""
     values = np.sort(field.ravel())[::-1]
     return float(values[min(np.searchsorted(values.cumsum(), FIELD_MASS * values.sum()), values.size - 1)])
 

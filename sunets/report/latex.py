@@ -18,9 +18,9 @@ from sunets.report.records import QUANTITIES
 PACKAGES = ("booktabs", "siunitx", "adjustbox", "graphicx", "xurl")
 """Packages that tables and the document need."""
 MOST_LETTERS = 116
-"""Letters of a row, two per column for the gap included, that fit a line of an article in 6.5 points or more."""
+"""Most characters in a row, with two per column for the gap, that fit a line of an article at 6.5 points or more."""
 CELL_LETTERS, HEADING_LETTERS = 20, 13
-"""Letters beyond which a text cell and a heading are broken into lines."""
+"""Characters beyond which a text cell and a heading are broken into lines."""
 PRIORITY = (
     r"mIoU \(%\)|Top-1 error|Search |Chosen", "Default recipe", "Difference", "Verdict", "Parameters", "Multiply-adds",
     "Saved for backward", "Output stride",

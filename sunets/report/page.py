@@ -1,7 +1,7 @@
 """Pages in Markdown: `results/<benchmark>/README.md` of each benchmark, and their index `results/README.md`.
 
 A page is made from records and from the tables of the same build. It links to noisy tables instead of showing them, so
-that it is the same as long as the exact figures are.
+that it changes only when an exact figure does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sunets.core.config import Suite
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Kind, RecordError, read_rows
 from sunets.report.claims import claims_table, read_results
-from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate, power_text
+from sunets.report.comparison import compare_all, difference_text, estimate_text, joint_estimate, undecided_text
 from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
@@ -44,8 +44,8 @@ def benchmark_page(suite: Suite, records: Records, content: Content) -> str:
     """Write the page of one benchmark."""
     parts = [
         f"# {suite.report.title}",
-        "Made by `dvc repro` (stage `report`) from [`records/`](records): do not edit. Every number leads back to its "
-        "runs by `python -m sunets explain TABLE ROW COLUMN`.",
+        "Made by `dvc repro` (stage `report`) from [`records/`](records): do not edit. `python -m sunets explain "
+        "TABLE ROW COLUMN` traces every number to its runs.",
         "## Findings",
         "\n".join(f"- {sentence}" for sentence in findings(suite, records)),
         "## What was run",
@@ -82,15 +82,15 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 """Order of the page."""
 
 FIGURE_CAPTIONS = {
-    "accuracy": "{headline} of every seed (dots) and its mean with the 95 % interval over seeds and images.",
-    "accuracy_cost": "{headline} against multiply-adds and against parameters. Bars: 95 % intervals over seeds and "
-    "images.",
+    "accuracy": "{headline} of every seed (dots) and its mean with the 95 % interval of the table.",
+    "accuracy_cost": "{headline} against multiply-adds and against parameters. Bars: the 95 % intervals of the table.",
     "training_curves": "Training loss and validation score; mean over the seeds, band: 95 % t-interval.",
     "tuning": "Validation {headline} of every trial (dots) and the best so far, by trial. Trial 0 is the recipe of the "
     "parameter file.",
     "per_class": "IoU of each class, mean over the seeds and 95 % interval over seeds and images.",
     "object_size": "Mean class accuracy on the pixels of small, medium and large objects (connected regions of one "
-    f"class that cover less than {MEDIUM}, up to {LARGE}, or more of the image); bars: 95 % intervals over the seeds.",
+    f"class that cover less than {MEDIUM}, less than {LARGE}, or at least {LARGE} of the image); bars: 95 % intervals "
+    "over the seeds.",
     "confusion": "Confusion matrices over all seeds, each row divided by its sum.",
     "receptive_field": "Effective receptive field: the gradient of a centre logit with respect to the input of the "
     "untrained network, averaged over initialisations and images, relative to its maximum. Line: the area that holds "
@@ -123,8 +123,7 @@ def findings(suite: Suite, records: Records) -> list[str]:
     groups: dict[str, list[str]] = {}
     compared = compared_models(records, reference) if reference in means else {}
     for model, c in ((m, c) for m, c in compared.items() if m in means):
-        power = power_text(q, c.difference) if c.verdict == UNDECIDED else ""
-        texts = [text for text in (difference_text(q, c.difference), power) if text]
+        texts = [text for text in (difference_text(q, c.difference), undecided_text(q, c)) if text]
         shown = f" ({'; '.join(texts)})" if texts else ""
         groups.setdefault(c.verdict, []).append(f"{name[model]}{shown}")
     order = (BETTER, WORSE, EQUIVALENT, UNDECIDED)

@@ -1,4 +1,4 @@
-"""What of a benchmark goes into a paper: the narrow versions of its tables, and `paper.tex`, which shows them all."""
+"""The parts of a benchmark for a paper: narrow versions of its tables, and `paper.tex`, which shows them all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sunets.report.records import quantity
 from sunets.report.write import Paper, Table
 
 MOST_CLASSES = 6
-"""Classes beyond which they are rows, and the models columns."""
+"""Most classes that are columns; with more, classes are rows and models are columns."""
 _ABLATION = {
     ".tex": "", "_axes.tex": "", "_pareto.tex": "",
     "_axes.pdf": "score by the value of each axis, every seed (dots), mean and 95 % t-interval",

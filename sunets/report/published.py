@@ -128,7 +128,7 @@ QUOTES = (
 
 
 def verdict(ours: Estimate, quote: Quote) -> str:
-    """Say how a measured value stands to a published one, which is another network's, or one to be reproduced.
+    """Judge a measured value against a published one: another network's, or one to be reproduced.
 
     The measured value is in the quote's unit, which has a value.
     """
@@ -225,7 +225,7 @@ def _beside(quote: Quote, records: Records, names: Mapping[str, str], key: str) 
 
 
 def _difference(records: Records, quote: Quote, names: Mapping[str, str], key: str) -> Estimate | None:
-    """Return the mean difference to the network that the quote subtracts, paired by seed."""
+    """Return the mean difference from the network that the quote subtracts, paired by seed."""
     other = next((k for k, name in names.items() if name == quote.minus), None)
     subtracted = records.scores(other, quote.metric) if other else {}
     scores = records.scores(key, quote.metric)

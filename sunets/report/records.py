@@ -254,7 +254,7 @@ class Records:
             return None
         field = read_arrays(path).get("field")
         if field is not None and (field.ndim != 2 or field.dtype.kind != "f" or not np.isfinite(field).all()):
-            raise RecordError(f"{path}: field is no map of finite numbers; run the stage cost again")
+            raise RecordError(f"{path}: field is not a map of finite numbers; run the stage cost again")
         return field
 
     def all(self, kind: str, model: str | None = None) -> list[Record]:
@@ -447,7 +447,7 @@ def _read_manifest(path: Path) -> _Manifest:
 
 
 def _numbers(frame: pd.DataFrame, *prefixes: str) -> pd.DataFrame:
-    """Replace None, which JSON has for "no value", by NaN, so that the columns are numeric."""
+    """Replace None, which JSON has for "no value", with NaN, so that the columns are numeric."""
     for column in frame.columns[frame.columns.str.startswith(prefixes)]:
         if not frame[column].map(lambda v: isinstance(v, str)).any():
             frame[column] = pd.to_numeric(frame[column])

@@ -52,7 +52,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """Mean paired difference to a reference, and what tests say of it."""
+    """Mean paired difference from a reference, and what tests say about it."""
 
     p_value: float | None
     """Two-sided p-value of no difference; None where nothing was tested."""

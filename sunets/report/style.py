@@ -91,9 +91,9 @@ def model_styles(keys: Iterable[str]) -> dict[str, Style]:
 
 
 def legend_columns(labels: Sequence[str], width: float = WIDTH) -> int:
-    """Number of columns of a legend, equally filled, that fit a figure of this width in inches.
+    """Return the number of columns of a legend, equally filled, that fit a figure of this width in inches.
 
-    A line has about 16 letters per inch; marker and gap take 7.
+    A line has about 16 characters per inch; marker and gap take 7.
     """
     most = max(1, min(4, len(labels), int(16 * width) // (max(map(len, labels)) + 7)))
     return math.ceil(len(labels) / math.ceil(len(labels) / most))
@@ -113,7 +113,9 @@ _METADATA: dict[str, Any] = {
 
 def save_files(fig: Figure, *paths: Path) -> list[Path]:
     """Write a figure to .png or .pdf files, and close it."""
-    os.environ.pop("SOURCE_DATE_EPOCH", None)  # the files have no date, and matplotlib fails on one that is no number
+    os.environ.pop(
+        "SOURCE_DATE_EPOCH", None
+    )  # the files have no date, and matplotlib fails on one that is not a number
     if fig.get_layout_engine() is not None:  # once, for all files
         fig.draw_without_rendering()
         fig.set_layout_engine("none")

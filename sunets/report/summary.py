@@ -31,7 +31,7 @@ def write_summary(records: Records, out: Path) -> list[Path]:
 
 
 def summary(records: Records) -> dict[str, dict[str, float]]:
-    """Label of a model -> what it has of: mean headline score in percent, parameters in M, multiply-adds in G."""
+    """Map the label of each model to its mean headline score (%), parameters (M) and multiply-adds (G), where known."""
     q, cost = quantity(records.headline), records.cost.set_index("model")
     score = f"{records.headline.removeprefix('score.').removesuffix('_percent')}_percent"
     shown = {}

@@ -87,11 +87,15 @@ def accuracy(records: Records, reference: str) -> Table:
     if any(budgets):
         view.insert(view.shape[1] - 2, "Budget", budgets)
     tests = sum(c.adjusted_p is not None for c in compared.values())
+    difference_note = (
+        f"Difference: paired by seed, in points of {q.name}, with its 95 % interval over the seeds alone, for these "
+        f"test images and one comparison. {verdict_note(records.report, q, tests)}"
+    )
+    if not compared:
+        view = view.iloc[:, :-2]
     notes = [
         joint_note(records),
-        f"Difference: paired by seed, in points of {q.name}, "
-        "with its 95 % interval over the seeds alone, for these test images and one comparison. "
-        f"{verdict_note(records.report, q, tests)}",
+        *([difference_note] if compared else []),
         *declared_notes(compared, records.labels, records.labels[reference]),
         *_caveats(records),
         *_budget_note(records, pd.DataFrame(rows)),
@@ -165,11 +169,11 @@ def _score_cells(
 def _score_row(
     records: Records, model: str, variant: str | None, reference: tuple[str, str], comparison: Comparison | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the scores of a row and its difference to a reference (key, name), which itself has no comparison."""
+    """Return the scores of a row and its difference from a reference (key, name), which itself has no comparison."""
     row, line = _score_cells(records, model, SCORES[records.task], variant, brief=True)
     q, c = quantity(records.headline), comparison or NO_COMPARISON
     row |= difference_columns(records.headline, reference[0], c)
-    line[f"Difference to {reference[1]}"] = difference_text(q, c.difference)
+    line[f"Difference from {reference[1]}"] = difference_text(q, c.difference)
     judged = verdict_text(q, comparison) if comparison else "reference"
     return row, line | {"Verdict": judged if row["n_seeds"] else ""}
 
@@ -190,7 +194,7 @@ def test_time(records: Records) -> Table | None:
             rows.append({"model": model, "variant": variant} | row)
             shown.append({"Model": label, "Variant": variant.replace("_", " ")} | line)
     notes = (
-        f"{joint_note(records)} Difference to the first variant of the same network, paired by seed, with its 95 % "
+        f"{joint_note(records)} Difference from the first variant of the same network, paired by seed, with its 95 % "
         "interval. " + verdict_note(records.report, q, len(records.variants) - 1),
     )
     caption = f"Test-time variants{_split(records)}."
@@ -340,7 +344,7 @@ def _caveats(records: Records) -> list[str]:
     return [
         *([boundary] if shares and records.task == "segmentation" else []),
         *([f"No interval, since all seeds have the same score: {', '.join(alike)}."] if alike else []),
-        *([f"Scores not checked, for want of confusion matrices: {', '.join(unchecked)}."] if unchecked else []),
+        *([f"Scores not checked, since there are no confusion matrices: {', '.join(unchecked)}."] if unchecked else []),
     ]
 
 
@@ -349,7 +353,7 @@ SETTLED = 2.0
 
 
 def last_fifth(records: Records, model: str) -> float | None:
-    """Change of the validation score over the last fifth of the epochs, mean over the finished seeds.
+    """Return the change of the validation score over the last fifth of the epochs, mean over the finished seeds.
 
     Between validated epochs the score is taken as linear. None where fewer than two epochs were validated.
     """

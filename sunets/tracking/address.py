@@ -27,7 +27,7 @@ CREATION_LIMIT = 60.0
 
 
 class TrackingError(ValueError):
-    """MLflow cannot be reached or used; the message gives address and reason in one line."""
+    """Failure to reach or use MLflow; the message gives address and reason in one line."""
 
 
 def tracking_uri() -> str:

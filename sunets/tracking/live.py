@@ -26,7 +26,10 @@ def warn_once(error: BaseException) -> None:
     """Print once per process that tracking has stopped, and the remedy."""
     if not _warned.is_set():
         _warned.set()
-        print(f"MLflow is not tracking: {failure(error)}. Nothing is lost; afterwards: {REMEDY}", file=sys.stderr)
+        print(
+            f"MLflow is not tracking: {failure(error)}. Nothing is lost; to catch up later, run {REMEDY}",
+            file=sys.stderr,
+        )
 
 
 def _never_raises(method: Callable[..., None]) -> Callable[..., None]:

@@ -21,7 +21,7 @@ from sunets.tracking.view import CURVES, Network, Run
 
 CURRENT, KEY, SLOT, DIGEST = "sunets.current", "sunets.key", "sunets.slot", "sunets.digest"
 EXTERNAL = "mlflow.model.isExternal"
-"""MLflow's mark of a model whose files it does not hold: it says so where one tries to load it."""
+"""MLflow's mark of a model whose files it does not hold; loading one raises an error that says so."""
 PARENT, PROCESS = "mlflow.parentRunId", "sunets.process"
 VIEW = "sunets"
 """Key of the shared view of the run table in MLflow's links."""
@@ -113,7 +113,7 @@ class Store:
     def open(self, run: Run, parent: str | None, compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
         """Find or create the MLflow run with this key, and write its name, tags, parameters and data set.
 
-        A run of the same key goes on if it is `compatible`: its curves may come from another machine.
+        An existing run with this key is continued only if `compatible`, since its curves may come from another machine.
 
         Returns:
             The run as it was before, and whether it is new.

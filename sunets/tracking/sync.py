@@ -85,7 +85,7 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
             left_out.append(f"{folder.name} is left out: {error}")
     try:
         store = Store()
-        # Two that write the same runs at once would double them or break the database's constraints.
+        # Two processes writing the same runs at once would duplicate them or break the database's constraints.
         with FileLock(f"{store.lock.lock_file}.sync", timeout=CREATION_LIMIT):
             return replace(_write(store, wanted, pages), left_out=tuple(left_out))
     except Timeout:

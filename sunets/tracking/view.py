@@ -28,7 +28,7 @@ COSTS = (
 CURVES, SUMMARY, VARIANTS = "curves/", "summary/", "variants/"
 """Groups of metrics; MLflow sorts them by name and puts metrics without a slash last."""
 NAMES = 2
-"""Version of the metrics' names. MLflow cannot rename a metric, so that a run with older names is not continued."""
+"""Version of the metrics' names. MLflow cannot rename a metric, so a run with older names is not continued."""
 RECIPE = ("lr", "weight_decay", "zero_init_residual", "zero_init_head", "optimizer", "batch_size", "epochs")
 """Keys of section `train` in the run table."""
 STRUCTURE = ("model.name", "model.output_stride")
