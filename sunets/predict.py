@@ -40,8 +40,6 @@ def predict_images(
     out_dir: str | Path,
     *,
     variant: VariantConfig = SINGLE_SCALE,
-    batch_size: int = 8,
-    device: str = "auto",
 ) -> list[Path]:
     """Segment pictures; write `<stem>_mask.png` (palette image of the labels) and `<stem>_overlay.png` for each.
 
@@ -54,8 +52,6 @@ def predict_images(
         paths: picture files.
         out_dir: directory for the results, created if absent; earlier results of the same names are replaced.
         variant: scales, mirroring, window.
-        batch_size: windows and mirrors per forward pass.
-        device: auto, cpu or cuda.
 
     Returns:
         The files written.
@@ -77,7 +73,7 @@ def predict_images(
         else:
             if min(height, width) < MIN_SIDE:
                 faults.append(f"{path}: {width}x{height} pixels; at least {MIN_SIDE} per side are needed; enlarge it")
-    results = {path: _results(path, out) for path in pictures}
+    results = {path: (out / f"{path.stem}_mask.png", out / f"{path.stem}_overlay.png") for path in pictures}
     faults += [
         f"{path}: {fault} with the suffix of a result; rename it"
         for path, files in results.items()
@@ -95,11 +91,12 @@ def predict_images(
             faults.append(f"{file}: `predict` did not write it and would replace it; choose another --out")
     if next((p for p in [out, *out.parents] if p.exists()), out).is_file():
         faults.append(f"{out}: a file is in the way of this directory; choose another --out")
-    if Path("dvc.yaml").exists() and (owner := next((o for o in OUTPUTS if _lies_in(out, o)), None)):
+    owner = next((o for o in OUTPUTS if out.resolve().is_relative_to(o.resolve())), None)
+    if owner and Path("dvc.yaml").exists():
         faults.append(f"{out}: lies in {owner}/, whose content the pipeline deletes; choose another --out")
     if faults:
         raise DataError(faults)
-    predictor = _Predictor(checkpoint, variant, batch_size, device)
+    predictor = _Predictor(checkpoint, variant)
     out.mkdir(parents=True, exist_ok=True)
     png_text = PngImagePlugin.PngInfo()
     png_text.add_text(*_SOFTWARE)
@@ -111,15 +108,6 @@ def predict_images(
         with replacing(overlay_file) as temporary:
             Image.fromarray(overlay(picture, labels, predictor.info["palette"])).save(temporary, pnginfo=png_text)
     return [file for files in results.values() for file in files]
-
-
-def _lies_in(path: Path, directory: Path) -> bool:
-    return path.resolve().is_relative_to(directory.resolve())
-
-
-def _results(path: Path, out: Path) -> tuple[Path, Path]:
-    """Return the output files of a picture: mask and overlay."""
-    return out / f"{path.stem}_mask.png", out / f"{path.stem}_overlay.png"
 
 
 def _is_result(file: Path) -> bool:
@@ -230,7 +218,9 @@ def palette_image(labels: NDArray[np.integer], palette: Iterable[Sequence[int]])
 class _Predictor:
     """A trained segmentation network, called with a picture."""
 
-    def __init__(self, checkpoint: str | Path, variant: VariantConfig, batch_size: int, device: str) -> None:
+    def __init__(
+        self, checkpoint: str | Path, variant: VariantConfig, batch_size: int = 8, device: str = "auto"
+    ) -> None:
         self.model: nn.Module
         self.info: dict[str, Any]
         self.model, self.info = load_trained(checkpoint)

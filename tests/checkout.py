@@ -38,6 +38,13 @@ def clone(target: Path) -> Path:
     return target
 
 
+def replace_once(path: Path, old: str, new: str) -> None:
+    """Replace the first occurrence of a text in a file, which must have it."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
 MADE = (".dvc/cache", ".work", "data", "dvc.lock", "mlflow.db", "outputs", "results")
 """What `dvc repro` of the smoke benchmark makes."""
 

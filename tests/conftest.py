@@ -13,10 +13,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from checkout import finished_clone
+
+if TYPE_CHECKING:
+    from sunets.data.manifest import Manifest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other on few cores are slow
 
@@ -80,23 +83,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command of `python -m sunets` in this process, which imports torch once, with another checkout's files.
 
+    `app` is another command line, such as that of the ablations.
+
     For a checkout whose code is of the same bytes; where code was edited, the command needs a process: `checkout.run`.
     """
     from sunets import __main__ as commands
     from sunets.core import cli
 
-    def run(root: Path, *arguments: str, code: int = 0) -> str:
+    def run(root: Path, *arguments: str, code: int = 0, app: Any = commands.app) -> str:
         monkeypatch.chdir(root)
         monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
         monkeypatch.setattr(cli, "refuse_other_checkout", lambda: None)
         monkeypatch.setattr(sys, "argv", ["sunets", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.run(commands.app)
+            cli.run(app)
         output = "".join(capsys.readouterr())
         assert (ended.value.code or 0) == code, output
         return output
 
     return run
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """The tiny data set for segmentation; tests that write into it make their own."""
+    from tiny import tiny_manifest  # imports torch
+
+    return tiny_manifest(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

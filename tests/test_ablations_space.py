@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny import tiny_manifest
 
 from ablations.space import Point, Space, check_study, input_size, rungs, trial_config
 from sunets.core.config import ConfigError, Suite
@@ -15,11 +14,6 @@ DEPTHS = {"path": "model.unet_depth", "values": [1, 2, 3]}
 STRIDES = {"path": "model.output_stride", "values": [16, 8]}
 SCHEDULES = {"path": "model.dilation", "values": ["multi_grid", "uniform", "none"]}
 RATE = {"path": "train.lr", "low": 1e-4, "high": 0.1, "log": True}
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return tiny_manifest(tmp_path_factory.mktemp("data"))
 
 
 def suite(model: str = "sunet_tiny", **study: Any) -> Suite:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,24 +62,15 @@ TRACKER = sunets.tracking.live.Tracker
 
 
 class QuietTracker:
-    """Takes what a live tracker takes."""
+    """Takes what a live tracker takes, and notes the method and the number of the trial."""
 
     seen: list[tuple[Any, ...]]
 
     def __init__(self, kind: str, suite: Suite, item: str) -> None:
         QuietTracker.seen = [(kind, item)]
 
-    def plan(self, number: int, config: Any, provenance: Any, **extra: Any) -> None:
-        QuietTracker.seen.append(("plan", number, extra["phase"], extra["arm"]))
-
-    def log_epoch(self, number: int, row: Any) -> None:
-        QuietTracker.seen.append(("epoch", number, row["epoch"]))
-
-    def finish(self, number: int, record: Any, rows: Any = None) -> None:
-        QuietTracker.seen.append(("finish", number, record["status"], len(list(rows))))
-
-    def close(self) -> None:
-        QuietTracker.seen.append(("close",))
+    def __getattr__(self, method: str) -> Any:
+        return lambda *arguments, **_: QuietTracker.seen.append((method, *arguments[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +115,12 @@ def test_a_grid_leaves_one_record_a_training_and_nothing_new_when_run_again(suit
     assert seen[0] == ("trial", "depth")
     for number in range(4):
         own = [entry[0] for entry in seen if entry[1:2] == (number,)]
-        assert own == ["plan", "epoch", "epoch", "epoch", "finish"]
+        assert own == ["plan", "log_epoch", "log_epoch", "log_epoch", "finish"]
 
     written = files(Path(), "depth")
     assert run_study(suite, "depth", workers=1) == records
     assert files(Path(), "depth") == written
-    assert not [entry for entry in QuietTracker.seen if entry[0] == "epoch"], "something was trained again"
+    assert not [entry for entry in QuietTracker.seen if entry[0] == "log_epoch"], "something was trained again"
     assert [entry[:2] for entry in QuietTracker.seen if entry[0] == "finish"] == [("finish", n) for n in range(4)]
 
 
@@ -368,31 +360,17 @@ def test_a_cluster_that_loses_a_worker_in_mid_trial_leaves_the_same_bytes(
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str],
-    message: str,
-    suite: Suite,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str, suite: Suite, call: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["ablations", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        commands.main()
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
+    error = call(Path(), *arguments, code=2, app=commands.app)
     assert message in error
     assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_plan_and_list_say_what_there_is(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arguments in (["plan", "depth", "tuned", "search"], ["list"]):
-        monkeypatch.setattr(sys, "argv", ["ablations", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            commands.main()
-        assert not ended.value.code
-    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+def test_plan_and_list_say_what_there_is(suite: Suite, call: Callable[..., str]) -> None:
+    output = call(Path(), "plan", "depth", "tuned", "search", app=commands.app) + call(Path(), "list", app=commands.app)
+    lines = [line.split("│")[1:-1] for line in output.splitlines() if "│" in line]
     cells = [[cell.strip() for cell in line] for line in lines]
     planned = {line[0]: line[1:4] for line in cells if len(line) == 8}
     assert planned["depth"] == ["one_at_a_time", "2", "4"]
@@ -412,18 +390,14 @@ def test_hours_here_are_those_of_the_measured_speed(suite: Suite, monkeypatch: p
 
 
 def test_plan_needs_no_prepared_data_of_an_embedded_set(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, call: Callable[..., str], tmp_path: Path
 ) -> None:
     """As in a fresh clone, where data/ is absent; nothing is left behind."""
     shutil.copy("params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr(sys, "argv", ["ablations", "plan", "depth"])
-    with pytest.raises(SystemExit) as ended:
-        commands.main()
-    assert not ended.value.code
-    assert re.search(r"depth +│ one_at_a_time +│ +2 │ +4 ", capsys.readouterr().out)
+    assert re.search(r"depth +│ one_at_a_time +│ +2 │ +4 ", call(tmp_path, "plan", "depth", app=commands.app))
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
@@ -433,7 +407,7 @@ def test_fresh_forgets_failures_and_keeps_trainings(suite: Suite) -> None:
     kept = {path: path.stat().st_mtime_ns for path in Path(".work").glob("*/checkpoint.pt")}
     assert len(kept) >= len(first)
     assert run_study(suite, "rates", fresh=True) == first
-    assert [e for e in QuietTracker.seen if e[0] == "epoch"], "the trials were not run again"
+    assert [e for e in QuietTracker.seen if e[0] == "log_epoch"], "the trials were not run again"
     for path, changed in kept.items():
         assert path.stat().st_mtime_ns == changed
     assert read_json("results/tiny/records/ablations/rates.json") == first

@@ -25,11 +25,6 @@ from sunets.models.zoo import create_model
 MULTI_SCALE = Variant(scales=(0.5, 0.75, 1.0, 1.25), flip=True, window=(24, 32))
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return tiny_manifest(tmp_path_factory.mktemp("tiny"))
-
-
 def _network(seed: int = 0, **values: object) -> nn.Module:
     torch.manual_seed(seed)
     return create_model(**tiny_config(**(SUNET | values)).model.arguments(), num_classes=3).eval()

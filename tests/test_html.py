@@ -103,8 +103,10 @@ def test_the_page_says_what_the_pages_say_in_order(page: Path) -> None:
     assert headings[:4] == ["Findings", "Claims", "Limits", "What was run"]
     assert headings[-3:] == ["Speed", "Ablations", "How it was made"]
     assert "<h3>depth</h3>" in text
-    for caption in ("Accuracy on the test split.", "Speed, all models taken in turn within one run.",
-                    "What the paper claims about SUNets, and what the records here say.", "Trials of depth."):  # fmt: skip
+    for caption in (
+        "Accuracy on the test split.", "Speed, all models taken in turn within one run.", "Trials of depth.",
+        "What the paper claims about SUNets, and what the records here say.",
+    ):  # fmt: skip
         assert text.count(f'<p class="caption">{caption}</p>') == 1
     assert "<sub>" not in text
     assert "(figures/" not in text

@@ -27,11 +27,6 @@ MULTI_SCALE = Variant(scales=(0.75, 1.0), flip=True, window=(32, 32))
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return tiny_manifest(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def checkpoint(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(train__epochs=6, train__lr=0.03)
     return fit(config, manifest, work_dir=tmp_path_factory.mktemp("run")).weights_path
@@ -76,17 +71,6 @@ def test_predictions_are_those_of_the_evaluation(checkpoint: Path, manifest: Man
         found = np.array(Image.open(tmp_path / f"{name}_mask.png"))
         assert (found != labels).sum() <= 2
         assert len(np.unique(labels)) > 1
-
-
-def test_conversions(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert read_picture(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 1, 255]
-    Image.fromarray(np.array([[[10, 20, 30, 255], [10, 20, 30, 0]]], dtype=np.uint8)).save(tmp_path / "clear.png")
-    assert read_picture(tmp_path / "clear.png").tolist() == [[[10, 20, 30], [255, 255, 255]]]
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_picture(tmp_path / "turned.jpg").shape == (8, 4, 3)
 
 
 def test_a_network_trained_on_resized_images_sees_the_same_scale(manifest: Manifest, tmp_path: Path) -> None:

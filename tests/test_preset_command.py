@@ -184,18 +184,6 @@ def test_a_file_that_is_no_preset_is_named_and_hides_no_other(checkout: Path) ->
         use_preset("smoke")
 
 
-def test_a_kill_leaves_the_old_file(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path, text: str) -> None:
-        with presets.replacing(path) as temporary:
-            temporary.write_text(text[:20], encoding="utf-8")
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(presets, "write_text", fail)
-    with pytest.raises(KeyboardInterrupt):
-        use_preset("smoke")
-    assert (checkout / "params.yaml").read_bytes() == MINE
-
-
 def test_make_ui_gives_mlflow_one_address_in_a_path_with_spaces(checkout: Path) -> None:
     shutil.copy(ROOT / "Makefile", checkout)
     shutil.copy(ROOT / "requirements.lock", checkout)

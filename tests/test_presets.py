@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from checkout import ROOT, clone, ran, run
-from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
+from dvc.utils.serialize import load_yaml
 
 PRESETS = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
 FILES = [*PRESETS, ROOT / "dvc.yaml"]
@@ -27,16 +27,6 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_dvc_can_read(path: Path) -> None:
     assert load_yaml(str(path)) == yaml.safe_load(path.read_bytes())
-
-
-@pytest.mark.parametrize("path", PRESETS, ids=_name)
-def test_a_key_that_stands_twice_is_refused(path: Path, tmp_path: Path) -> None:
-    """PyYAML would keep the last of the two without a word."""
-    twice = tmp_path / "params.yaml"
-    twice.write_bytes(path.read_bytes() + b"\nbenchmark: another\n")
-    assert yaml.safe_load(twice.read_bytes())["benchmark"] == "another"
-    with pytest.raises(YAMLFileCorruptedError):
-        load_yaml(str(twice))
 
 
 def test_every_committed_yaml_file_is_read_here() -> None:

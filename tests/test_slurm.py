@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,7 @@ PATH = Path(__file__).resolve().parents[1] / "docs" / "slurm.py"
 @pytest.fixture
 def slurm() -> Any:
     pytest.importorskip("dask_jobqueue")
-    spec = importlib.util.spec_from_file_location("slurm", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(PATH)))
 
 
 @pytest.mark.parametrize("gpu", [True, False])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from checkout import replace_once
 from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
 
 import ablations.report.page
@@ -79,12 +80,6 @@ def test_edited_source_is_noticed(suite: Suite, tmp_path: Path, monkeypatch: pyt
         pass
 
 
-def _edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
@@ -101,7 +96,7 @@ def test_what_changes_while_a_stage_runs_is_not_credited_to_it(
 
     def edited(*arguments: Any, **options: Any) -> Any:
         if new not in Path(file).read_text():
-            _edit(Path(file), old, new)
+            replace_once(Path(file), old, new)
         return fit(*arguments, **options)
 
     monkeypatch.setattr(sunets.stages.train, "fit", edited)
@@ -115,8 +110,8 @@ def test_what_a_stage_does_not_depend_on_may_change(suite: Suite, tmp_path: Path
     with stage(
         "train@net", BenchmarkPaths("tiny", tmp_path), "sunets.core.config", suite=suite, params=("models.net",)
     ):
-        _edit(Path("params.yaml"), "plain_conv_small", "unet_small")
-        _edit(Path("params.yaml"), "epochs: 1", "epochs: 2")
+        replace_once(Path("params.yaml"), "plain_conv_small", "unet_small")
+        replace_once(Path("params.yaml"), "epochs: 1", "epochs: 2")
 
 
 class _Seen(Exception):

@@ -41,11 +41,6 @@ from sunets.training.recipe import class_weights, lr_factor, parameter_groups
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return tiny_manifest(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return tiny_manifest(tmp_path_factory.mktemp("pictures"), task="classification")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkout import run
+from checkout import replace_once, run
 
 from sunets.core.provenance import code_hash
 from sunets.core.record import parameters_hash, read_json, write_json
@@ -47,12 +47,6 @@ def root(fresh: Path) -> Iterator[Path]:
 RECORD = "results/smoke/records/train/sunet_tiny.json"
 
 
-def _edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
 @pytest.mark.slow
 def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
     assert (
@@ -90,7 +84,7 @@ def test_a_fresh_clone_of_finished_results_passes(root: Path) -> None:
 def test_each_fault_is_refused(
     root: Path, call: Callable[..., str], file: str, old: str, new: str, code: int, words: list[str]
 ) -> None:
-    _edit(root / file, old, new)
+    replace_once(root / file, old, new)
     if file == "sunets/training/fit.py":  # its hash is that of the code that runs
         output = run(root, "sunets", "verify", code=code)
     else:
@@ -116,7 +110,7 @@ def test_another_structure_is_refused(root: Path, call: Callable[..., str]) -> N
 @pytest.mark.slow
 def test_an_edited_trial_is_refused(root: Path, call: Callable[..., str]) -> None:
     path = "results/smoke/records/ablations/unet_depth.json"
-    _edit(root / path, '"train.momentum": 0.9', '"train.momentum": 0.8')
+    replace_once(root / path, '"train.momentum": 0.9', '"train.momentum": 0.8')
     assert f"{path}: model sunet_tiny" in call(root, "verify", "--allow-earlier-code", code=1)
 
 
@@ -147,9 +141,9 @@ def test_another_benchmark_of_earlier_code_is_listed(root: Path, call: Callable[
 
 @pytest.mark.slow
 def test_earlier_code_may_be_allowed_but_nothing_else(root: Path, call: Callable[..., str]) -> None:
-    _edit(root / "sunets/training/fit.py", '"""Training', '"""The training')
+    replace_once(root / "sunets/training/fit.py", '"""Training', '"""The training')
     assert "other code" in run(root, "sunets", "verify", "--allow-earlier-code")
-    _edit(root / "dvc.yaml", "stages:", "stages: [")
+    replace_once(root / "dvc.yaml", "stages:", "stages: [")
     assert "`dvc status` fails" in call(root, "verify", "--allow-earlier-code", code=1)
 
 
