@@ -401,6 +401,17 @@ def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
     assert table.data.set_index("number").duplicate_of[14] == 12
 
 
+def test_the_table_states_by_how_much_each_recipe_won() -> None:
+    """A recipe that won by a hundredth of a point on one seed may lose on others: the reader must see it."""
+    made = study("tuned")
+    for depth, lead in ((1, 0.0012), (2, 0.3)):
+        finished = [r for r in made.sampled if r["arm"] == {"model.unet_depth": depth} and r["status"] == "finished"]
+        for r, score in zip(finished, (0.5, 0.8, 0.8 + lead, *[0.1] * 9), strict=False):
+            r["scores"][made.search_key] = score
+    note = next(note for note in settings_table(made).notes if note.startswith("Lead of the chosen recipe"))
+    assert "in points: 0.12 (U-Net depth 1); 30.00 (U-Net depth 2)." in note
+
+
 def test_the_page_states_no_value_of_what_a_study_varies() -> None:
     axes: dict[str, list[Any]] = {"train.lr": [0.0001, 0.01], "train.batch_size": [4, 8]}
     grid = config("grid", axes, seeds=[0])
