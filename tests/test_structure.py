@@ -215,6 +215,16 @@ def test_stage_tracks_parameters_that_exist(stage: str) -> None:
             functools.reduce(operator.getitem, path.split("."), params)  # KeyError: no such parameter
 
 
+@pytest.mark.parametrize(("stage", "package"), [("report", "sunets/report"), ("ablation_report", "ablations/report")])
+def test_a_page_is_made_again_for_every_section_that_it_reads(stage: str, package: str) -> None:
+    from sunets.core.config import Suite
+
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / package).glob("*.py"))
+    read = set(re.findall(r"\bsuite\.(\w+)", code)) & set(Suite.model_fields)
+    assert len(read) > 2, "or this test reads nothing"
+    assert read <= set(_stages()[stage]["params"])
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.stem)
 def test_presets_are_valid(path: Path) -> None:
     from sunets.core.config import load

@@ -44,7 +44,7 @@ def build_report(suite: Suite, root: Path) -> list[Path]:
         StageError: the report is being written already, or its code or parameters changed meanwhile.
     """
     root = Path(root)
-    params = ("benchmark", "seeds", "data", "models", "train", "evaluate", "cost", "report")
+    params = ("benchmark", "seeds", "data", "models", "train", "evaluate", "cost", "report", "ablations")
     with stage("report", BenchmarkPaths(suite.benchmark, root), __name__, suite=suite, params=params):
         return _write(suite, root)
 
