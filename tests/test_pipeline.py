@@ -135,7 +135,7 @@ def test_tracked_runs_are_not_doubled(clones: tuple[Path, Path]) -> None:
             "width: 9",
             {*(f"{stage}@plain_conv_small" for stage in ("tune", "train", "evaluate", "cost")), "speed", *REPORTS},
         ),
-        ("params.yaml", "values: [1, 2]", "values: [1, 3]", {"ablate@unet_depth", "ablation_report"}),
+        ("params.yaml", "values: [1, 2]", "values: [1, 3]", {"ablate@unet_depth", *REPORTS}),
     ],
     ids=["plot", "model", "study"],
 )
