@@ -34,8 +34,7 @@ CAPTIONS = {
     "complete grid.",
     "importance": "Importance by fANOVA (Hutter et al., 2014; Optuna's evaluator, 64 trees): share of the variance "
     "of the score over all trials (of a sampler, of its search score) that an axis alone explains. "
-    f"Lines: 95 % of {RESAMPLES} bootstrap samples of the trials (16 "
-    "trees each).",
+    f"Lines: 95 % of {RESAMPLES} bootstrap samples of the trials (16 trees each).",
     "pareto": "{score} against multiply-adds. Left: trials of the search; right: points trained again on every seed, "
     "with 95 % t-intervals.",
     "history": "Optimisation history: every trial and the best so far (search score, validation split). Crosses: "
@@ -98,8 +97,8 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     parts = [
         f"# Ablations: {suite.report.title}",
         "Made by `dvc repro` (stage `ablation_report`) from [`records/ablations/`](records/ablations): do not edit. "
-        "A record is one trial, with all its parameters, environment, commit and command. `python -m "
-        "sunets explain ablations/TABLE ROW COLUMN` traces every number of a table to its trials.",
+        "A record is one trial, with all its parameters, environment, commit and command. "
+        "`python -m sunets explain ablations/TABLE ROW COLUMN` traces every number of a table to its trials.",
     ]
     if not suite.ablations:
         parts[1:] = ["The parameter file has no study."]

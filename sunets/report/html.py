@@ -73,9 +73,8 @@ _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("sunets.report"), undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True
 )
 _MARKDOWN = MarkdownIt("js-default")  # HTML in the text, such as that of a label, stays text
-_MARKDOWN.add_render_rule(
-    "image", lambda _, tokens, i, *rest: str(escape(tokens[i].content))
-)  # remote images are not loaded
+# Images become their text: none is loaded from an address.
+_MARKDOWN.add_render_rule("image", lambda _, tokens, i, *rest: str(escape(tokens[i].content)))
 
 
 def _inline(text: str) -> Markup:

@@ -113,9 +113,8 @@ _METADATA: dict[str, Any] = {
 
 def save_files(fig: Figure, *paths: Path) -> list[Path]:
     """Write a figure to .png or .pdf files, and close it."""
-    os.environ.pop(
-        "SOURCE_DATE_EPOCH", None
-    )  # the files have no date, and matplotlib fails on one that is not a number
+    # The files have no date, and matplotlib fails on one that is not a number.
+    os.environ.pop("SOURCE_DATE_EPOCH", None)
     if fig.get_layout_engine() is not None:  # once, for all files
         fig.draw_without_rendering()
         fig.set_layout_engine("none")

@@ -81,7 +81,7 @@ class Tracker:
         self._children: dict[int, _Child] = {}
         self._parent = ""
         self._monitor: Any = None
-        self._store: Any = None  # a Store until `_never_raises` meets an error
+        self._store: Store | None = None
         self._planned: dict[int, Record] = {}
         if torchrun_process()[0] != 0:  # torchrun: only the first process writes
             return
@@ -126,14 +126,19 @@ class Tracker:
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            uri, options = self._store.uri, {"sampling_interval": 5, "resume_logging": True}
+            uri, options = self._open_store.uri, {"sampling_interval": 5, "resume_logging": True}
             self._monitor = within(LIMIT, SystemMetricsMonitor, self._parent, tracking_uri=uri, **options)
             self._monitor.start()
         except ImportError:  # psutil
             self._monitor = None
 
+    @property
+    def _open_store(self) -> Store:
+        assert self._store is not None  # `_never_raises` has looked
+        return self._store
+
     def _run(self, run: Run, *, fresh: bool = False) -> Any:
-        store = self._store
+        store = self._open_store
         tags = {**run.tags, PROCESS: process_name()}
 
         def compatible(existing: Any) -> bool:
@@ -152,7 +157,7 @@ class Tracker:
             logged = {
                 (name, step): value
                 for name in run.data.metrics
-                for step, value in self._store.curve(run.info.run_id, name).items()
+                for step, value in self._open_store.curve(run.info.run_id, name).items()
             }
             self._children[number] = _Child(run.info.run_id, logged)
         return self._children[number]
@@ -174,7 +179,7 @@ class Tracker:
             points |= curve_points(rows)
         run.rows.append(row)
         new = {point: value for point, value in points.items() if point not in run.logged}
-        self._store.log(run.run_id, new)
+        self._open_store.log(run.run_id, new)
         run.logged |= new
 
     @_never_raises
@@ -184,7 +189,7 @@ class Tracker:
         `rows` is its whole history, if `log_epoch` did not get all of it.
         """
         run = self._child(child)
-        self._store.finish(child_run(record, run.rows if rows is None else rows), self._parent)
+        self._open_store.finish(child_run(record, run.rows if rows is None else rows), self._parent)
         self._records[child] = record
 
     @_never_raises
@@ -192,7 +197,7 @@ class Tracker:
         """End the parent run, and mark children without a record as killed."""
         if self._monitor is not None:
             within(LIMIT, self._monitor.finish)
-        store = self._store
+        store = self._open_store
         interrupted = [run.run_id for child, run in self._children.items() if child not in self._records]
         for run_id in interrupted:
             store.end(run_id, "KILLED")
