@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
 
 from ablations.report import importance as importances
 from ablations.report import page as report_page
-from ablations.report.figures import history_figure, interaction_figure
+from ablations.report.figures import axes_figure, history_figure, interaction_figure, pareto_figure
 from ablations.report.importance import decompose, importance, variance_shares, variance_table
 from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study, axis_name
-from ablations.report.tables import axes_table, pareto_table, sampled_table, settings_table
+from ablations.report.tables import axes_table, object_size_table, pareto_table, sampled_table, settings_table
 from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
 from sunets.core.stage import StageError
@@ -265,10 +267,73 @@ def test_a_table_has_a_row_a_setting_with_failures_and_the_same_seeds() -> None:
     expected = np.mean([ones[s] - base[s] for s in base])
     assert data.loc["1", "score.miou.difference.mean"] == pytest.approx(expected)
     assert list(table.view.columns) == [
-        "U-Net depth", "Output stride", "Seeds", "mIoU (%)", "Difference", "Verdict", "Parameters (M)",
+        "U-Net depth", "Output stride", "Seeds", "mIoU (%)", "Difference", "Wins", "Verdict", "Parameters (M)",
         "Multiply-adds (G)", "Saved for backward (MiB)", "Effective field (% of image)",
     ]  # fmt: skip
     assert list(table.view.Verdict) == ["reference", "worse", "better", "equivalent"]
+    assert list(table.view.Wins)[:3] == ["", "0/4", "3/3"]
+
+
+def test_settings_that_had_not_settled_are_marked() -> None:
+    made = study("depth")
+    gains = {r["number"]: 0.1 if r["arm"]["model.unet_depth"] == 3 else 0.01 for r in made.records}
+    rows = [{"number": n, "epoch": e, "val.miou": 0.3 + gain * e} for n, gain in gains.items() for e in (3, 4, 5)]
+    table = settings_table(replace(made, history=rows))
+    assert list(table.view.Budget) == ["", "", "still improving (+10.00)", ""]
+    assert any("validation mIoU of 1 setting changed by 2 points or more" in note for note in table.notes)
+    assert table.data["val.miou.last_fifth"].tolist() == pytest.approx([0.01, 0.01, 0.1, 0.01])
+
+
+def test_scores_by_object_size_have_a_table() -> None:
+    made = study("depth")
+    assert object_size_table(made) is None
+    for r in (r for r in made.records if r["scores"]):
+        r["scores"] |= {f"score.mean_accuracy.{size}": 0.9 for size in ("small", "medium", "large")}
+        if r["arm"]["model.unet_depth"] == 1:
+            r["scores"]["score.mean_accuracy.small"] = 0.1 + 0.01 * r["seed"]
+    table = object_size_table(made)
+    assert table is not None
+    assert table.view.iloc[1, -3] == "11.50 [9.45, 13.55]"
+    assert table.data.iloc[1]["score.mean_accuracy.small.mean"] == pytest.approx(0.115)
+
+
+def test_arms_tuned_with_fewer_trials_are_not_compared() -> None:
+    made = study("tuned")
+    assert "not comparable" not in str(list(settings_table(made).view.Verdict))
+    fewer = Study("tuned", made.config, made.records[3:], made.label)
+    assert list(settings_table(fewer).view.Verdict) == ["not comparable: tuning trials 7 / 10", "reference"]
+    assert variance_shares(fewer) is None
+
+
+def test_what_cannot_be_compared_is_marked_in_every_figure() -> None:
+    made = study("joint")
+    for r in made.records:
+        if r["arm"]["model.unet_depth"] == 3:
+            r["params"] |= {"train.epochs": 30}
+    assert variance_shares(made) is None
+    assert interaction_figure(made) is None
+    figure = axes_figure(made)
+    assert figure is not None
+    assert "3\n(not comparable)" in [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    front = study("pareto")
+    for r in front.final[-3:]:
+        r["params"] |= {"train.epochs": 30}
+    figure = pareto_figure(front)
+    assert figure is not None
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    marked = [name for name in names if "not comparable" in name]
+    assert marked == ["U-Net depth 4, U-Nets per stage 7 (not comparable)"]
+    plt.close("all")
+
+
+def test_no_interval_of_a_figure_leaves_the_range_of_a_score() -> None:
+    figure = axes_figure(depth_study([0.99, 0.90, 0.05, 0.01]))
+    assert figure is not None
+    bars = [line for line in figure.axes[0].collections if isinstance(line, LineCollection)]
+    ends = [end for bar in bars for _, end in bar.get_segments()[0]]
+    assert len(ends) == 4
+    assert (min(ends), max(ends)) == (0, 100)
+    plt.close(figure)
 
 
 def test_marginals_compare_on_equal_terms_and_use_every_name_of_a_training() -> None:
@@ -382,7 +447,11 @@ def test_the_page_says_which_trainings_are_the_benchmarks_and_which_recipe_came_
         for r in made.records
     ]
     text = report_page.what_was_run(Study("tuned", made.config, records, made.label))
-    assert "10 trials per arm (the first with the recipe of the base) by Optuna's TPE" in text
+    assert "the first with the recipe of the base, 3 at random and 6 by Optuna's TPE (multivariate) (sampler" in text
+    few = Study("tuned", made.config.model_copy(update={"trials": 3}), records, made.label)
+    text = report_page.what_was_run(few)
+    assert "the first with the recipe of the base and 2 at random (sampler seed 0); 3 at a time" in text
+    assert "TPE" not in text
     assert "by the same recipe on 2 seeds (0, 1): these trainings are shared with it, not run again" in text
 
 
@@ -392,7 +461,7 @@ def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
     records = [r | {"duplicate_of": {4: 0, 14: 12}.get(r["number"])} for r in plain.records]
     repeated = Study("tuned", plain.config, records, plain.label)
     text = report_page.what_was_run(repeated)
-    assert ", 4 at a time, with seed" in text
+    assert "; 4 at a time, with training seed" in text
     assert "Only 18 of them have different settings, all that exist: the others repeat" in text
     table = sampled_table(repeated)
     assert table is not None
@@ -494,6 +563,13 @@ def test_a_complete_grid_has_exact_shares_with_equal_trainings_filled_in() -> No
     assert shares[("model.dilation",)] < 0.01
     assert shares[("seed",)] > 0
     assert importance(joint) is None, "nothing is left to estimate"
+    trials = [
+        trial(n, {"model.unet_depth": depth}, 100, 0.3 + 0.01 * n, "tuning", tuned={"train.lr": rate})
+        for n, (depth, rate) in enumerate(itertools.product((1, 2, 3, 4), (0.01, 0.003, 0.001)))
+    ]
+    nuisance = [{"path": "train.lr", "low": 0.001, "high": 0.01, "log": True}]
+    rates = config("tuned", {"model.unet_depth": (1, 2, 3, 4)}, nuisance=nuisance, trials=3, seeds=[0])
+    assert importance(Study("rates", rates, trials, "SUNet-tiny")) is None, "all arms tried the same rates"
     lost = Study("joint", joint.config, joint.records[:-1], "SUNet-tiny")
     assert variance_shares(lost) is None
     assert variance_shares(study("pareto")) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ def test_what_is_undecided_against_fewer_parameters_does_not_show_accuracy(tmp_p
     assert finding.verdict == "not shown"
 
 
+def test_a_claim_says_what_its_table_says(tmp_path: Path) -> None:
+    """The local network is compared as one of three: alone it is surely worse, and of three undecided."""
+    models = {"sunet_tiny": (0.70, 0.2), "plain_conv_small": (0.68, 0.2), "unet_small": (0.69, 0.3), "b": (0.69, 0.3)}
+    benchmark(tmp_path, "synthetic", models, field={"plain_conv_small": 27}, spread=1.5)
+    records = read_results(tmp_path).benchmarks["synthetic"]
+    verdict = tables.accuracy(records, "sunet_tiny").view.set_index("Model").Verdict["plain_conv_small"]
+    assert re.fullmatch(r"undecided \(worse before Holm; \d\.\d points detectable\)", verdict)
+    finding = found(tmp_path, claims.GLOBAL)
+    assert verdict in finding.measured
+    assert finding.verdict == "not shown"
+
+
 def test_accuracy_of_another_budget_decides_nothing(tmp_path: Path) -> None:
     models = {"sunet64": (0.70, 6.0), "dilated_resnet18": (0.60, 13.0)}
     benchmark(tmp_path, "camvid", models, epochs={"dilated_resnet18": 60})
@@ -165,7 +178,7 @@ def test_global_information_is_held_against_a_network_that_sees_a_neighbourhood(
     assert finding.verdict == verdict
     if control is not None:
         assert "unet_small" not in finding.measured
-        assert "share of the image that holds 95 % of the input gradient: sunet_tiny 90.0 %" in finding.measured
+        assert "95 % of the untrained network's input gradient: sunet_tiny 90.0 %" in finding.measured
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from test_report import fabricate, make_suite, record, write
 
 from sunets.core.config import ConfigError, Suite, load
@@ -77,6 +78,15 @@ def test_an_edited_record_is_not_compared(name, suite, tmp_path) -> None:
     row = table.data.set_index("model").loc[OTHER]
     assert row[["score.miou.difference.mean", "score.miou.difference.p", "score.miou.difference.p_holm"]].isna().all()
     assert found in table.view.iloc[1].tolist()
+    marked = f"{OTHER} (not comparable)"
+    assert marked in tables.row_labels(records).values()
+    for made in (tables.per_class(records), tables.object_size(records)):
+        assert marked in made.view.Model.tolist()
+    for draw in (figures.per_class, figures.training_curves, figures.confusion):
+        shown = draw(records)
+        texts = [text.get_text().replace("\n", " ") for text in shown.findobj(Text)]
+        assert marked in texts, draw.__name__
+        figures.plt.close(shown)
     sentences = findings(suite, records)
     assert f"({found})" in sentences[0]
     assert f"Compared with sunet_tiny, {found}: plain_conv_small." in sentences
@@ -217,7 +227,7 @@ def test_a_declared_difference_is_compared_and_stated(key, tmp_path) -> None:
     assert verdict(records) == "worse"
     (note,) = [n for n in tables.accuracy(records, SUNET).notes if n.startswith("Declared")]
     assert note == (
-        "Declared differences from sunet_tiny (report.declared_differences): plain_conv_small train.lr 0.01 / 0.003."
+        "Declared differences from the reference (report.declared_differences): plain_conv_small train.lr 0.01 / 0.003."
     )
 
 

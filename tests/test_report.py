@@ -33,6 +33,7 @@ from sunets.report.comparison import joint_estimate, video_blocks
 from sunets.report.explain import explain
 from sunets.report.page import Content, _cost_findings, limits
 from sunets.report.records import Records, ReportError, find_records, load_records
+from sunets.report.statistics import holm
 from sunets.report.write import Table
 from sunets.report.write import write as write_table
 
@@ -284,7 +285,7 @@ def test_page_tells_findings_in_the_words_of_the_statistics(site) -> None:
                  "torch 2.14.1", "`d1d1d1d1d1d1d1d1`", "`0123456789abcdef`", "0, 1, 2", "A CPU"):  # fmt: skip
         assert part in page
     assert "Compared with SUNet-tiny, worse: Plain & local_conv 100%" in page
-    assert re.search(r"; next is U-Net \(small\) \(-.*\], undecided\)\.", page)
+    assert re.search(r"; next is U-Net \(small\) \(-.*\], undecided; 3 seeds would detect \d\.\d points with", page)
     undecided = (
         r"Compared with SUNet-tiny, undecided: U-Net \(small\) \(.*\]; 3 seeds would detect \d\.\d points with 80 %"
     )
@@ -542,6 +543,30 @@ def test_pixels_of_a_data_set_that_is_not_ours_stay_out_of_results(broken) -> No
     assert not list((root / "results").rglob("qualitative*"))
     assert (root / "outputs/toy/figures/qualitative.png").exists()
     assert "outputs/toy/figures/qualitative.png" in (root / "results/toy/README.md").read_text()
+
+
+def test_a_report_without_predictions_keeps_the_picture_beside_its_records(site, tmp_path) -> None:
+    """A fresh clone has the records and the committed picture, but no predictions to draw it from."""
+    root, suite, _ = site
+    for folder in ("results/toy", "data"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    build_report(suite, tmp_path)
+    for name in ("README.md", "paper.tex", "figures/qualitative.png", "figures/qualitative.pdf"):
+        path = Path("results/toy") / name
+        assert (tmp_path / path).read_bytes() == (root / path).read_bytes()
+    (tmp_path / "results/toy/figures/qualitative.png").unlink()
+    build_report(suite, tmp_path)
+    assert "No qualitative figure: no predictions" in (tmp_path / "results/toy/README.md").read_text()
+    assert not (tmp_path / "results/toy/figures/qualitative.pdf").exists()
+
+
+def test_test_time_verdicts_are_adjusted_over_the_whole_table(site) -> None:
+    root, suite, _ = site
+    table = tables.test_time(load_records(suite, root))
+    p, adjusted = (table.data[f"score.miou.difference.{name}"].dropna() for name in ("p", "p_holm"))
+    assert len(p) > 1
+    assert adjusted.tolist() == holm(p.tolist())
+    assert f"adjusted for {len(p)} comparisons" in table.notes[0]
 
 
 def test_one_seed_is_reported_without_intervals_and_without_a_test(tmp_path) -> None:

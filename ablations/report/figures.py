@@ -15,7 +15,7 @@ from ablations.report.importance import NOISE, SEED, Term, importance, term_name
 from ablations.report.results import Study, arm_text, axis_name
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
-from sunets.report.comparison import NO_COMPARISON
+from sunets.report.comparison import NO_COMPARISON, NOT_COMPARABLE, within_range
 from sunets.report.figures import draw_trials, interval_bar, name_rows
 from sunets.report.images import heat_map
 from sunets.report.records import FINISHED, quantity
@@ -39,6 +39,7 @@ def axes_figure(study: Study) -> Figure | None:
             ax.set_visible(False)
         for ax, (path, values) in zip(grid.flat, panels.items(), strict=False):
             base, effects = study.base(path), study.effects(path)
+            unlike = {v for v, c in effects.items() if c.verdict.startswith(NOT_COMPARABLE)}
             for x, (value, scores) in enumerate(values.items()):
                 reference = value == base
                 noise = not reference and effects.get(value, NO_COMPARISON).verdict not in (BETTER, WORSE)
@@ -46,11 +47,12 @@ def axes_figure(study: Study) -> Figure | None:
                 shown = [q.scale * s for s in scores.values()]
                 beside = np.linspace(x + 0.14, x + 0.26, len(shown)) if len(shown) > 1 else [x + 0.2]
                 ax.scatter(beside, shown, s=9, color=look.color, alpha=0.45, linewidths=0, zorder=2)
-                estimate = mean_interval(shown)
+                estimate = within_range(q, mean_interval(list(scores.values()))).scaled(q.scale)
                 interval_bar(ax, x, estimate.mean, estimate, look, hollow=noise)
                 if reference and estimate.low is not None:
                     ax.axhspan(estimate.low, estimate.high or 0, color="#000000", alpha=0.06, linewidth=0)
-            ticks = [f"{v}\n(reference)" if v == base else v for v in values]
+            notes = dict.fromkeys(unlike, f"\n({NOT_COMPARABLE})") | {base: "\n(reference)"}
+            ticks = [v + notes.get(v, "") for v in values]
             ax.set_xticks(range(len(values)), ticks)
             ax.set_xlim(-0.6, len(values) - 0.4)
             ax.set_title(axis_name(path))
@@ -62,7 +64,7 @@ def axes_figure(study: Study) -> Figure | None:
 
 def interaction_figure(study: Study) -> Figure | None:
     """Draw a heat map of the mean score over two axes: depth and blocks of a grid that has both, else its first two."""
-    if not study.crossed:
+    if not study.crossed or not study.comparable:
         return None
     wanted = [p for p in ("model.unet_depth", "model.num_blocks") if p in study.axes]
     pair = (wanted if len(wanted) == 2 else study.axes)[:2]
@@ -144,12 +146,15 @@ def pareto_figure(study: Study) -> Figure | None:
         )  # fmt: skip
         seen.set(title=f"Search ({study.sampled[0]['split']} split, one seed)", ylabel=f"Search {q.heading}")
         seen.legend(frameon=False, loc="lower right" if rising else "upper right")
-        confirmed = [s for s in study.settings if s.estimate and s.cost("cost.gmacs") is not None]
-        for setting, look in zip(confirmed, model_styles(map(str, range(len(confirmed)))).values(), strict=True):
+        confirmed = {i: s for i, s in enumerate(study.settings) if s.estimate and s.cost("cost.gmacs") is not None}
+        looks = model_styles(map(str, confirmed)).values()
+        for (i, setting), look in zip(confirmed.items(), looks, strict=True):
             assert setting.estimate is not None
             assert study.reference is not None
             name = "default" if setting.reference else arm_text(study, setting.arm, study.reference.arm)
-            estimate = setting.estimate.scaled(q.scale)
+            if study.compared.get(i, NO_COMPARISON).verdict.startswith(NOT_COMPARABLE):
+                name += f" ({NOT_COMPARABLE})"
+            estimate = within_range(q, setting.estimate).scaled(q.scale)
             interval_bar(again, setting.cost("cost.gmacs") or 0.0, estimate.mean, estimate, look, label=name)
         again.set(title="Trained again (test split, all seeds)", ylabel=q.heading)
         if confirmed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -52,9 +53,9 @@ def variance_shares(study: Study) -> dict[Term, float] | None:
     """Return the share of the variance over all settings and seeds that axes, interactions and the seed explain.
 
     Settings that are the same training as another count under each of their names. None where the study has no
-    complete grid of at least two settings and seeds, or its scores do not differ.
+    complete grid of at least two settings and seeds that can be compared, or its scores do not differ.
     """
-    if not study.crossed:
+    if not study.crossed or not study.comparable:
         return None
     cells = {arm: setting.scores for arm, setting in study.by_arm().items()}
     values = {path: study.in_order(path, (arm[i] for arm in cells)) for i, path in enumerate(study.axes)}
@@ -108,8 +109,8 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
 
     Returns:
         Axis -> share of the variance and the ends of its 95 % bootstrap interval, largest first; None for a complete
-        grid without a sampler, one axis at a time, fewer than `FOREST_TRIALS` finished trials, equal scores, or a
-        single axis.
+        grid, which needs no forest, one axis at a time, fewer than `FOREST_TRIALS` finished trials, equal scores, or
+        a single axis.
     """
     if not study.sampled and variance_shares(study) is not None:
         return None
@@ -123,7 +124,8 @@ def importance(study: Study) -> dict[str, tuple[float, float, float]] | None:
     varied = [p for p in trials[0][0] if len({str(t[0][p]) for t in trials}) > 1] if trials else []
     if study.config.kind == "one_at_a_time" or len(trials) < FOREST_TRIALS or len(set(varied) - {"seed"}) < 2:
         return None
-    if len({score for _, score in trials}) < 2:
+    combinations = math.prod(len({str(t[0][p]) for t in trials}) for p in varied)
+    if len({score for _, score in trials}) < 2 or len({str(t[0]) for t in trials}) == combinations:
         return None
     space = {path: _distribution([t[0][path] for t in trials]) for path in varied}
     rng = np.random.default_rng(0)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from ablations.report.figures import DRAWN
 from ablations.report.importance import RESAMPLES, variance_table
 from ablations.report.results import KINDS, Study, arm_text, axis_name
-from ablations.report.tables import axes_table, pareto_table, sampled_table, settings_table
+from ablations.report.tables import axes_table, object_size_table, pareto_table, sampled_table, settings_table
 from sunets.core.config import Suite
+from sunets.core.history import read_history
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import write_text
 from sunets.core.stage import stage
@@ -68,7 +69,7 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
 
 def _check_names(studies: Iterable[str]) -> None:
     """Refuse a study `depth_axes` beside a study `depth`, whose table of the axes has this name."""
-    ends = {"axes", "variance", "trials", *DRAWN}
+    ends = {"axes", "object_size", "variance", "trials", *DRAWN}
     names = set(studies)
     for name in sorted(names):
         first, _, last = name.rpartition("_")
@@ -83,7 +84,9 @@ def _write(suite: Suite, root: Path) -> list[Path]:
         path = folder / "records" / "ablations" / f"{name}.json"
         if path.exists() and (records := read_checked(path, "trial")):
             check_trials(records, path)
-            studies.append(Study(name, config, records, records[0]["label"], suite.report))
+            curves = path.with_suffix(".history.csv")
+            history = read_history(curves, "number") if curves.exists() else ()
+            studies.append(Study(name, config, records, records[0]["label"], suite.report, history))
             studies[-1].check(path)
         else:
             absent.append(name)
@@ -116,7 +119,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
 
 
 def _tables(study: Study) -> list[Table]:
-    makers = (settings_table, axes_table, variance_table, pareto_table, sampled_table)
+    makers = (settings_table, axes_table, object_size_table, variance_table, pareto_table, sampled_table)
     return [table for make in makers if (table := make(study)) is not None]
 
 
@@ -169,12 +172,9 @@ def what_was_run(study: Study) -> str:
     if study.sampled:
         nuisance = f" over {', '.join(axis_name(a.path).lower() for a in c.nuisance)}" if c.nuisance else ""
         per = " per arm" if c.kind == "tuned" else ""
-        first = (
-            " (the first with the recipe of the base)" if any(r.get("recipe_of_base") for r in study.sampled) else ""
-        )
         sentences.append(
-            f"Before that, {c.trials} trials{per}{first} by Optuna's TPE (multivariate){nuisance}{_alike(study)}, "
-            f"{min(c.batch, c.trials)} at a time, with seed {c.tuning_seed}, scored on the "
+            f"Before that, {c.trials} trials{per}{nuisance}{_alike(study)}: {_drawn(study)}; "
+            f"{min(c.batch, c.trials)} at a time, with training seed {c.tuning_seed}, scored on the "
             f"{study.sampled[0]['split']} split only"
             + ("; those below the median at an early epoch were stopped." if c.kind == "tuned" and c.pruning else ".")
         )
@@ -193,6 +193,18 @@ def what_was_run(study: Study) -> str:
     if any(r["provenance"]["git_commit"] is None for r in study.records):
         sentences.append(commit_unknown(["trial"]))
     return " ".join(sentences)
+
+
+def _drawn(study: Study) -> str:
+    """Say how a sampler's settings were drawn: at random until the start-up trials of `ablations.study` have ended."""
+    c = study.config
+    base = int(any(r.get("recipe_of_base") for r in study.sampled))
+    startup = min(10, max(3, c.trials // 3))
+    blind = min(c.trials, -(-startup // c.batch) * c.batch)  # whole batches, drawn before those have ended
+    parts = ["the first with the recipe of the base"] if base else []
+    parts += [f"{blind - base} at random"] if blind > base else []
+    parts += [f"{c.trials - blind} by Optuna's TPE (multivariate)"] if c.trials > blind else []
+    return f"{join(parts)} (sampler seed {c.search_seed})"
 
 
 def _alike(study: Study) -> str:

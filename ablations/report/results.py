@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sunets.core.config import ReportConfig, StudyConfig
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
 from sunets.core.record import Record, RecordError
-from sunets.report.comparison import Comparison, compare_all
+from sunets.report.comparison import NOT_COMPARABLE, Comparison, compare_all
 from sunets.report.records import FINISHED, Quantity, Runs, quantity
 from sunets.report.statistics import Estimate, mean_interval
+from sunets.report.tables import change_at_end
 from sunets.report.write import NAMES, value_text
 
 KINDS = {
@@ -61,6 +63,8 @@ class Study:
     """Of the model."""
     report: ReportConfig = field(default_factory=ReportConfig)
     """What may differ between compared settings, and the margin of equivalence."""
+    history: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    """A row per trial and epoch, as `read_history` returns them."""
 
     def check(self, path: Path) -> None:
         """Check that the records, of the file `path`, have what the report shows.
@@ -152,9 +156,26 @@ class Study:
         """Index of a setting -> its comparison with the reference, adjusted over all settings (Holm)."""
         if self.reference is None:
             return {}
-        others = {i: Runs(s.scores, s.records) for i, s in enumerate(self.settings) if not s.reference}
-        reference = Runs(self.reference.scores, self.reference.records)
-        return compare_all(others, reference, self.headline, self.report, self.varied)
+        runs = {i: Runs(s.scores, s.records, self.trials_of([s])) for i, s in enumerate(self.settings)}
+        reference = runs.pop(self.settings.index(self.reference))
+        return compare_all(runs, reference, self.headline, self.report, self.varied)
+
+    @cached_property
+    def comparable(self) -> bool:
+        """Whether every setting that has scores can be compared with the reference."""
+        return not any(c.verdict.startswith(NOT_COMPARABLE) for c in self.compared.values())
+
+    def trials_of(self, settings: Iterable[Setting]) -> int:
+        """Count the tuning trials behind the recipes of settings."""
+        arms = [setting.arm for setting in settings]
+        return sum(r["phase"] == "tuning" and r["arm"] in arms for r in self.sampled)
+
+    def last_fifth(self, setting: Setting) -> float | None:
+        """Return the change of the validation score at the end of its trainings, as `change_at_end` does."""
+        key = self.headline.replace("score.", "val.")
+        numbers = {r["number"] for r in setting.records if r["status"] == FINISHED}
+        rows = pd.DataFrame([row for row in self.history if row["number"] in numbers])
+        return change_at_end(rows, key, "number") if key in rows else None
 
     @property
     def varied(self) -> list[str]:
@@ -168,7 +189,7 @@ class Study:
             return {}
         averaged = self.averaged(path)
         records = {value: [r for setting in averaged[value] for r in setting.records] for value in values}
-        runs = {value: Runs(scores, records[value]) for value, scores in values.items()}
+        runs = {v: Runs(scores, records[v], self.trials_of(averaged[v])) for v, scores in values.items()}
         reference = runs.pop(base)
         return compare_all(runs, reference, self.headline, self.report, self.varied)
 

@@ -12,14 +12,19 @@ from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
 from sunets.report.comparison import (
     NO_COMPARISON,
+    WINS,
+    declared_notes,
     difference_columns,
     difference_text,
     estimate_columns,
     estimate_text,
+    verdict_note,
     verdict_text,
+    wins_text,
 )
 from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import mean_interval
+from sunets.report.tables import SIZE_KEYS, SIZE_NOTE, budget_note, budget_text
 from sunets.report.write import TRIAL_NUMBERS, Paper, Table, join, plural, value_text
 
 COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.effective_share")
@@ -27,7 +32,7 @@ COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.eff
 
 def settings_table(study: Study) -> Table:
     """Make the table of settings: score, difference from the reference, cost."""
-    q, rows, lines = study.shown, [], []
+    q, rows, lines, budgets = study.shown, [], [], []
     for index, setting in enumerate(study.settings):
         comparison = study.compared.get(index, NO_COMPARISON)
         estimate = setting.estimate
@@ -42,21 +47,30 @@ def settings_table(study: Study) -> Table:
             TRIAL_NUMBERS: _numbers([setting]),
             **estimate_columns(study.headline, estimate),
             **difference_columns(study.headline, _reference_text(study), comparison),
+            f"{study.headline.replace('score.', 'val.')}.last_fifth": (change := study.last_fifth(setting)),
             **{key: setting.cost(key) for key in COSTS},
         }
+        budgets.append(change)
         line = {axis_name(p): value_text(setting.arm[p]) for p in study.axes}
         line |= {axis_name(path): value_text(value) for path, value in tuned.items()}
         line["Seeds"] = str(len(setting.scores))
         total = len(setting.records)
         line[q.heading] = estimate_text(q, estimate) if estimate else f"{DIVERGED} ({total} of {total})"
-        line["Difference"] = difference_text(q, comparison.difference)
+        line["Budget"] = budget_text(study.headline, change)
+        line |= {"Difference": difference_text(q, comparison.difference), "Wins": wins_text(comparison)}
         line["Verdict"] = "reference" if setting.reference else verdict_text(q, comparison) if estimate else ""
         line |= {quantity(key).heading: quantity(key).text(row[key]) for key in COSTS}
         rows.append(row)
         lines.append(line)
+    view = pd.DataFrame(lines)
+    if not any(view.Budget):
+        view = view.drop(columns="Budget")
     notes = [
-        f"Mean with its 95 % t-interval over the seeds; difference from the reference ({_reference_text(study)}), "
-        "paired by seed, with its 95 % interval. Verdicts are adjusted for the number of rows (Holm)."
+        f"Mean with its 95 % t-interval over the seeds, for these test images; difference from the reference "
+        f"({_reference_text(study)}), paired by seed, with its 95 % interval. {WINS} "
+        f"{verdict_note(study.report, q, sum(c.adjusted_p is not None for c in study.compared.values()))}",
+        *declared_notes({arm_text(study, study.settings[i].arm): c for i, c in study.compared.items()}),
+        *budget_note(study.headline, budgets, "setting"),
     ]
     if leads := _leads(study):
         notes.append(
@@ -72,10 +86,32 @@ def settings_table(study: Study) -> Table:
         study.name,
         f"Ablation {study.name}: {study.label}, {KINDS[study.config.kind]}.",
         pd.DataFrame(rows),
-        view := pd.DataFrame(lines),
+        view,
         tuple(notes),
         paper=Paper(view, names=len(study.axes)),
     )
+
+
+def object_size_table(study: Study) -> Table | None:
+    """Make the table of the mean class accuracy on small, medium and large objects; None where no trial has it."""
+    rows, lines = [], []
+    for setting in study.settings:
+        finished = [r for r in setting.records if r["status"] == FINISHED]
+        scores = {k: [r["scores"][k] for r in finished if r["scores"].get(k) is not None] for k in SIZE_KEYS}
+        if not all(scores.values()):
+            continue
+        means = {key: mean_interval(values) for key, values in scores.items()}
+        row = {"study": study.name, **{p: value_text(setting.arm[p]) for p in study.axes}}
+        row |= setting.records[0]["tuned"] | {"n_seeds": len(finished), TRIAL_NUMBERS: _numbers([setting])}
+        rows.append(row | {k: v for key, e in means.items() for k, v in estimate_columns(key, e).items()})
+        line = {axis_name(p): value_text(setting.arm[p]) for p in study.axes}
+        lines.append(line | {quantity(key).name: estimate_text(quantity(key), e) for key, e in means.items()})
+    if not rows:
+        return None
+    caption = f"Ablation {study.name}: accuracy by object size."
+    note = f"{SIZE_NOTE} In brackets: 95 % t-interval over the seeds."
+    data, view = pd.DataFrame(rows), pd.DataFrame(lines)
+    return Table(f"{study.name}_object_size", caption, data, view, (note,), paper=Paper(view, names=len(study.axes)))
 
 
 def _leads(study: Study) -> list[str]:
@@ -107,11 +143,12 @@ def axes_table(study: Study) -> Table | None:
             lines.append({
                 "Axis": axis_name(path), "Value": value, "Seeds": str(estimate.n),
                 q.heading: estimate_text(q, estimate), "Difference": difference_text(q, comparison.difference),
-                "Verdict": "reference" if value == base else verdict_text(q, comparison),
+                "Wins": wins_text(comparison), "Verdict": "reference" if value == base else verdict_text(q, comparison),
             })  # fmt: skip
     note = (
         "Mean over the settings of the other axes that have scores for every value and seed, seed by seed; intervals "
-        "over the seeds. Differences from the reference's value, paired by seed; verdicts adjusted in an axis (Holm)."
+        "over the seeds. Differences from the reference's value, paired by seed; verdicts adjusted in an axis (Holm). "
+        f"{WINS}"
     )
     notes = [note]
     if unchanged := [axis_name(path) for path in study.axes if study.contexts(path)[1]]:

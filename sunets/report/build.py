@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,11 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     made = _tables(suite, records)
     drawn = {name: figure for name, draw in figures.DRAWN.items() if (figure := draw(records)) is not None}
     examples, why_not = _examples(suite, records, root)
-    notes = [why_not] if why_not else []
-    _remove_stale(out, private)
+    embedded = suite.data.name.startswith("synthetic")
+    # Without predictions nothing was scored here: the figure beside the records, from a clone's commit, is theirs.
+    kept = embedded and bool(why_not) and (out / "figures/qualitative.png").exists()
+    notes = [why_not] if why_not and not kept else []
+    _remove_stale(out, private, FIGURES[:-1] if kept else FIGURES)
     written = [path for table in made for path in write.write(table, out / "tables")]
     settings = report_settings(out)
     write_json(settings, suite.report.model_dump(mode="json"))
@@ -66,8 +70,9 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     palette = np.array(records.palette, dtype=np.uint8).reshape(-1, 3)
     picture = images.qualitative(examples, list(records.labels.values()), records.classes, palette)
     linked = {name: f"figures/{name}" for name in drawn}
+    if kept:
+        linked["qualitative"] = "figures/qualitative"
     if picture is not None:
-        embedded = suite.data.name.startswith("synthetic")
         written += save_figure(picture, (out / "figures" if embedded else private) / "qualitative")
         if embedded:
             linked["qualitative"] = "figures/qualitative"
@@ -102,9 +107,9 @@ def _tables(suite: Suite, records: Records) -> list[Table]:
     return narrowed(table for table in made if table is not None)
 
 
-def _remove_stale(out: Path, private: Path) -> None:
+def _remove_stale(out: Path, private: Path, drawn: Sequence[str]) -> None:
     stale = [out / "tables" / f"{name}{suffix}" for name in TABLES for suffix in (".md", ".tex", ".csv")]
-    pictures = [*(out / "figures" / name for name in FIGURES), private / "qualitative"]
+    pictures = [*(out / "figures" / name for name in drawn), private / "qualitative"]
     stale += [path.with_name(path.name + suffix) for path in pictures for suffix in (".png", ".pdf")]
     for path in stale:
         path.unlink(missing_ok=True)

@@ -14,7 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from sunets.core.record import Kind, Record, RecordError
-from sunets.report.comparison import Comparison, compare_all, difference_text, estimate_text, joint_estimate
+from sunets.report.comparison import (
+    Comparison,
+    compare_all,
+    difference_text,
+    estimate_text,
+    joint_estimate,
+    verdict_text,
+)
 from sunets.report.published import family, zoo_names
 from sunets.report.records import FINISHED, Records, find_records, quantity, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
@@ -47,10 +54,10 @@ CAPTION = "What the paper claims about SUNets, and what the records here say."
 NOTES = (
     "Each comparison supports a claim, contradicts it or decides nothing. Shown: every comparison supports it. "
     "Refuted: every one contradicts it. Not shown: anything else. Accuracy is compared seed by seed with Holm's "
-    "adjustment over the networks of a row, and the verdict is that of the other network: worse or equivalent supports "
-    "the claim and better contradicts it; for global information, equivalent contradicts it too, and for accuracy with "
-    "few parameters, a network with fewer cannot support it. Rows that differ in budget, data or effort are not "
-    "compared. Counts of memory are exact; timings differ where their interquartile ranges do not overlap.",
+    "adjustment over all networks of the benchmark, and the verdict is that of the other network: worse or equivalent "
+    "supports the claim and better contradicts it; for global information, equivalent contradicts it too, and for "
+    "accuracy with few parameters, a network with fewer cannot support it. Rows that differ in budget, data or effort "
+    "are not compared. Counts of memory are exact; timings differ where their interquartile ranges do not overlap.",
     "A network sees the whole image if its theoretical receptive field is at least as large as the image's shorter "
     "side. The synthetic images were designed so that a network that does not cannot label large objects.",
     f"Larger: more parameters than the SUNet; for memory and speed, both networks have at least {LARGE_M:g} M.",
@@ -182,7 +189,10 @@ def _global(records: Records) -> list[Finding]:
         outcomes += [told[c.verdict] for c in compared.values() if c.verdict in told]
         text = _text(records, sunet, compared, key, {})
         fields = [f"{records.labels[m]} {quantity(share).text(shares[m])} %" for m in (sunet, *local) if m in shares]
-        text += f"; share of the image that holds 95 % of the input gradient: {', '.join(fields)}" if fields else ""
+        if fields:
+            text += (
+                f"; share of the image that holds 95 % of the untrained network's input gradient: {', '.join(fields)}"
+            )
         texts.append(text + _by_object_size(records, (sunet, *local)))
     keys = (key, "receptive_field.theoretical_px", share)
     return _finding(GLOBAL, records, outcomes, texts, keys, (*sunets, *local))
@@ -233,9 +243,10 @@ def _cost(records: Records, key: str) -> dict[str, float]:
 
 
 def _compare(records: Records, sunet: str, others: Sequence[str], key: str) -> dict[str, Comparison]:
-    """Compare each other network that has the score with a SUNet."""
-    scored = {m: runs for m in others if (runs := records.runs(m, key)).scores}
-    return compare_all(scored, records.runs(sunet, key), key, records.report)
+    """Compare each of the other networks that has the score with a SUNet, as one of all comparisons with it."""
+    scored = {m: runs for m in records.labels if m != sunet and (runs := records.runs(m, key)).scores}
+    compared = compare_all(scored, records.runs(sunet, key), key, records.report)
+    return {m: c for m, c in compared.items() if m in others}
 
 
 def _text(
@@ -249,7 +260,7 @@ def _text(
     estimate = joint_estimate(records, sunet, key)
     score = f"{estimate_text(q, estimate)} {q.unit}" if estimate else "not scored"
     parts = [
-        f"{names[m]}: {', '.join(filter(None, (difference_text(q, c.difference), c.verdict)))}"
+        f"{names[m]}: {', '.join(filter(None, (difference_text(q, c.difference), verdict_text(q, c))))}"
         for m, c in compared.items()
     ]
     return f"{q.name} of {names[sunet]}: {score}" + (f"; compared with it, {'; '.join(parts)}" if parts else "")

@@ -115,17 +115,15 @@ def estimate_text(q: Quantity, estimate: Estimate | None) -> str:
     """Format as `48.31 [47.39, 49.20]` in the quantity's unit; the mean alone without an interval."""
     if estimate is None:
         return ""
-    low, high = _ends(q, estimate)
-    return q.text(estimate.mean) + (f" [{q.text(low)}, {q.text(high)}]" if low is not None else "")
+    cut = within_range(q, estimate)
+    return q.text(cut.mean) + (f" [{q.text(cut.low)}, {q.text(cut.high)}]" if cut.low is not None else "")
 
 
-def _ends(q: Quantity, estimate: Estimate | None) -> tuple[float | None, float | None]:
-    """Return the ends of an interval, cut at 0 and 100 %."""
-    if estimate is None or estimate.low is None or estimate.high is None:
-        return None, None
-    if q.unit != "%":
-        return estimate.low, estimate.high
-    return max(0.0, estimate.low), min(100 / q.scale, estimate.high)
+def within_range(q: Quantity, estimate: Estimate) -> Estimate:
+    """Cut an interval, which a t-interval over few seeds may need, at 0 and 100 %."""
+    if q.unit != "%" or estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(estimate, low=max(0.0, estimate.low), high=min(100 / q.scale, estimate.high))
 
 
 def difference_text(q: Quantity, difference: Difference | None) -> str:
@@ -139,13 +137,14 @@ def difference_text(q: Quantity, difference: Difference | None) -> str:
 
 
 def undecided_text(q: Quantity, comparison: Comparison) -> str:
-    """Write `worse before Holm's adjustment` or `3 seeds would detect 5.4 points with 80 % power`; empty if decided."""
+    """Write `worse before Holm's adjustment; 3 seeds would detect 5.4 points with 80 % power`; empty if decided."""
     if comparison.verdict != UNDECIDED:
         return ""
-    if comparison.unadjusted_verdict != UNDECIDED:
-        return f"{comparison.unadjusted_verdict} before Holm's adjustment"
-    detectable = _detectable(q, d := comparison.difference)
-    return f"{d.n} seeds would detect {detectable} with {100 * POWER:.0f} % power" if d and detectable else ""
+    alone, d = comparison.unadjusted_verdict, comparison.difference
+    parts = [f"{alone} before Holm's adjustment"] if alone != UNDECIDED else []
+    if d and (detectable := _detectable(q, d)):
+        parts.append(f"{d.n} seeds would detect {detectable} with {100 * POWER:.0f} % power")
+    return "; ".join(parts)
 
 
 def _detectable(q: Quantity, difference: Difference | None) -> str:
@@ -174,19 +173,35 @@ NO_COMPARISON = Comparison(None, None)
 """Comparison of a reference row, which is compared with nothing."""
 
 
+WINS = "Wins: seeds on which the row is ahead of what it is compared with."
+
+
+def wins_text(comparison: Comparison) -> str:
+    """Write on how many of the common seeds a row beats its reference, such as `4/5`."""
+    d = comparison.difference
+    return f"{d.wins}/{d.n}" if d else ""
+
+
 def verdict_text(q: Quantity, comparison: Comparison) -> str:
-    """Format a verdict for a table, with the one before Holm's adjustment or, if undecided, what was detectable."""
-    alone, judged, d = comparison.unadjusted_verdict, comparison.verdict, comparison.difference
-    if alone != judged:
-        return f"{judged} ({alone} before Holm)"
-    detectable = _detectable(q, d) if judged == UNDECIDED else ""
-    return f"{judged} ({detectable} detectable)" if detectable else judged
+    """Format a verdict for a table, with the one before Holm's adjustment and, if undecided, what was detectable."""
+    alone, judged = comparison.unadjusted_verdict, comparison.verdict
+    parts = [f"{alone} before Holm"] if alone != judged else []
+    if judged == UNDECIDED and (detectable := _detectable(q, comparison.difference)):
+        parts.append(f"{detectable} detectable")
+    return f"{judged} ({'; '.join(parts)})" if parts else judged
 
 
 def compare_all(
     family: Mapping[K, Runs], reference: Runs, key: str, report: ReportConfig, varied: Collection[str] = ()
 ) -> dict[K, Comparison]:
-    """Compare each member of a family with one reference, p-values adjusted over those that are comparable.
+    """Compare each member of a family with one reference, as `compare_pairs` does."""
+    return compare_pairs({name: (runs, reference) for name, runs in family.items()}, key, report, varied)
+
+
+def compare_pairs(
+    pairs: Mapping[K, tuple[Runs, Runs]], key: str, report: ReportConfig, varied: Collection[str] = ()
+) -> dict[K, Comparison]:
+    """Compare each row with its reference, p-values adjusted over all pairs that are comparable.
 
     `report` has the margin of equivalence and the declared differences; dotted keys that the table `varied`, such as
     the axes of a study, are no obstacle.
@@ -194,7 +209,7 @@ def compare_all(
     rising, margin = higher_is_better(key), report.equivalence_margin_percent / quantity(key).scale
     result: dict[K, Comparison] = {}
     tested: dict[K, Difference] = {}
-    for name, runs in family.items():
+    for name, (runs, reference) in pairs.items():
         difference = paired_difference(runs.scores, reference.scores, higher_is_better=rising)
         obstacle, declared = differing_settings(runs, reference, report.declared_differences, varied)
         reason = "not tested (no common seed)" if difference is None else obstacle or difference.untested
@@ -223,6 +238,8 @@ def differing_settings(
         `not comparable: KEY A / B` or an empty text; and `KEY A / B` of each declared difference.
     """
     obstacles, stated = dict[str, str](), dict[str, str]()
+    if row.trials != reference.trials:
+        obstacles["trials"] = f"tuning trials {row.trials} / {reference.trials}"
     tuned = _tuned(row.records) & _tuned(reference.records)
     for seed in sorted(row.scores.keys() & reference.scores.keys()):
         ours, theirs = (
@@ -297,22 +314,22 @@ def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
     )
     return (
         f"Equivalent: the interval lies within ± {margin}; better, worse: it does not, and it excludes 0; undecided: "
-        f"neither. Detectable: the difference that these seeds would find with {100 * POWER:.0f} % power.{adjusted}"
+        f"neither. Detectable: the difference that these seeds would find in one comparison with {100 * POWER:.0f} % "
+        f"power.{adjusted}"
     )
 
 
-def declared_notes(compared: Mapping[str, Comparison], labels: Mapping[str, str], reference: str) -> list[str]:
-    """State below a table the declared differences of its rows from the reference."""
-    texts = [f"{labels[name]} {text}" for name, c in compared.items() for text in c.declared]
-    return (
-        [f"Declared differences from {reference} (report.declared_differences): {'; '.join(texts)}."] if texts else []
-    )
+def declared_notes(compared: Mapping[str, Comparison]) -> list[str]:
+    """State below a table the declared differences of its rows, by label, from the reference."""
+    texts = [f"{label} {text}" for label, c in compared.items() for text in c.declared]
+    what = "Declared differences from the reference (report.declared_differences)"
+    return [f"{what}: {'; '.join(texts)}."] if texts else []
 
 
 def estimate_columns(key: str, estimate: Estimate | None) -> dict[str, Any]:
     """Return the CSV columns of a mean and its t-interval over the seeds; empty where there is none."""
-    low, high = _ends(quantity(key), estimate)
-    return {f"{key}.mean": estimate.mean if estimate else None, f"{key}.ci95_low": low, f"{key}.ci95_high": high}
+    cut = estimate and within_range(quantity(key), estimate)
+    return {f"{key}.mean": cut and cut.mean, f"{key}.ci95_low": cut and cut.low, f"{key}.ci95_high": cut and cut.high}
 
 
 def difference_columns(key: str, reference: str, comparison: Comparison) -> dict[str, Any]:
@@ -321,6 +338,6 @@ def difference_columns(key: str, reference: str, comparison: Comparison) -> dict
     columns = {
         "reference": d and reference, "mean": d and d.mean, "ci95_low": d and d.low, "ci95_high": d and d.high,
         "n_seeds": d and d.n, "p": d and d.p_value, "p_holm": comparison.adjusted_p, "detectable": d and d.detectable,
-        "wins": d and f"{d.wins}/{d.n}", "verdict": comparison.verdict or None,
+        "wins": wins_text(comparison) or None, "verdict": comparison.verdict or None,
     }  # fmt: skip
     return {f"{key}.difference.{name}": value for name, value in columns.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from sunets.core.metrics import higher_is_better
-from sunets.report.comparison import NOT_COMPARABLE, joint_estimate
+from sunets.report.comparison import joint_estimate, within_range
 from sunets.report.images import confusion, per_class, receptive_field
 from sunets.report.records import FINISHED, Quantity, Records, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.style import STYLE, WIDTH, Style, legend_columns, model_styles
-from sunets.report.tables import SIZE_KEYS, compared_models
+from sunets.report.tables import SIZE_KEYS, row_labels
 
 
 def accuracy(records: Records) -> Figure | None:
@@ -103,10 +104,8 @@ def name_rows(ax: Axes, names: Iterable[str]) -> None:
 
 
 def _labels(records: Records, models: Iterable[str]) -> list[str]:
-    """Return the labels of models; those of rows that cannot be compared with the reference say so."""
-    compared = compared_models(records, records.report.reference)
-    unlike = {m for m, c in compared.items() if c.verdict.startswith(NOT_COMPARABLE)}
-    return [records.labels[m] + (f" ({NOT_COMPARABLE})" if m in unlike else "") for m in models]
+    labels = row_labels(records)
+    return [labels[m] for m in models]
 
 
 def _shown_estimate(records: Records, model: str, key: str) -> Estimate:
@@ -188,20 +187,21 @@ def training_curves(records: Records) -> Figure | None:
     panels = [(k, q) for k, q in wanted if k in history and history[k].notna().any()]
     if not panels:
         return None
-    styles = {records.labels[k]: s for k, s in model_styles(records.labels).items()}
-    present = [label for label in records.labels.values() if (history.label == label).any()]
+    labels = row_labels(records)
+    styles = {labels[k]: s for k, s in model_styles(records.labels).items()}
+    present = [label for model, label in labels.items() if (history.model == model).any()]
     with plt.rc_context(STYLE):
         size = (WIDTH, 2.85 + _legend_height(present))
         fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
         for ax, (key, q) in zip(axes[0], panels, strict=True):
             data = history[history[key].notna()]
-            data = data.assign(shown=q.scale * data[key])
+            data = data.assign(shown=q.scale * data[key], label=data.model.map(labels))
             sns.lineplot(
                 data=data, x="epoch", y="shown", hue="label", style="label", hue_order=present, style_order=present,
                 palette={k: styles[k].color for k in present}, markers={k: styles[k].marker for k in present},
                 dashes={k: "" if styles[k].line == "-" else styles[k].line[1] for k in present},
-                errorbar=_band, err_kws={"alpha": 0.16, "linewidth": 0}, linewidth=1.4, markersize=4.2,
-                markeredgewidth=0.4, legend=False, ax=ax,
+                errorbar=functools.partial(_band, q), err_kws={"alpha": 0.16, "linewidth": 0}, linewidth=1.4,
+                markersize=4.2, markeredgewidth=0.4, legend=False, ax=ax,
             )  # fmt: skip
             for line in ax.lines:
                 line.set_markevery(max(1, len(line.get_xdata()) // 20))
@@ -209,9 +209,6 @@ def training_curves(records: Records) -> Figure | None:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
             ax.set_xlim(left=0)
             ax.margins(y=0.06)
-            if q.unit == "%":  # a t-interval may reach beyond what a score can be
-                low, high = ax.get_ylim()
-                ax.set_ylim(max(low, 0), min(high, 100))
         _legend(fig, [styles[k] for k in present], present, lines=True)
     return fig
 
@@ -222,8 +219,8 @@ def _prefixed(word: str, key: str) -> Quantity:
     return Quantity(f"{word} {name}", q.unit, q.scale, q.digits)
 
 
-def _band(values: pd.Series) -> tuple[float, float]:
-    e = mean_interval(values.tolist())
+def _band(q: Quantity, values: pd.Series) -> tuple[float, float]:
+    e = within_range(q, mean_interval((values / q.scale).tolist())).scaled(q.scale)
     return (e.low, e.high) if e.low is not None and e.high is not None else (np.nan, np.nan)
 
 
@@ -233,7 +230,8 @@ def tuning(records: Records) -> Figure | None:
     if not trials:
         return None
     q, styles = _prefixed("Validation", records.headline), model_styles(records.labels)
-    frames = {records.labels[m]: frame.rename(columns={records.validation: "score"}) for m, frame in trials.items()}
+    labels = row_labels(records)
+    frames = {labels[m]: frame.rename(columns={records.validation: "score"}) for m, frame in trials.items()}
     return draw_trials(frames, [styles[m] for m in trials], "Trial", q)
 
 

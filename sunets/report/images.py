@@ -23,7 +23,7 @@ from sunets.report.comparison import joint_estimate
 from sunets.report.records import Records, quantity
 from sunets.report.statistics import Estimate
 from sunets.report.style import STYLE, WIDTH, legend_columns
-from sunets.report.tables import class_keys
+from sunets.report.tables import class_keys, row_labels
 
 MAX_CLASSES = 30
 """Classes beyond which a matrix cannot be read on a page."""
@@ -45,7 +45,7 @@ def per_class(records: Records) -> Figure | None:
     many = len(keys) > 12
     means: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
-    for model, label in records.labels.items():
+    for model, label in row_labels(records).items():
         if records.scores(model):
             estimates = [joint_estimate(records, model, key) for key in keys]
             means[label] = [100 * e.mean if e else np.nan for e in estimates]
@@ -59,14 +59,14 @@ def per_class(records: Records) -> Figure | None:
         fig, ax = plt.subplots(figsize=(WIDTH, 0.6 + 0.36 * len(means) + 0.045 * letters))
         heat_map(
             ax, np.array(list(means.values())), np.array(list(texts.values())), (0, 100), 6.0 if many else 7.0,
-            yticklabels=list(means),
+            yticklabels=False,  # seaborn lays labels out upright first, where long ones leave no room for the map
             cbar_kws={"label": "IoU (%)", "pad": 0.015, "aspect": 2.7 * len(means) + 1, "ticks": [0, 25, 50, 75, 100]},
         )  # fmt: skip
         ax.set_xticks(
             np.arange(len(names)) + 0.5, names, rotation=40 if turned else 0, ha="right" if turned else "center",
             rotation_mode="anchor" if turned else "default",
         )  # fmt: skip
-        ax.tick_params(axis="y", rotation=0)
+        ax.set_yticks(np.arange(len(means)) + 0.5, list(means))
     return fig
 
 
@@ -118,11 +118,11 @@ def confusion_shares(records: Records) -> tuple[dict[str, NDArray], list[str]]:
     """Sum confusion matrices over all seeds and divide each row by its sum; none of more than `MAX_CLASSES` classes.
 
     Returns:
-        Label of a model -> (K, K) percent of the true class (row) by predicted class, NaN where the split lacks the
+        Label of a row -> (K, K) percent of the true class (row) by predicted class, NaN where the split lacks the
         class; the names of the classes.
     """
     shares: dict[str, NDArray] = {}
-    for model, label in records.labels.items():
+    for model, label in row_labels(records).items():
         matrices, _ = records.confusions(model)
         if matrices and matrices[0].shape[1] <= MAX_CLASSES:
             counts = np.sum([m.sum(axis=0, dtype=np.int64) for m in matrices], axis=0)

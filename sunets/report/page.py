@@ -116,9 +116,8 @@ def findings(suite: Suite, records: Records) -> list[str]:
     if len(ranked) > 1:
         gap = compare_all({m: records.runs(m) for m in ranked[1:]}, records.runs(best), key, suite.report)[ranked[1]]
         verdict = "beyond the noise of the seeds" if gap.verdict in (BETTER, WORSE) else gap.verdict
-        lead += (
-            f"; next is {name[ranked[1]]} ({', '.join(filter(None, (difference_text(q, gap.difference), verdict)))})"
-        )
+        told = ", ".join(filter(None, (difference_text(q, gap.difference), verdict)))
+        lead += f"; next is {name[ranked[1]]} ({'; '.join(filter(None, (told, undecided_text(q, gap))))})"
     sentences = [lead + "."]
     groups: dict[str, list[str]] = {}
     compared = compared_models(records, reference) if reference in means else {}
@@ -232,11 +231,17 @@ def index_page(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+_IGNORED = {"camvid": "void (label 11): neither trained on nor scored, as in the published numbers"}
+"""Data set -> pixels that count nowhere."""
+
+
 def _what_was_run(suite: Suite, records: Records) -> str:
     runs = [*records.all("train"), *records.all("evaluate")]
     rows = [
         ("Task", f"{records.task} on `{suite.data.name}`"),
         ("Classes", ", ".join(records.classes) if len(records.classes) <= 30 else str(len(records.classes))),
+        ("Image size", " × ".join(map(str, suite.data.size or ())) + " pixels" if suite.data.size else ""),
+        ("Ignored pixels", _IGNORED.get(suite.data.name, "")),
         ("Data digest", _codes(r["provenance"].get("data_digest") for r in runs)),
         ("Models", join(list(records.labels.values()))),
         ("Seeds", ", ".join(map(str, records.seeds))),

@@ -16,7 +16,7 @@ from sunets.report.write import Paper, Table
 MOST_CLASSES = 6
 """Most classes that are columns; with more, classes are rows and models are columns."""
 _ABLATION = {
-    ".tex": "", "_axes.tex": "", "_pareto.tex": "",
+    ".tex": "", "_axes.tex": "", "_object_size.tex": "", "_pareto.tex": "",
     "_axes.pdf": "score by the value of each axis, every seed (dots), mean and 95 % t-interval",
     "_interaction.pdf": "mean score over two axes",
     "_pareto.pdf": "score against multiply-adds, trials of the search (left) and those trained again (right)",

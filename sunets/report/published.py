@@ -64,8 +64,11 @@ _TOP1, _TOP5, _MIOU, _PIXELS = (
 )  # fmt: skip
 _IMAGENET = "torchvision 0.29.1 {}_Weights.IMAGENET1K_V1.meta"
 _COCO = "torchvision 0.29.1 {}_Weights.COCO_WITH_VOC_LABELS_V1.meta"
-_TIRAMISU = "Jégou et al., arXiv 1611.09326, as listed at https://www.paperswithcode.com/paper/the-one-hundred-layers-tiramisu-fully"
 _SECOND_HAND = "second-hand, opened: "
+_TIRAMISU = (
+    f"Jégou et al., arXiv 1611.09326; {_SECOND_HAND}"
+    "https://www.paperswithcode.com/paper/the-one-hundred-layers-tiramisu-fully"
+)
 _TABLE3 = (
     f"Jégou et al., arXiv 1611.09326, table 3; {_SECOND_HAND}docs/authors_results_table.png of "
     "https://github.com/bfortuner/pytorch_tiramisu"

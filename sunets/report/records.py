@@ -117,6 +117,8 @@ class Runs:
     """Seed -> score of the finished runs."""
     records: Sequence[Record] = field(repr=False)
     """Of the trainings and evaluations of these seeds, and of the tuning before them."""
+    trials: int = 0
+    """Tuning trials of a study behind the recipe; those of a benchmark stand in its records."""
 
 
 @dataclass(frozen=True, eq=False)

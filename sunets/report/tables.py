@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,11 @@ import pandas as pd
 from sunets.core.metrics import OBJECT_SIZES, higher_is_better
 from sunets.report.comparison import (
     NO_COMPARISON,
+    NOT_COMPARABLE,
+    WINS,
     Comparison,
     compare_all,
+    compare_pairs,
     declared_notes,
     difference_columns,
     difference_text,
@@ -22,6 +25,7 @@ from sunets.report.comparison import (
     joint_note,
     verdict_note,
     verdict_text,
+    wins_text,
 )
 from sunets.report.records import DIVERGED, FAILED, FINISHED, NOT_RUN, SCORES, Records, cost_rows, quantity
 from sunets.report.statistics import mean_interval
@@ -78,27 +82,25 @@ def accuracy(records: Records, reference: str) -> Table:
     for model, label in records.labels.items():
         row, line = _score_row(records, model, None, (reference, records.labels[reference]), compared.get(model))
         change = row[f"{records.validation}.last_fifth"] = last_fifth(records, model)
-        moves = change is not None and abs(change) * q.scale >= SETTLED
-        direction = "improving" if ((change or 0) > 0) == higher_is_better(headline) else "getting worse"
-        budgets.append(f"still {direction} ({q.text(change, sign=True)})" if moves else "")
+        budgets.append(budget_text(headline, change))
         rows.append(row)
         shown.append({"Model": label, "Seeds": str(row["n_seeds"] or "")} | line)
     view = pd.DataFrame(shown).fillna("")
     if any(budgets):
-        view.insert(view.shape[1] - 2, "Budget", budgets)
+        view.insert(view.shape[1] - 3, "Budget", budgets)
     tests = sum(c.adjusted_p is not None for c in compared.values())
     difference_note = (
         f"Difference: paired by seed, in points of {q.name}, with its 95 % interval over the seeds alone, for these "
-        f"test images and one comparison. {verdict_note(records.report, q, tests)}"
+        f"test images and one comparison. {WINS} {verdict_note(records.report, q, tests)}"
     )
     if not compared:
-        view = view.iloc[:, :-2]
+        view = view.iloc[:, :-3]
     notes = [
         joint_note(records),
         *([difference_note] if compared else []),
-        *declared_notes(compared, records.labels, records.labels[reference]),
+        *declared_notes({records.labels[model]: c for model, c in compared.items()}),
         *_caveats(records),
-        *_budget_note(records, pd.DataFrame(rows)),
+        *budget_note(headline, [row[f"{records.validation}.last_fifth"] for row in rows], "network"),
         *run_failures(records),
     ]
     return Table("accuracy", f"Accuracy{_split(records)}.", pd.DataFrame(rows), view, tuple(notes))
@@ -108,6 +110,13 @@ def compared_models(records: Records, reference: str) -> dict[str, Comparison]:
     """Compare the headline of every other model with the reference's."""
     others = {m: records.runs(m) for m in records.labels if m != reference}
     return compare_all(others, records.runs(reference), records.headline, records.report)
+
+
+def row_labels(records: Records) -> dict[str, str]:
+    """Map each model to its label; those of rows that cannot be compared with the reference say so."""
+    compared = compared_models(records, records.report.reference)
+    unlike = {m for m, c in compared.items() if c.verdict.startswith(NOT_COMPARABLE)}
+    return {m: label + (f" ({NOT_COMPARABLE})" if m in unlike else "") for m, label in records.labels.items()}
 
 
 def per_class(records: Records) -> Table | None:
@@ -125,6 +134,10 @@ def per_class(records: Records) -> Table | None:
 
 SIZE_KEYS = tuple(f"score.mean_accuracy.{size}" for size in OBJECT_SIZES)
 MEDIUM, LARGE = (f"{100 * OBJECT_SIZES[size]:g} %" for size in ("medium", "large"))
+SIZE_NOTE = (
+    "Correctly classified pixels in %, averaged over the classes. An object is a connected region of one class; "
+    f"small: less than {MEDIUM} of the image, large: at least {LARGE}."
+)
 
 
 def object_size(records: Records) -> Table | None:
@@ -132,18 +145,14 @@ def object_size(records: Records) -> Table | None:
     if not any(records.scores(model, key) for model in records.labels for key in SIZE_KEYS):
         return None
     data, view = _scores(records, SIZE_KEYS)
-    note = (
-        "Correctly classified pixels in %, averaged over the classes. An object is a connected region of one class; "
-        f"small: less than {MEDIUM} of the image, large: at least {LARGE}. "
-        "In brackets: 95 % interval over the seeds (logit scale, Student's t)."
-    )
+    note = f"{SIZE_NOTE} In brackets: 95 % interval over the seeds (logit scale, Student's t)."
     return Table("object_size", f"Accuracy by object size{_split(records)}.", data, view, (note,))
 
 
 def _scores(records: Records, keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return some scores of every model: the numbers, and what a reader sees."""
     made = [_score_cells(records, model, keys) for model in records.labels]
-    shown = [{"Model": label} | line for label, (_, line) in zip(records.labels.values(), made, strict=True)]
+    shown = [{"Model": label} | line for label, (_, line) in zip(row_labels(records).values(), made, strict=True)]
     return pd.DataFrame([row for row, _ in made]), pd.DataFrame(shown)
 
 
@@ -173,7 +182,7 @@ def _score_row(
     row, line = _score_cells(records, model, SCORES[records.task], variant, brief=True)
     q, c = quantity(records.headline), comparison or NO_COMPARISON
     row |= difference_columns(records.headline, reference[0], c)
-    line[f"Difference from {reference[1]}"] = difference_text(q, c.difference)
+    line |= {f"Difference from {reference[1]}": difference_text(q, c.difference), "Wins": wins_text(c)}
     judged = verdict_text(q, comparison) if comparison else "reference"
     return row, line | {"Verdict": judged if row["n_seeds"] else ""}
 
@@ -183,19 +192,21 @@ def test_time(records: Records) -> Table | None:
     if len(records.variants) < 2:
         return None
     first, q = records.variants[0], quantity(records.headline)
+    pairs = {
+        (m, v): (records.runs(m, variant=v), records.runs(m)) for m in records.labels for v in records.variants[1:]
+    }
+    compared = compare_pairs(pairs, records.headline, records.report, ("variant", "evaluate.variants"))
     rows, shown = [], []
     for model, label in records.labels.items():
-        family = {v: records.runs(model, variant=v) for v in records.variants[1:]}
-        varied = ("variant", "evaluate.variants")
-        compared = compare_all(family, records.runs(model), records.headline, records.report, varied)
         for variant in records.variants:
             reference = (first, first.replace("_", " "))
-            row, line = _score_row(records, model, variant, reference, compared.get(variant))
+            row, line = _score_row(records, model, variant, reference, compared.get((model, variant)))
             rows.append({"model": model, "variant": variant} | row)
             shown.append({"Model": label, "Variant": variant.replace("_", " ")} | line)
+    tests = sum(c.adjusted_p is not None for c in compared.values())
     notes = (
         f"{joint_note(records)} Difference from the first variant of the same network, paired by seed, with its 95 % "
-        "interval. " + verdict_note(records.report, q, len(records.variants) - 1),
+        f"interval. {WINS} {verdict_note(records.report, q, tests)}",
     )
     caption = f"Test-time variants{_split(records)}."
     return Table("test_time", caption, pd.DataFrame(rows), pd.DataFrame(shown), notes)
@@ -353,16 +364,26 @@ SETTLED = 2.0
 
 
 def last_fifth(records: Records, model: str) -> float | None:
-    """Return the change of the validation score over the last fifth of the epochs, mean over the finished seeds.
-
-    Between validated epochs the score is taken as linear. None where fewer than two epochs were validated.
-    """
-    history, key = records.history, records.validation
-    if key not in history:
+    """Return the change of a model's validation score at the end, as `change_at_end` does."""
+    history = records.history
+    if records.validation not in history:
         return None
     rows = history[(history.model == model) & history.seed.isin(list(records.scores(model)))]
+    return change_at_end(rows, records.validation, "seed")
+
+
+def change_at_end(history: pd.DataFrame, key: str, training: str) -> float | None:
+    """Return the change of a validation score over the last fifth of the epochs, mean over the trainings.
+
+    Between validated epochs the score is taken as linear. None where fewer than two epochs were validated.
+
+    Args:
+        history: a row per training and epoch.
+        key: column of the score.
+        training: column that tells the trainings apart.
+    """
     changes = []
-    for _, run in rows.groupby("seed"):
+    for _, run in history.groupby(training):
         scored = run[pd.to_numeric(run[key]).notna()].sort_values("epoch")
         if len(scored) > 1:
             epochs, values = scored.epoch.to_numpy(float), pd.to_numeric(scored[key]).to_numpy(float)
@@ -370,14 +391,26 @@ def last_fifth(records: Records, model: str) -> float | None:
     return float(np.mean(changes)) if changes else None
 
 
-def _budget_note(records: Records, rows: pd.DataFrame) -> list[str]:
-    """Say whether the validation scores had settled by the end of training."""
-    q, changes = quantity(records.headline), rows[f"{records.validation}.last_fifth"].dropna()
-    if changes.empty:
+def _unsettled(headline: str, change: float | None) -> bool:
+    return change is not None and abs(change) * quantity(headline).scale >= SETTLED
+
+
+def budget_text(headline: str, change: float | None) -> str:
+    """Write `still improving (+2.40)`; nothing where the validation score had settled."""
+    if change is None or not _unsettled(headline, change):
+        return ""
+    direction = "improving" if (change > 0) == higher_is_better(headline) else "getting worse"
+    return f"still {direction} ({quantity(headline).text(change, sign=True)})"
+
+
+def budget_note(headline: str, changes: Iterable[float | None], noun: str) -> list[str]:
+    """Say of how many rows, such as networks, the validation score had not settled by the end of training."""
+    q, known = quantity(headline), [change for change in changes if change is not None]
+    if not known:
         return []
-    moved = (changes.abs() * q.scale >= SETTLED).sum()
-    subject = f"of {plural(moved, 'network')} changed by {SETTLED:g} points or more (column Budget)"
-    subject = subject if moved else f"of every network changed by less than {SETTLED:g} points"
+    moved = sum(_unsettled(headline, change) for change in known)
+    subject = f"of {plural(moved, noun)} changed by {SETTLED:g} points or more (column Budget)"
+    subject = subject if moved else f"of every {noun} changed by less than {SETTLED:g} points"
     return [f"Over the last fifth of the epochs, validation {q.name} {subject}; mean over the seeds."]
 
 
