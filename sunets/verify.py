@@ -18,10 +18,12 @@ from sunets.core.recipes import tune_record, tuned
 from sunets.core.record import Record, check_records, parameters, parameters_hash, read_json
 from sunets.models.zoo import resolve_config
 
+_COST = ("sunets.stages.cost", "sunets.profiling.cost")  # of a benchmark, and of `make zoo` and `profile`
 _MODULES = {
-    "train": "sunets.stages.train", "evaluate": "sunets.stages.evaluate", "cost": "sunets.stages.cost",
-    "speed": "sunets.stages.cost", "trial": "ablations.study", "tune": "ablations.tune",
+    "train": ("sunets.stages.train",), "evaluate": ("sunets.stages.evaluate",), "cost": _COST, "speed": _COST,
+    "trial": ("ablations.study",), "tune": ("ablations.tune",),
 }  # fmt: skip
+"""Kind of a record -> modules that make it."""
 _MACHINE = {"data.root", "data.workers", "data.cache"}
 """Parameters that may differ between machines without changing a result."""
 
@@ -82,13 +84,14 @@ def record_files(results_dir: Path) -> Iterator[_File]:
     Raises:
         RecordError: a file is damaged; names it.
     """
-    for folder in sorted(results_dir.glob("*/records")):
-        for path in sorted(folder.glob("**/*.json")):
-            content = read_json(path)
-            rows = content if isinstance(content, list) else [content]
-            records = [r for r in rows if isinstance(r, dict) and r.get("kind") in _MODULES]
-            records = [r for r in records if isinstance(r.get("provenance"), dict)]
-            yield _File(path, folder.parent.name, rows, records)
+    paths = list(results_dir.glob("*/records/**/*.json"))
+    paths += [results_dir / "zoo" / f"{name}.json" for name in ("records", "speed")]
+    for path in sorted(p for p in paths if p.exists()):
+        content = read_json(path)
+        rows = content if isinstance(content, list) else [content]
+        records = [r for r in rows if isinstance(r, dict) and r.get("kind") in _MODULES]
+        records = [r for r in records if isinstance(r.get("provenance"), dict)]
+        yield _File(path, path.relative_to(results_dir).parts[0], rows, records)
 
 
 def code_of_records(files: Iterable[_File]) -> dict[str, dict[str, str | None]]:
@@ -107,12 +110,12 @@ def code_of_records(files: Iterable[_File]) -> dict[str, dict[str, str | None]]:
 
 
 @functools.cache
-def _code_now(kind: str) -> str:
-    return code_hash(_MODULES[kind])
+def _code_now(kind: str) -> list[str]:
+    return [code_hash(module) for module in _MODULES[kind]]
 
 
 def _is_current(record: Record) -> bool:
-    return bool(record["provenance"].get("code_hash") == _code_now(record["kind"]))
+    return record["provenance"].get("code_hash") in _code_now(record["kind"])
 
 
 def _name(record: Record) -> str:

@@ -13,7 +13,8 @@ from sunets.core.record import Record, make_record, write_json, write_text
 from sunets.models.structure import VARIANTS
 from sunets.models.zoo import list_models
 from sunets.profiling.cost import cost, cost_parameters
-from sunets.report.tables import cost_frames
+from sunets.report.records import read_checked, speed_rows
+from sunets.report.tables import cost_frames, speed_table
 from sunets.report.write import Table, markdown, write
 
 MARKERS = ("<!-- cost table: begin -->", "<!-- cost table: end -->")
@@ -36,7 +37,7 @@ PARTS = (
 def zoo_stage(root: Path = Path()) -> list[Record]:
     """Count the cost of every network, of released SUNets and dilated ResNets at output strides 32, 16 and 8.
 
-    Writes `results/zoo/` and the tables between the markers of docs/cost.md.
+    Writes `results/zoo/`, with a table of the timings there, and the tables between the markers of docs/cost.md.
     """
     folder, page = root / "results" / "zoo", root / "docs" / "cost.md"
     _around_tables(page)  # before the work
@@ -57,6 +58,11 @@ def zoo_stage(root: Path = Path()) -> list[Record]:
         shown.append(markdown(view, caption, notes))
         everything += records
     write_json(folder / "records.json", everything)
+    if (timed := folder / "speed.json").exists():
+        rows = read_checked(timed, "speed")
+        strides = sorted({r["params"]["model.output_stride"] for r in rows})
+        caption = f"Large networks at output stride {', '.join(map(str, strides))}, timed in turn within one run"
+        write(speed_table(caption, speed_rows(rows), rows[0]), folder)
     before, after = _around_tables(page)
     write_text(page, before + MARKERS[0] + "\n" + "\n".join(shown) + MARKERS[1] + after)
     return everything
@@ -90,7 +96,7 @@ def _record(part: _Part, name: str, stride: int | None) -> Record:
     settings = {"size": list(part.size), "batch_size": 1}
     params = cost_parameters(settings, ModelConfig(name=name, output_stride=stride), part.task)
     params["model.num_classes"] = part.num_classes
-    origin = provenance(None, code_hash(__name__), params, "make zoo")  # before the work
+    origin = provenance(None, code_hash("sunets.profiling.cost"), params, "make zoo")  # before the work
     arguments = {"name": name, "task": part.task, "num_classes": part.num_classes, "output_stride": stride}
     return make_record(
         "cost",

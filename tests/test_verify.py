@@ -14,6 +14,13 @@ from sunets.core.record import parameters_hash, read_json, write_json
 from sunets.verify import code_of_records, record_files
 
 
+def test_counts_and_timings_of_the_zoo_are_judged_too(tmp_path: Path) -> None:
+    made = {"kind": "cost", "provenance": {"code_hash": code_hash("sunets.profiling.cost")}}
+    write_json(tmp_path / "zoo/records.json", [made])
+    write_json(tmp_path / "zoo/speed.json", [{"kind": "speed", "provenance": {"code_hash": "0", "git_commit": "abc"}}])
+    assert code_of_records(record_files(tmp_path)) == {"zoo": {"cost": None, "speed": "abc"}}
+
+
 def test_code_of_records_names_the_commit_of_other_code(tmp_path: Path) -> None:
     for benchmark, code in (("same", code_hash("sunets.stages.train")), ("old", "0" * 16)):
         source = {"code_hash": code, "git_commit": "abc"}

@@ -24,6 +24,7 @@ from sunets.report.page import commit_unknown
 from sunets.report.records import FAILED, ReportError, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
+from sunets.report.tables import budget_text
 from sunets.report.write import Table, join, markdown, plural, value_text, write
 
 CAPTIONS = {
@@ -229,8 +230,9 @@ def findings(study: Study) -> list[str]:
     """Write one sentence per axis, or per confirmed point of a search, from the statistics alone."""
     if study.reference is None or not study.reference.scores:
         return ["The reference has no score, so no difference can be shown."]
+    unsettled = _unsettled(study)
     if study.config.kind != "search":
-        return [_axis_finding(study, path) for path in study.axes]
+        return [*(_axis_finding(study, path) for path in study.axes), *unsettled]
     sentences = []
     default = study.reference.cost("cost.gmacs")
     for index, comparison in study.compared.items():
@@ -238,7 +240,15 @@ def findings(study: Study) -> list[str]:
         name, gmacs = arm_text(study, setting.arm, study.reference.arm), setting.cost("cost.gmacs")
         cost = f", at {gmacs / default:.2f} times its multiply-adds" if gmacs is not None and default else ""
         sentences.append(f"{name}: {_words(study, comparison)} against the default{cost}.")
-    return sentences or ["No point of the search but the default was trained again: no difference shown."]
+    sentences = sentences or ["No point of the search but the default was trained again: no difference shown."]
+    return [*sentences, *unsettled]
+
+
+def _unsettled(study: Study) -> list[str]:
+    """Name the settings whose validation score was still changing."""
+    texts = [(s, budget_text(study.headline, study.last_fifth(s))) for s in study.settings]
+    moving = [f"{arm_text(study, setting.arm)} {text}" for setting, text in texts if text]
+    return [f"At the end of training, {join(moving)}: more epochs may change the verdict."] if moving else []
 
 
 def _axis_finding(study: Study, path: str) -> str:

@@ -323,6 +323,7 @@ def _memory(zoo: Sequence[Record]) -> Finding:
     text, recomputing = _ratios(pairs, key), f"{key}_memory_efficient"
     if efficient := [s["cost"][recomputing] / o["cost"][key] for s, o in pairs if s["cost"].get(recomputing)]:
         text += f"; recomputing its U-Nets, {min(efficient):.2f} to {max(efficient):.2f}"
+    text += f"; counted at {_pixels(rows[0])} pixels, the peak was not measured, since that needs a GPU"
     outcomes = (s["cost"][key] < o["cost"][key] for s, o in pairs)
     return _cost_finding(
         MEMORY, pairs, text, outcomes, "cost_segmentation.md", ("cost.params_m", stride, key, recomputing)
@@ -336,15 +337,19 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
     if not pairs:
         return Finding(SPEED, "zoo", "", NOT_RUN)
     e, params = rows[0]["environment"], rows[0]["params"]
-    size, threads = " x ".join(map(str, params.get("cost.size") or ())), e.get("threads")
+    threads = e.get("threads")
     strides = sorted({s["params"]["model.output_stride"] for s, _ in pairs if "model.output_stride" in s["params"]})
     text = (
         f"{_ratios(pairs, key)}; at output stride {' and '.join(map(str, strides)) or '?'} alone, batch "
-        f"{params.get('cost.batch_size', '?')}, {size} pixels, {e.get('gpu') or e.get('cpu')}, "
+        f"{params.get('cost.batch_size', '?')}, {_pixels(rows[0])} pixels, {e.get('gpu') or e.get('cpu')}, "
         f"{plural(threads or 0, 'thread')}"
     )
     outcomes = (_faster(s["cost"], o["cost"]) for s, o in pairs)
-    return _cost_finding(SPEED, pairs, text, outcomes, "speed.json", (key, "speed.step_iqr_ms"))
+    return _cost_finding(SPEED, pairs, text, outcomes, "speed.md", (key, "speed.step_iqr_ms"))
+
+
+def _pixels(record: Record) -> str:
+    return " x ".join(map(str, record["params"].get("cost.size") or ()))
 
 
 def _faster(sunet: Mapping[str, float], other: Mapping[str, float]) -> bool | None:

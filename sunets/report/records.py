@@ -195,13 +195,7 @@ class Records:
     @cached_property
     def speed(self) -> pd.DataFrame:
         """One row per timed model: model, label, status, reason, every speed.* and memory.*; empty if never timed."""
-        rows = [
-            {"model": r["model"], "label": self.labels[r["model"]], "status": r["status"], "reason": r["reason"]}
-            | r["cost"]
-            | r["scores"]
-            for r in self.all("speed")
-        ]
-        return _numbers(pd.DataFrame(rows, columns=None if rows else ["model"]), "speed.", "memory.")
+        return speed_rows([r | {"label": self.labels[r["model"]]} for r in self.all("speed")])
 
     @cached_property
     def timing(self) -> pd.DataFrame:
@@ -276,6 +270,12 @@ def cost_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         for r in records
     ]
     return _numbers(pd.DataFrame(rows), "cost.", "memory.", "receptive_field.")
+
+
+def speed_rows(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Make a tidy table of timings: model, label, status, reason and every speed.* and memory.*."""
+    rows = [{k: r[k] for k in ("model", "label", "status", "reason")} | r["cost"] for r in records]
+    return _numbers(pd.DataFrame(rows, columns=None if rows else ["model"]), "speed.", "memory.")
 
 
 def load_records(suite: Suite, root: Path) -> Records:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sunets.core.metrics import OBJECT_SIZES, higher_is_better
+from sunets.core.record import Record
 from sunets.report.comparison import (
     NO_COMPARISON,
     NOT_COMPARABLE,
@@ -257,13 +258,15 @@ def tuning(records: Records) -> Table | None:
 
 def speed(records: Records) -> Table | None:
     """Return the measured speed: noisy, comparable within this one run only; None where nothing was timed."""
-    data = records.speed
-    if data.empty:
-        return None
-    view = pd.DataFrame({"Model": data.label} | speed_columns(data))
-    notes = (_protocol(records), *_failures(data))
+    timed = records.all("speed")
     caption = "Speed, all models taken in turn within one run."
-    return Table("speed", caption, data, _with_states(view, data), notes, noisy=True)
+    return speed_table(caption, records.speed, timed[0]) if timed else None
+
+
+def speed_table(caption: str, data: pd.DataFrame, first: Record) -> Table:
+    """Make the table of timings in `data`, which `speed_rows` returns; `first` is a record among them."""
+    view = pd.DataFrame({"Model": data.label} | speed_columns(data))
+    return Table("speed", caption, data, _with_states(view, data), (_protocol(first), *_failures(data)), noisy=True)
 
 
 def speed_columns(data: pd.DataFrame) -> dict[str, pd.Series]:
@@ -435,9 +438,8 @@ def _input(records: Records) -> str:
     return f" at {' × '.join(map(str, shape))} pixels" if len(shape) == 3 else ""
 
 
-def _protocol(records: Records) -> str:
+def _protocol(first: Record) -> str:
     """Describe how and on what the timings were taken."""
-    first = next(r for r in records.all("speed"))
     c, e, p = first["cost"], first["environment"], first["params"]
     size = " × ".join(str(v) for v in (c.get("speed.batch_size"), *(p.get("cost.size") or ())) if v is not None)
     parts = [
