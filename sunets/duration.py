@@ -21,7 +21,7 @@ from sunets.plan import DataFacts, Size, TrainingWork, dataset_facts, training_w
 from sunets.profiling.modes import input_channels, switched_mode, torch_threads
 
 MEASURED_MACS = 1.6e10
-"""Most multiply-adds of a measured pass, about half a second on a CPU core; on small images networks are slower."""
+"""Most multiply-adds of a measured pass, half a second on a CPU core; smaller images would understate the speed."""
 MEASURING_SECONDS = 3.0
 """Seconds of measurement after which no further network is measured."""
 
@@ -103,8 +103,8 @@ class Speed:
 def macs_per_second(config: Config, work: TrainingWork, data: DataFacts) -> float:
     """Measure the multiply-adds per second of forward and backward passes on the CPU, on images of random pixels.
 
-    One thread is measured, by its own time, and others are assumed to be as fast: what else runs at this moment will
-    have ended. Large images are measured as smaller ones, whose multiply-adds follow from their area.
+    One thread is measured in CPU time, and the others are assumed to be as fast: the present load is not expected to
+    last. Large images are measured as smaller ones, whose multiply-adds follow from their area.
     """
     height, width = work.size
     scale = min(1.0, math.sqrt(MEASURED_MACS / work.train.macs))

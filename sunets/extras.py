@@ -18,7 +18,7 @@ EXTRAS = {
 
 @contextlib.contextmanager
 def extras_named() -> Iterator[None]:
-    """Turn the missing module of an extra into an error of the user's environment; another one is a bug.
+    """Turn the missing module of an extra into an error that names the extra; any other is raised as it is.
 
     Raises:
         ValueError: names the module and the extra.

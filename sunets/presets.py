@@ -102,7 +102,7 @@ def _quoted(root: Path) -> str:
 
 
 def _with_aspect_ratio(text: str, root: Path | None) -> tuple[str, tuple[int, int] | None]:
-    """Give a user's data their aspect ratio, at about the preset's number of pixels, or the images' if fewer."""
+    """Set `data.size` to the median aspect ratio of a user's images, with at most the preset's number of pixels."""
     folder = re.search(r"(?ms)^data:\n  name: folder\n  root: (\S+)\n  size: (\[(\d+), (\d+)\])\n", text)
     shapes = _shapes(Path(root or folder[1]) / "images") if folder else []
     if not folder or not shapes:

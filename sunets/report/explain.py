@@ -26,8 +26,8 @@ _KEYS = {
 }  # fmt: skip
 _KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "train"}
 _STUDY_KEYS = {"_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",), "_pareto": ("number",)}
-"""End of the file stem of an ablation's table -> columns that name its rows; the table without such an end has a row
-per setting of the axes."""
+"""End of the file stem of an ablation's table -> columns that name its rows; other tables have a row per setting of the
+axes."""
 Cells = Mapping[str, Any]
 
 
@@ -40,7 +40,7 @@ class Explainer:
     """Tracer of numbers in the tables below `results/`; it reads every file once."""
 
     def __init__(self, results_dir: Path, read: Results | None = None) -> None:
-        """Read nothing yet; `read` are the records below the directory, for a caller that has read them."""
+        """Read files on demand; `read` are records that the caller has read already."""
         self._results = results_dir
         self._all = functools.cache(lambda: read or read_results(results_dir))
         self._records = functools.cache(lambda name: read.benchmarks[name] if read else find_records(results_dir, name))

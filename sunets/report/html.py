@@ -174,13 +174,14 @@ _ROW_KEYS = (
 )  # fmt: skip
 """Columns of a CSV file that name its rows; those of a study's settings are its axes."""
 _COLUMNS = {
-    r"Difference.*": r".*\bdifference(\.mean)?", "Verdict": r".*\bverdict", "Seeds": "n_seeds", "Ours": r"ours\.mean",
+    r"Difference.*": r".*\bdifference(\.mean)?", "Verdict": r".*\bverdict", "Wins": r".*\bwins",
+    "Seeds": "n_seeds", "Ours": r"ours\.mean",
     r"Published parameters \(M\)": "published_params_m", r"Our parameters \(M\)": r"ours\.params_m",
     r"Trainings|Median time \(s\)": "seconds", "Share of variance .*": "share", "Search .*": r"search\..*",
     "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
     **{name: re.escape(path) for path, name in NAMES.items()},
 }  # fmt: skip
-"""Heading of a shown column -> name of the column in the CSV file, where `explain` does not know the heading."""
+"""Displayed heading -> column of the CSV file, for headings that `explain` does not know."""
 
 
 class _Traces:

@@ -51,9 +51,14 @@ def latex_table(
 ) -> str:
     """Write a `table` environment that is as wide as its text at most; needs booktabs, siunitx and adjustbox.
 
-    `view` holds cells as a reader should see them, caption and notes are without markup, and the label is unique in a
-    document. `bold` has a truth value per cell, by default of the best of each column; `whole` keeps all columns, in
-    smaller print if need be, and else the first `names` are kept in any case, since they name the row.
+    Args:
+        view: cells as a reader should see them.
+        caption: without markup, as are the notes.
+        notes: printed below the table.
+        label: unique in a document.
+        bold: truth value of each cell; None prints the best of each column in bold.
+        whole: keep all columns, in smaller print if need be.
+        names: leading columns that are kept in any case, since they name the row.
     """
     view = view.fillna("").astype(str)
     bold = best_cells(view) if bold is None else bold
@@ -100,8 +105,11 @@ _FLOATS = (("topfraction", 0.95), ("bottomfraction", 0.95), ("textfraction", 0.0
 def latex_document(title: str, tables: Iterable[str], figures: Mapping[str, str], optional: Mapping[str, str]) -> str:
     """Write an article that shows tables and figures and compiles as it is.
 
-    Paths are seen from the document: of table files, and of figures without suffix -> caption. Files that another stage
-    writes are optional: path of a .tex or .pdf file, shown where it exists -> caption of a figure.
+    Args:
+        title: without markup.
+        tables: .tex files, relative to the document.
+        figures: path without suffix -> caption.
+        optional: .tex or .pdf files of another stage -> caption of a figure; included where the file exists.
     """
     lines = [
         "% Made by `dvc repro` (stage `report`): pdflatex paper.tex", r"\documentclass{article}",

@@ -21,9 +21,9 @@ from sunets.report.tables import model_status, state_text
 from sunets.report.write import Table
 
 TOLERANCE = 0.5
-"""Percentage points within which a published score counts as reproduced, whatever the interval."""
+"""Percentage points within which a published score counts as reproduced, also outside the interval."""
 COUNT_TOLERANCE = 0.01
-"""Relative difference within which a published count of parameters does: counts are quoted to three digits."""
+"""Relative difference within which a count of parameters, quoted to three digits, counts as reproduced."""
 PARAMETERS = "cost.params_m"
 
 

@@ -105,8 +105,8 @@ def verdict(mean: float, p: float | None, equivalence_p: float | None, *, higher
 def mean_interval(values: Sequence[float]) -> Estimate:
     """Return the mean and Student t-interval of independent values; one value, or equal values, have no interval.
 
-    Equal scores of several seeds are those of a network that collapsed, or of an exact figure: an interval of no width
-    would claim a certainty that they do not give.
+    If all seeds score the same, the network collapsed or the figure is exact: an interval of no width would overstate
+    what is known.
 
     Raises:
         ValueError: no value, or one that is not finite.
@@ -212,7 +212,7 @@ def joint_interval(scores: Sequence[float], samples: NDArray | None = None) -> E
     """Return the mean over the seeds with an interval over seeds and images together, which stays within 0 to 1.
 
     Hierarchical bootstrap: n - 1 of n seeds are drawn, which makes the variance unbiased, and scored on a resampled
-    test set. Percentiles of a few seeds never leave their range and cover too rarely; the interval is built from the
+    test set. Percentile intervals of a few seeds cover the truth too rarely; the interval is built from the
     bootstrap's standard error on the logit scale and Student's quantile with n - 1 degrees of freedom. With one seed it
     is over the images alone. Without an interval where nothing varies, and at a mean of exactly 0 or 1.
 

@@ -1,8 +1,8 @@
 """Style of all figures, and their writer.
 
-A model has the same colour, marker and line in every figure, and the small networks have theirs in every benchmark;
-others have theirs by their position in `params.yaml`. Colours are those of Okabe and Ito (2008), which colour-blind
-readers can tell apart; no figure relies on colour alone. Figures are as wide as the text of a printed page, 7 inches.
+A model keeps its colour, marker and line in all figures of a benchmark, by its position in `params.yaml`; the four
+small networks keep theirs in all benchmarks. Colours are those of Okabe and Ito (2008), which colour-blind readers can
+tell apart; no figure relies on colour alone. Figures are as wide as the text of a printed page, 7 inches.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from sunets.core.record import replacing
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8B5A2B")
 """Colours of Okabe and Ito without yellow, which is too pale on white, and with grey and brown."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-_PLACES = {"sunet_tiny": 0, "unet_small": 1, "dilated_resnet_small": 2, "plain_conv_small": 3}
-"""Models that several presets compare, and their places among the styles."""
+_POSITIONS = {"sunet_tiny": 0, "unet_small": 1, "dilated_resnet_small": 2, "plain_conv_small": 3}
+"""Models that several presets compare -> position among the styles."""
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))
 
 WIDTH = 7.0
@@ -78,10 +78,10 @@ class Style:
 
 
 def model_styles(keys: Iterable[str]) -> dict[str, Style]:
-    """Assign a style to each key, by its place or the next free one; colour and marker distinguish up to 64 models."""
+    """Assign a style to each key; colour and marker distinguish up to 64 models."""
     keys = list(keys)
-    fixed = {key: place for key, place in _PLACES.items() if key in keys}
-    free = (place for place in itertools.count() if place not in fixed.values())
+    fixed = {key: position for key, position in _POSITIONS.items() if key in keys}
+    free = (position for position in itertools.count() if position not in fixed.values())
     n = len(PALETTE)
     return {
         key: Style(PALETTE[i % n], MARKERS[(i + i // n) % len(MARKERS)], LINES[(i // n) % len(LINES)])

@@ -195,8 +195,8 @@ def _test_settings(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _summary(tested: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, float]:
     """Return the mean of each overall score over the seeds, and the interval of the headline score.
 
-    The interval is that of `row`, the model's in the table of accuracy, over seeds and images; without the table, or
-    with one of other records, that over the seeds.
+    The interval over seeds and images is that of `row`, the model's in the table of accuracy; without such a row, or if
+    it comes from other records, the interval is over the seeds alone.
     """
     from sunets.report.statistics import mean_interval  # its package imports pandas, which live tracking must not
 
@@ -293,8 +293,8 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
 def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Run:
     """Build the run of one trial; what the trials share stands in their parent."""
     values = {axis["path"]: plain_text(row[axis["path"]]) for axis in record["space"]}
-    own = {"status": row["status"], "reason": row["reason"], "scores": {}, "number": row["number"]}
-    run = child_run(record | own, history)
+    outcome = {"status": row["status"], "reason": row["reason"], "scores": {}, "number": row["number"]}
+    run = child_run(record | outcome, history)
     shown = [f"{path.removeprefix('train.')}={value}" for path, value in values.items()]
     return replace(
         run,

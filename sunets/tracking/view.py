@@ -32,8 +32,8 @@ NAMES = 2
 RECIPE = ("lr", "weight_decay", "zero_init_residual", "zero_init_head", "optimizer", "batch_size", "epochs")
 """Keys of section `train` in the run table."""
 STRUCTURE = ("model.name", "model.output_stride")
-"""Parameters of a model's run; the rest of its structure, which other kinds of networks lack, is tags: MLflow's
-comparison would show axes of null."""
+"""Structure parameters of a model's run. The others are tags: networks of another kind lack them, and MLflow's
+comparison would plot axes of nulls."""
 LONGEST_VALUE = 5000
 """Characters of a parameter or tag; above 6000 MLflow warns."""
 LONGEST_NAME = 220
