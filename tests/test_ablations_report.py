@@ -308,6 +308,25 @@ def test_arms_tuned_with_fewer_trials_are_not_compared() -> None:
     assert variance_shares(fewer) is None
 
 
+def test_a_training_with_several_names_was_tuned_as_often_as_others() -> None:
+    """Stride 16 is one training, whatever its dilation: one arm with trials beside two of stride 8."""
+    axes = {"model.output_stride": (16, 8), "model.dilation": ("none", "multi_grid")}
+    arms = [dict(zip(axes, values, strict=True)) for values in ((16, "none"), (8, "none"), (8, "multi_grid"))]
+    tunings = [trial(n, arm, 100, 0.4, "tuning") for n, arm in enumerate(a for a in arms for _ in range(3))]
+    finals = [
+        trial(
+            20 + 4 * place + seed, arm, seed, 0.4 + 0.1 * place + noise(seed, place), "confirmation",
+            reference=place == 2, same_as=[{**arm, "model.dilation": "multi_grid"}] if place == 0 else [],
+        )
+        for place, arm in enumerate(arms)
+        for seed in range(3)
+    ]  # fmt: skip
+    rates = [{"path": "train.lr", "low": 0.001, "high": 0.1, "log": True}]
+    settings = config("tuned", axes, nuisance=rates, trials=3, seeds=[0, 1, 2])
+    made = Study("twins", settings, [*tunings, *finals], "SUNet-tiny")
+    assert "not comparable" not in str(findings(made))
+
+
 def test_what_cannot_be_compared_is_marked_in_every_figure() -> None:
     made = study("joint")
     for r in made.records:

@@ -165,10 +165,10 @@ class Study:
         """Whether every setting that has scores can be compared with the reference."""
         return not any(c.verdict.startswith(NOT_COMPARABLE) for c in self.compared.values())
 
-    def trials_of(self, settings: Iterable[Setting]) -> int:
-        """Count the tuning trials behind the recipes of settings."""
-        arms = [setting.arm for setting in settings]
-        return sum(r["phase"] == "tuning" and r["arm"] in arms for r in self.sampled)
+    def trials_of(self, settings: Sequence[Setting]) -> float:
+        """Return how many tuning trials are behind the recipe of a setting, on average."""
+        tuned = [r["arm"] for r in self.sampled if r["phase"] == "tuning"]
+        return sum(tuned.count(setting.arm) for setting in settings) / len(settings)
 
     def last_fifth(self, setting: Setting) -> float | None:
         """Return the change of the validation score at the end of its trainings, as `change_at_end` does."""

@@ -239,7 +239,7 @@ def differing_settings(
     """
     obstacles, stated = dict[str, str](), dict[str, str]()
     if row.trials != reference.trials:
-        obstacles["trials"] = f"tuning trials {row.trials} / {reference.trials}"
+        obstacles["trials"] = f"tuning trials {row.trials:g} / {reference.trials:g}"
     tuned = _tuned(row.records) & _tuned(reference.records)
     for seed in sorted(row.scores.keys() & reference.scores.keys()):
         ours, theirs = (

@@ -117,7 +117,7 @@ class Runs:
     """Seed -> score of the finished runs."""
     records: Sequence[Record] = field(repr=False)
     """Of the trainings and evaluations of these seeds, and of the tuning before them."""
-    trials: int = 0
+    trials: float = 0
     """Tuning trials of a study behind the recipe; those of a benchmark stand in its records."""
 
 
