@@ -282,7 +282,7 @@ def test_settings_that_had_not_settled_are_marked() -> None:
     assert list(table.view.Budget) == ["", "", "still improving (+10.00)", ""]
     assert any("validation mIoU of 1 setting changed by 2 points or more" in note for note in table.notes)
     sentence = findings(replace(made, history=rows))[-1]
-    assert sentence.startswith("At the end of training, U-Net depth 3, Output stride 16 still improving (+10.00): ")
+    assert sentence.endswith("may change the verdict: U-Net depth 3, Output stride 16 still improving (+10.00).")
     assert len(findings(made)) == 2
     assert table.data["val.miou.last_fifth"].tolist() == pytest.approx([0.01, 0.01, 0.1, 0.01])
 

@@ -248,7 +248,11 @@ def _unsettled(study: Study) -> list[str]:
     """Name the settings whose validation score was still changing."""
     texts = [(s, budget_text(study.headline, study.last_fifth(s))) for s in study.settings]
     moving = [f"{arm_text(study, setting.arm)} {text}" for setting, text in texts if text]
-    return [f"At the end of training, {join(moving)}: more epochs may change the verdict."] if moving else []
+    if not moving:
+        return []
+    rest = [f"{len(moving) - 3} more settings"] if len(moving) > 4 else []
+    shown = "; ".join([*moving[: 3 if rest else 4], *rest])
+    return [f"Not settled at the end of training, so more epochs may change the verdict: {shown}."]
 
 
 def _axis_finding(study: Study, path: str) -> str:
