@@ -350,7 +350,7 @@ def _caveats(records: Records) -> list[str]:
     tolerances = {r["params"].get("evaluate.boundary_tolerance") for r in records.all("evaluate")} - {None}
     shares = " or ".join(f"{100 * share:g} %" for share in sorted(tolerances))
     boundary = "Boundary F: boundary F-score (Csurka et al., 2013), mean over the images; pixels match within "
-    boundary += f"{shares} of the image diagonal."
+    boundary += f"{shares} of the image diagonal. The confusion matrices do not tell it, so it is not checked by them."
     scored = {m: list(scores.values()) for m in records.labels if (scores := records.scores(m))}
     alike = [records.labels[m] for m, scores in scored.items() if len(scores) > 1 and mean_interval(scores).low is None]
     folder = records.directory / "confusion"
