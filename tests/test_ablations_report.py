@@ -287,7 +287,7 @@ def test_settings_that_had_not_settled_are_marked() -> None:
     assert table.data["val.miou.last_fifth"].tolist() == pytest.approx([0.01, 0.01, 0.1, 0.01])
 
 
-def test_scores_by_object_size_have_a_table() -> None:
+def test_scores_by_object_size_have_a_table(tmp_path: Path) -> None:
     made = study("depth")
     assert object_size_table(made) is None
     for r in (r for r in made.records if r["scores"]):
@@ -298,6 +298,11 @@ def test_scores_by_object_size_have_a_table() -> None:
     assert table is not None
     assert table.view.iloc[1, -3] == "11.50 [9.45, 13.55]"
     assert table.data.iloc[1]["score.mean_accuracy.small.mean"] == pytest.approx(0.115)
+    write_json(tmp_path / "synthetic/records/ablations/depth.json", made.records)
+    write(table, tmp_path / "synthetic/ablations")
+    text = explain(tmp_path, "synthetic", "ablations/depth_object_size", "1/16", "Small objects")
+    assert trials_of(text) == [4, 5, 6, 7]
+    assert "score.mean_accuracy.small = 0.13" in text
 
 
 def test_arms_tuned_with_fewer_trials_are_not_compared() -> None:

@@ -14,7 +14,7 @@ from sunets.report import claims, tables
 from sunets.report.claims import Finding, claims_table, findings, judge, read_results
 from sunets.report.explain import explain
 from sunets.report.page import index_page
-from sunets.report.records import ReportError
+from sunets.report.records import ReportError, speed_rows
 from sunets.report.write import Table
 from sunets.report.write import write as write_table
 
@@ -295,11 +295,15 @@ def test_explain_names_the_claims_and_their_columns(tmp_path: Path) -> None:
 
 
 def test_explain_knows_the_tables_of_the_zoo(tmp_path: Path) -> None:
-    zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, {})
+    zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, {"sunet64": (50, 1)})
     records = read_results(tmp_path).zoo
     write_table(Table("cost_segmentation", "Cost", *tables.cost_frames(records)), tmp_path / "zoo")
     text = explain(tmp_path, "camvid", "zoo/cost_segmentation", "sunet64", "cost.params_m")
     assert f"from 1 record in {tmp_path}/zoo/records.json:\n  cost: cost.params_m = 6\n" in text
+    timed = read_results(tmp_path).zoo_speed
+    write_table(tables.speed_table("Speed", speed_rows(timed), timed[0]), tmp_path / "zoo")
+    text = explain(tmp_path, "camvid", "zoo/speed", "sunet64", "Training step (ms)")
+    assert f"from 1 record in {tmp_path}/zoo/speed.json:\n  speed: speed.step_ms = 50\n" in text
     write(tmp_path / "zoo/records.json", records[1:])
     with pytest.raises(
         RecordError, match=r"records\.json: has no record of sunet64, a row of .*; run `make zoo` again"

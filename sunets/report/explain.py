@@ -25,8 +25,11 @@ _KEYS = {
     "training_time": ("model", "seed"), "published": ("our_model", "published_model", "metric"),
 }  # fmt: skip
 _KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "train"}
-_STUDY_KEYS = {"_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",), "_pareto": ("number",)}
-"""End of the file stem of an ablation's table -> columns that name its rows; other tables have a row per setting of the
+_STUDY_KEYS: dict[str, tuple[str, ...]] = {
+    "_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",), "_pareto": ("number",),
+    "_object_size": (),
+}  # fmt: skip
+"""End of the file stem of an ablation's table -> columns that name its rows; without any, a row is a setting of the
 axes."""
 Cells = Mapping[str, Any]
 
@@ -53,7 +56,8 @@ class Explainer:
         Args:
             benchmark: name of the benchmark.
             table: file stem of a table in `tables/`, such as accuracy; of an ablation, ablations/STUDY, or the same
-                with _axes, _variance, _trials or _pareto; zoo/cost_segmentation or zoo/cost_classification; or claims.
+                with _axes, _object_size, _variance, _trials or _pareto; zoo/cost_segmentation,
+                zoo/cost_classification or zoo/speed; or claims.
             row: key or label of a model, a claim, values of a study's axes, or the number of a trial; several are
                 joined by slashes.
             column: name of a CSV column, with or without its .mean or .ci95_low, or its heading on the page.
@@ -119,10 +123,11 @@ class Explainer:
         return lines
 
     def _zoo(self, path: Path, table: str, row: str, column: str) -> list[str]:
-        file = self._results / "zoo" / "records.json"
+        kind, name = ("speed", "speed") if table == "zoo/speed" else ("cost", "records")
+        file = self._results / "zoo" / f"{name}.json"
         cells = _row(self._rows(path, ("model",)), ("model",), table, row)
         base, columns = _column(cells, table, column)
-        used = [r for r in self._checked(file, "cost") if r["model"] == cells["model"]]
+        used = [r for r in self._checked(file, kind) if r["model"] == cells["model"]]
         if not used:
             raise RecordError(f"{file}: has no record of {cells['model']}, a row of {path}; run `make zoo` again")
         return [*_values(cells, columns), *_runs(used, (base,), file)]
@@ -135,7 +140,7 @@ class Explainer:
             raise ReportError(f"{path}: no study of {folder} has such a table; run `python -m ablations report` again")
         file = folder / f"{path.stem.removesuffix(end)}.json"
         trials = {r["number"]: r for r in self._checked(file, "trial")}
-        rows = self._rows(path, _STUDY_KEYS.get(end, (TRIAL_NUMBERS,)))
+        rows = self._rows(path, _STUDY_KEYS.get(end) or (TRIAL_NUMBERS,))
         keys = _STUDY_KEYS.get(end) or tuple(c for c in rows[0] if any(c in r["arm"] for r in trials.values()))
         cells = _row(rows, keys, table, row)
         base, columns = _column(cells, table, column)
@@ -152,7 +157,13 @@ class Explainer:
         used = behind(cells)
         headline = PRIMARY_METRIC[used[0]["task"]]
         searched = headline.replace("score.", "search.")
-        key = base if any(base in r["cost"] for r in used) else searched if "number" in keys else headline
+        key = (
+            base
+            if any(base in r["cost"] or base in r["scores"] for r in used)
+            else searched
+            if "number" in keys
+            else headline
+        )
         lines = [*_values(cells, columns), *_runs(used, (key,), file)]
         if "number" in keys and cells.get("duplicate_of") in trials:
             original = trials[cells["duplicate_of"]]
