@@ -215,6 +215,17 @@ def test_memory_is_held_against_larger_networks_at_the_same_stride(tmp_path, sav
     assert words in finding.measured
 
 
+def test_memory_states_the_measured_peak_or_that_there_is_none(tmp_path: Path) -> None:
+    zoo(tmp_path, {SUNET: (6, 500), BIG: (58, 1000)}, {"sunet64": (50, 1), "deeplabv3_resnet101": (90, 1)})
+    assert found(tmp_path, claims.MEMORY).measured.endswith("; no peak measured, which needs a GPU")
+    timed = read_results(tmp_path).zoo_speed
+    write(
+        tmp_path / "zoo/speed.json",
+        [r | {"cost": r["cost"] | {"memory.peak_mib": 100 * n}} for n, r in enumerate(timed, 2)],
+    )
+    assert "; measured peak 0.67 to 0.67 times that of the larger network" in found(tmp_path, claims.MEMORY).measured
+
+
 @pytest.mark.parametrize(
     ("steps", "verdict"),
     [

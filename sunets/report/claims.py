@@ -154,7 +154,12 @@ def findings(results: Results) -> list[Finding]:
     for claim, make in ((GLOBAL, _global), (RESOLUTION, _resolution)):
         made = [f for records in benchmarks for f in make(records)]
         rows += made or [Finding(claim, "", "", NOT_RUN)]
-    return [*rows, _memory(results.zoo), _speed(results.zoo, results.zoo_speed), _simple(results.zoo)]
+    return [
+        *rows,
+        _memory(results.zoo, results.zoo_speed),
+        _speed(results.zoo, results.zoo_speed),
+        _simple(results.zoo),
+    ]
 
 
 # --- claims on scores -------------------------------------------------------------------------------------------------
@@ -314,7 +319,7 @@ def _cost_finding(
     return Finding(claim, "zoo", text, judge(outcomes), f"zoo/{table}", keys, tuple(members.values()))
 
 
-def _memory(zoo: Sequence[Record]) -> Finding:
+def _memory(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
     key, stride = "memory.saved_mib", "cost.output_stride"
     rows = [r for r in _segmentation(zoo) if r["cost"].get(key)]
     pairs = [(s, o) for s, o in _pairs(rows, rows) if s["cost"][stride] == o["cost"][stride]]
@@ -323,7 +328,9 @@ def _memory(zoo: Sequence[Record]) -> Finding:
     text, recomputing = _ratios(pairs, key), f"{key}_memory_efficient"
     if efficient := [s["cost"][recomputing] / o["cost"][key] for s, o in pairs if s["cost"].get(recomputing)]:
         text += f"; recomputing its U-Nets, {min(efficient):.2f} to {max(efficient):.2f}"
-    text += f"; counted at {_pixels(rows[0])} pixels, the peak was not measured, since that needs a GPU"
+    text += f"; counted at {_pixels(rows[0])} pixels"
+    peaks = _pairs([r for r in speed if r["cost"].get("memory.peak_mib")], rows)
+    text += f"; measured peak {_ratios(peaks, 'memory.peak_mib')}" if peaks else "; no peak measured, which needs a GPU"
     outcomes = (s["cost"][key] < o["cost"][key] for s, o in pairs)
     return _cost_finding(
         MEMORY, pairs, text, outcomes, "cost_segmentation.md", ("cost.params_m", stride, key, recomputing)

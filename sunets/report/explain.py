@@ -157,13 +157,9 @@ class Explainer:
         used = behind(cells)
         headline = PRIMARY_METRIC[used[0]["task"]]
         searched = headline.replace("score.", "search.")
-        key = (
-            base
-            if any(base in r["cost"] or base in r["scores"] for r in used)
-            else searched
-            if "number" in keys
-            else headline
-        )
+        key = searched if "number" in keys else headline
+        if any(base in r["cost"] or base in r["scores"] for r in used):
+            key = base
         lines = [*_values(cells, columns), *_runs(used, (key,), file)]
         if "number" in keys and cells.get("duplicate_of") in trials:
             original = trials[cells["duplicate_of"]]
