@@ -39,7 +39,7 @@ def axes_figure(study: Study) -> Figure | None:
             ax.set_visible(False)
         for ax, (path, values) in zip(grid.flat, panels.items(), strict=False):
             base, effects = study.base(path), study.effects(path)
-            unlike = {v for v, c in effects.items() if c.verdict.startswith(NOT_COMPARABLE)}
+            unlike = {v for v, c in effects.items() if not c.comparable}
             for x, (value, scores) in enumerate(values.items()):
                 reference = value == base
                 noise = not reference and effects.get(value, NO_COMPARISON).verdict not in (BETTER, WORSE)
@@ -152,7 +152,7 @@ def pareto_figure(study: Study) -> Figure | None:
             assert setting.estimate is not None
             assert study.reference is not None
             name = "default" if setting.reference else arm_text(study, setting.arm, study.reference.arm)
-            if study.compared.get(i, NO_COMPARISON).verdict.startswith(NOT_COMPARABLE):
+            if not study.compared.get(i, NO_COMPARISON).comparable:
                 name += f" ({NOT_COMPARABLE})"
             estimate = within_range(q, setting.estimate).scaled(q.scale)
             interval_bar(again, setting.cost("cost.gmacs") or 0.0, estimate.mean, estimate, look, label=name)

@@ -246,8 +246,8 @@ def findings(study: Study) -> list[str]:
 
 def _unsettled(study: Study) -> list[str]:
     """Name the settings whose validation score was still changing."""
-    texts = [(s, budget_text(study.headline, study.last_fifth(s))) for s in study.settings]
-    moving = [f"{arm_text(study, setting.arm)} {text}" for setting, text in texts if text]
+    texts = [budget_text(study.headline, change) for change in study.last_fifths]
+    moving = [f"{arm_text(study, s.arm)} {text}" for s, text in zip(study.settings, texts, strict=True) if text]
     if not moving:
         return []
     rest = [f"{len(moving) - 3} more settings"] if len(moving) > 4 else []

@@ -15,7 +15,7 @@ import pandas as pd
 from sunets.core.config import ReportConfig, StudyConfig
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
 from sunets.core.record import Record, RecordError
-from sunets.report.comparison import NOT_COMPARABLE, Comparison, compare_all
+from sunets.report.comparison import Comparison, compare_all
 from sunets.report.records import FINISHED, Quantity, Runs, quantity
 from sunets.report.statistics import Estimate, mean_interval
 from sunets.report.tables import change_at_end
@@ -163,19 +163,27 @@ class Study:
     @cached_property
     def comparable(self) -> bool:
         """Whether every setting that has scores can be compared with the reference."""
-        return not any(c.verdict.startswith(NOT_COMPARABLE) for c in self.compared.values())
+        return not any(not c.comparable for c in self.compared.values())
 
     def trials_of(self, settings: Sequence[Setting]) -> float:
         """Return how many tuning trials are behind the recipe of a setting, on average."""
         tuned = [r["arm"] for r in self.sampled if r["phase"] == "tuning"]
         return sum(tuned.count(setting.arm) for setting in settings) / len(settings)
 
-    def last_fifth(self, setting: Setting) -> float | None:
-        """Return the change of the validation score at the end of its trainings, as `change_at_end` does."""
-        key = self.headline.replace("score.", "val.")
-        numbers = {r["number"] for r in setting.records if r["status"] == FINISHED}
-        rows = pd.DataFrame([row for row in self.history if row["number"] in numbers])
-        return change_at_end(rows, key, "number") if key in rows else None
+    @cached_property
+    def last_fifths(self) -> list[float | None]:
+        """Change of the validation score of each setting at the end of its trainings, as of `change_at_end`."""
+        history, changes = pd.DataFrame(self.history), list[float | None]()
+        for setting in self.settings:
+            numbers = [r["number"] for r in setting.records if r["status"] == FINISHED]
+            rows = history[history.number.isin(numbers)] if self.validation in history else None
+            changes.append(None if rows is None else change_at_end(rows, self.validation, "number"))
+        return changes
+
+    @property
+    def validation(self) -> str:
+        """Key of the score in a history."""
+        return self.headline.replace("score.", "val.")
 
     @property
     def varied(self) -> list[str]:

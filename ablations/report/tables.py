@@ -32,8 +32,8 @@ COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.eff
 
 def settings_table(study: Study) -> Table:
     """Make the table of settings: score, difference from the reference, cost."""
-    q, rows, lines, budgets = study.shown, [], [], []
-    for index, setting in enumerate(study.settings):
+    q, rows, lines = study.shown, [], []
+    for index, (setting, change) in enumerate(zip(study.settings, study.last_fifths, strict=True)):
         comparison = study.compared.get(index, NO_COMPARISON)
         estimate = setting.estimate
         tuned = setting.records[0]["tuned"]
@@ -47,10 +47,9 @@ def settings_table(study: Study) -> Table:
             TRIAL_NUMBERS: _numbers([setting]),
             **estimate_columns(study.headline, estimate),
             **difference_columns(study.headline, _reference_text(study), comparison),
-            f"{study.headline.replace('score.', 'val.')}.last_fifth": (change := study.last_fifth(setting)),
+            f"{study.validation}.last_fifth": change,
             **{key: setting.cost(key) for key in COSTS},
         }
-        budgets.append(change)
         line = {axis_name(p): value_text(setting.arm[p]) for p in study.axes}
         line |= {axis_name(path): value_text(value) for path, value in tuned.items()}
         line["Seeds"] = str(len(setting.scores))
@@ -68,9 +67,9 @@ def settings_table(study: Study) -> Table:
     notes = [
         f"Mean with its 95 % t-interval over the seeds, for these test images; difference from the reference "
         f"({_reference_text(study)}), paired by seed, with its 95 % interval. {WINS} "
-        f"{verdict_note(study.report, q, sum(c.adjusted_p is not None for c in study.compared.values()))}",
+        f"{verdict_note(study.report, q, study.compared.values())}",
         *declared_notes({arm_text(study, study.settings[i].arm): c for i, c in study.compared.items()}),
-        *budget_note(study.headline, budgets, "setting"),
+        *budget_note(study.headline, study.last_fifths, "setting"),
     ]
     if leads := _leads(study):
         notes.append(

@@ -70,13 +70,11 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     palette = np.array(records.palette, dtype=np.uint8).reshape(-1, 3)
     picture = images.qualitative(examples, list(records.labels.values()), records.classes, palette)
     linked = {name: f"figures/{name}" for name in drawn}
-    if kept:
+    if embedded and (kept or picture is not None):
         linked["qualitative"] = "figures/qualitative"
     if picture is not None:
         written += save_figure(picture, (out / "figures" if embedded else private) / "qualitative")
-        if embedded:
-            linked["qualitative"] = "figures/qualitative"
-        else:
+        if not embedded:
             notes.append(
                 f"The qualitative figure shows images of {suite.data.name}, which are not ours to publish: "
                 f"`outputs/{suite.benchmark}/figures/qualitative.png`, not committed."

@@ -16,7 +16,6 @@ import pandas as pd
 from sunets.core.record import Kind, Record, RecordError
 from sunets.report.comparison import (
     Comparison,
-    compare_all,
     difference_text,
     estimate_text,
     joint_estimate,
@@ -25,7 +24,7 @@ from sunets.report.comparison import (
 from sunets.report.published import family, zoo_names
 from sunets.report.records import FINISHED, Records, find_records, quantity, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
-from sunets.report.tables import SIZE_KEYS
+from sunets.report.tables import SIZE_KEYS, compared_models
 from sunets.report.write import markdown, plural
 
 SHOWN, NOT_SHOWN, REFUTED, NOT_RUN = "shown", "not shown", "refuted", "not run"
@@ -249,9 +248,8 @@ def _cost(records: Records, key: str) -> dict[str, float]:
 
 def _compare(records: Records, sunet: str, others: Sequence[str], key: str) -> dict[str, Comparison]:
     """Compare each of the other networks that has the score with a SUNet, as one of all comparisons with it."""
-    scored = {m: runs for m in records.labels if m != sunet and (runs := records.runs(m, key)).scores}
-    compared = compare_all(scored, records.runs(sunet, key), key, records.report)
-    return {m: c for m, c in compared.items() if m in others}
+    compared = compared_models(records, sunet, key)
+    return {m: c for m, c in compared.items() if m in others and records.scores(m, key)}
 
 
 def _text(

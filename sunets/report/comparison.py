@@ -168,6 +168,11 @@ class Comparison:
     declared: tuple[str, ...] = ()
     """Declared differences between the rows, such as `train.init_from A / B`."""
 
+    @property
+    def comparable(self) -> bool:
+        """Whether nothing but the networks and what is declared tells the rows apart."""
+        return not self.verdict.startswith(NOT_COMPARABLE)
+
 
 NO_COMPARISON = Comparison(None, None)
 """Comparison of a reference row, which is compared with nothing."""
@@ -303,8 +308,9 @@ def _shown(values: Collection[str]) -> str:
     return ", ".join(f"{v[:8]}..." if re.fullmatch("[0-9a-f]{32,}", v) else v for v in sorted(values))
 
 
-def verdict_note(report: ReportConfig, q: Quantity, comparisons: int) -> str:
-    """Explain a table's verdicts in a note; `comparisons` is the number that Holm's adjustment covers."""
+def verdict_note(report: ReportConfig, q: Quantity, compared: Iterable[Comparison]) -> str:
+    """Explain a table's verdicts in a note; `compared` are all that Holm's adjustment may cover."""
+    comparisons = sum(c.adjusted_p is not None for c in compared)
     margin = f"{report.equivalence_margin_percent:g} {q.difference_unit}"
     adjusted = (
         f" Verdicts are adjusted for {comparisons} comparisons (Holm), differences and equivalences separately: what "

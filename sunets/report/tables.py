@@ -89,10 +89,9 @@ def accuracy(records: Records, reference: str) -> Table:
     view = pd.DataFrame(shown).fillna("")
     if any(budgets):
         view.insert(view.shape[1] - 3, "Budget", budgets)
-    tests = sum(c.adjusted_p is not None for c in compared.values())
     difference_note = (
         f"Difference: paired by seed, in points of {q.name}, with its 95 % interval over the seeds alone, for these "
-        f"test images and one comparison. {WINS} {verdict_note(records.report, q, tests)}"
+        f"test images and one comparison. {WINS} {verdict_note(records.report, q, compared.values())}"
     )
     if not compared:
         view = view.iloc[:, :-3]
@@ -107,16 +106,17 @@ def accuracy(records: Records, reference: str) -> Table:
     return Table("accuracy", f"Accuracy{_split(records)}.", pd.DataFrame(rows), view, tuple(notes))
 
 
-def compared_models(records: Records, reference: str) -> dict[str, Comparison]:
-    """Compare the headline of every other model with the reference's."""
-    others = {m: records.runs(m) for m in records.labels if m != reference}
-    return compare_all(others, records.runs(reference), records.headline, records.report)
+def compared_models(records: Records, reference: str, key: str | None = None) -> dict[str, Comparison]:
+    """Compare a score of every other model with the reference's; the headline by default."""
+    key = key or records.headline
+    others = {m: records.runs(m, key) for m in records.labels if m != reference}
+    return compare_all(others, records.runs(reference, key), key, records.report)
 
 
 def row_labels(records: Records) -> dict[str, str]:
     """Map each model to its label; those of rows that cannot be compared with the reference say so."""
     compared = compared_models(records, records.report.reference)
-    unlike = {m for m, c in compared.items() if c.verdict.startswith(NOT_COMPARABLE)}
+    unlike = {m for m, c in compared.items() if not c.comparable}
     return {m: label + (f" ({NOT_COMPARABLE})" if m in unlike else "") for m, label in records.labels.items()}
 
 
@@ -204,10 +204,9 @@ def test_time(records: Records) -> Table | None:
             row, line = _score_row(records, model, variant, reference, compared.get((model, variant)))
             rows.append({"model": model, "variant": variant} | row)
             shown.append({"Model": label, "Variant": variant.replace("_", " ")} | line)
-    tests = sum(c.adjusted_p is not None for c in compared.values())
     notes = (
         f"{joint_note(records)} Difference from the first variant of the same network, paired by seed, with its 95 % "
-        f"interval. {WINS} {verdict_note(records.report, q, tests)}",
+        f"interval. {WINS} {verdict_note(records.report, q, compared.values())}",
     )
     caption = f"Test-time variants{_split(records)}."
     return Table("test_time", caption, pd.DataFrame(rows), pd.DataFrame(shown), notes)
