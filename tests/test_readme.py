@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
@@ -143,6 +144,18 @@ def test_numbers_of_the_readme_are_those_of_the_results() -> None:
     for model in accuracy.keys() - {"Model", next(name for name in accuracy if name.startswith(":"))}:
         expected = [accuracy[model][score], cost[model][params], cost[model][macs]]
         assert rows[model] == [*expected, accuracy[model][verdict].partition(" (")[0]]
+
+
+def test_ablations_of_the_readme_are_those_of_the_results() -> None:
+    key, recorded = "score.miou.difference.", set()
+    for path in (ROOT / "results/ablation_full/ablations").glob("*.csv"):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            if row.get(f"{key}mean"):
+                mean, low, high = (f"{100 * float(row[key + name]):+.1f}" for name in ("mean", "ci95_low", "ci95_high"))
+                recorded.add((f"{mean} [{low}, {high}]", row[f"{key}verdict"]))
+    stated = re.findall(r"(?m)^\| [^|]+ \| ([+-][\d.]+ \[.*?\]) \| (\w+) \|$", (ROOT / "README.md").read_text())
+    assert len(stated) >= 5
+    assert set(stated) <= recorded
 
 
 def test_every_command_is_run_or_listed() -> None:
