@@ -57,14 +57,13 @@ from sunets.core.record import (
     write_values,
 )
 from sunets.core.stage import stage
-from sunets.core.trials import trial_row
+from sunets.core.trials import startup_trials, trial_row
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate
+from sunets.models.device import select_device
 from sunets.models.zoo import resolve_config
 from sunets.profiling.cost import measure_cost
-from sunets.training.checkpoint import waiting_for
-from sunets.training.device import select_device
-from sunets.training.fit import fit, run_fingerprint
+from sunets.training.fit import fit, run_fingerprint, waiting_for
 from sunets.training.loop import TrainingError
 
 T = TypeVar("T")
@@ -299,7 +298,7 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
             batch=study.batch,
             seed=study.search_seed,
             rungs=rungs(plan.suite, plan.name, fixed),
-            startup=min(10, max(3, study.trials // 3)),
+            startup=startup_trials(study.trials),
             fixed=fixed | {"seed": study.tuning_seed},
             first=(plan.first,) if kind == "tuning" and plan.first is not None else (),
         )

@@ -28,11 +28,11 @@ from sunets.core.progress import progress_bar, scores_text
 from sunets.core.provenance import provenance, stage_command
 from sunets.core.record import Record, make_record, parameters
 from sunets.core.stage import StageError, stage
+from sunets.core.trials import startup_trials
 from sunets.data.manifest import Manifest, load_manifest
-from sunets.models.initialization import has_residual_branches
+from sunets.models.initialization import build_network, has_residual_branches
 from sunets.models.zoo import resolve_config
 from sunets.stages.train import train_one
-from sunets.training.checkpoint import build_network
 from sunets.training.fit import check, run_fingerprint
 
 STARTS = ("train.zero_init_residual", "train.zero_init_head")
@@ -209,7 +209,7 @@ def _search(tuning: _Tuning, name: str) -> Search:
         trials=tune.trials,
         batch=tune.batch,
         seed=tune.seed,
-        startup=min(10, max(3, tune.trials // 3)),
+        startup=startup_trials(tune.trials),
         first=_first_recipes(tuning.space, base),
     )
 

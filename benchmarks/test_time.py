@@ -33,7 +33,7 @@ from sunets.core.cli import refuse_other_checkout
 from sunets.core.config import TrainConfig, VariantConfig
 from sunets.core.provenance import environment
 from sunets.evaluation.multi_scale import multi_scale_probabilities
-from sunets.training.device import prepare_torch
+from sunets.models.device import prepare_torch
 
 SCALES = (0.5, 0.75, 1.0, 1.25)
 NUM_CLASSES = 21

@@ -126,9 +126,9 @@ def archive(
     settings: Settings = None,
 ) -> None:
     """Write and check an archive of label images for the PASCAL VOC server."""
-    from sunets.stages.archive import archive_stage
+    from sunets import predict
 
-    typer.echo(archive_stage(_suite(params, settings), key, split=split, variant=variant, seed=seed))
+    typer.echo(predict.archive(_suite(params, settings), key, split=split, variant=variant, seed=seed))
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, VariantConfig
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import first_trial
+from sunets.data import camvid, cityscapes, coco, imagefolder, synthetic, voc
 from sunets.data.loading import iterations_per_epoch
 from sunets.data.manifest import read_split, read_tree, used_splits
 from sunets.data.picture import DataError
@@ -37,23 +38,17 @@ LAUNCH_SECONDS = 10e-6
 GIB = 2**30
 
 PUBLISHED: dict[str, tuple[dict[str, int], int, Size]] = {
-    "voc2012": (
-        {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582, "trainval_aug": 12031},
-        21,
-        (375, 500),
-    ),
-    "coco": ({"train": 118287, "val": 5000}, 21, (480, 640)),
-    "cityscapes": ({"train": 2975, "val": 500, "test": 1525}, 19, (1024, 2048)),
-    "camvid": ({"train": 367, "val": 101, "test": 233}, 11, (360, 480)),
-    "imagefolder": ({"train": 1281167, "val": 50000}, 1000, (375, 500)),
+    "voc2012": (voc.COUNTS, len(voc.CLASSES), voc.IMAGE_SIZE),
+    "coco": (coco.COUNTS, len(voc.CLASSES), coco.IMAGE_SIZE),
+    "cityscapes": (cityscapes.COUNTS, len(cityscapes.CLASSES), cityscapes.IMAGE_SIZE),
+    "camvid": (camvid.COUNTS, len(camvid.CLASSES), camvid.IMAGE_SIZE),
+    "imagefolder": (imagefolder.IMAGENET_COUNTS, imagefolder.IMAGENET_CLASSES, imagefolder.IMAGENET_SIZE),
 }
 """Images per split, classes and usual image size, as published; of class folders, those of ImageNet."""
 NOTES = {
     "coco": " (an upper bound: only images with over 1,000 labelled pixels of a VOC class are used)",
     "imagefolder": " for ImageNet (prepare other class folders to know theirs)",
 }
-DRAWN_CLASSES: dict[Task, int] = {"segmentation": 5, "classification": 8}
-"""Classes of the embedded data sets."""
 
 ASSUMPTIONS = """\
 Hours: of all seeds and all tuning trials on one GPU, one training at a time. A pass takes the larger of its
@@ -227,7 +222,7 @@ def dataset_facts(data: DataConfig, folder: Path) -> DataFacts:
     if data.name.startswith("synthetic"):  # prepared data may have been drawn with other settings
         drawn = data.synthetic
         counts = {"train": drawn.train, "val": drawn.val, "test": drawn.test}
-        classes, size = DRAWN_CLASSES[data.task], (drawn.image_size, drawn.image_size)
+        classes, size = len(synthetic.class_names(data.task)), (drawn.image_size, drawn.image_size)
         origin = "of data.synthetic"
     elif tree.get("name") == data.name and set(splits) <= set(tree["counts"]):
         counts, classes, origin = tree["counts"], len(tree["classes"]), f"as prepared in {folder}"
@@ -253,7 +248,7 @@ def training_work(config: Config, data: DataFacts) -> TrainingWork:
     train, augment, evaluate = config.train, config.train.augment, config.evaluate
     square = (augment.resized_crop, augment.resized_crop) if augment.resized_crop is not None else None
     size: Size = square or augment.crop or data.size
-    # As in `sunets.training.recipe.scoring_dataset`.
+    # As in `sunets.data.loading.scoring_dataset`.
     scored: Size = (square if config.data.task == "classification" else None) or data.size
     network = _network(config, data)
     trained, validated, tested = (

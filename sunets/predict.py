@@ -15,16 +15,20 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 from torch import nn
 
-from sunets.core.config import IGNORE_INDEX, VariantConfig
-from sunets.core.names import OUTPUTS, child, name_fault
+from sunets.core.config import IGNORE_INDEX, ConfigError, Suite, VariantConfig
+from sunets.core.names import OUTPUTS, child, name_fault, printable
+from sunets.core.paths import BenchmarkPaths
+from sunets.core.recipes import tuned
 from sunets.core.record import replacing
-from sunets.data.manifest import Item, Manifest
+from sunets.core.stage import stage
+from sunets.data.manifest import Item, Manifest, load_manifest
 from sunets.data.picture import MIN_SIDE, DataError, open_regular, read_picture
+from sunets.data.preparation import prepare
 from sunets.data.samples import overlay
 from sunets.evaluation.multi_scale import multi_scale_probabilities
+from sunets.models.device import select_device
 from sunets.models.tensor_file import CheckpointError
-from sunets.training.checkpoint import load_trained
-from sunets.training.device import select_device
+from sunets.models.weights import check_weights, load_trained
 
 SINGLE_SCALE = VariantConfig()
 """The whole image at its original scale."""
@@ -119,6 +123,75 @@ def _is_result(file: Path) -> bool:
             return image.info.get(_SOFTWARE[0]) == _SOFTWARE[1]
     except Exception:  # decoders fail in many ways
         return False
+
+
+def archive(
+    suite: Suite,
+    key: str,
+    *,
+    split: str = "test",
+    variant: str | None = None,
+    seed: int | None = None,
+    root: Path = Path(),
+) -> Path:
+    """Segment a split of PASCAL VOC with a trained model, and write and check the archive for the server.
+
+    The competition is comp6 (data other than VOC's were used) if training started from published or earlier weights or
+    used SBD's labels, else comp5.
+
+    Args:
+        suite: parameters of a PASCAL VOC benchmark.
+        key: key under `models`.
+        split: split of VOC; the server scores `test`, whose labels are not public.
+        variant: test-time variant; None takes the last one of `evaluate.variants`, the most thorough by convention.
+        seed: training seed of the weights; None takes the first.
+        root: root of the checkout.
+
+    Returns:
+        The archive in `outputs/<benchmark>/archives/<key>/`.
+
+    Raises:
+        ConfigError: a data set other than VOC, or no such variant or seed.
+        DataError: the data lack the split, or the finished archive fails its check.
+        CheckpointError, FileNotFoundError: the weights cannot be used.
+    """
+    if suite.data.name != "voc2012":
+        raise ConfigError(f"data.name: the server scores PASCAL VOC (voc2012), not {suite.data.name}")
+    variants = suite.evaluate.variants
+    variant = variant or list(variants)[-1]
+    if variant not in variants:
+        raise ConfigError(f"--variant {variant}: no such variant; evaluate.variants has {', '.join(variants)}")
+    if fault := name_fault(split):
+        raise ConfigError(f"--split {printable(split)}: {fault}; name a split of PASCAL VOC")
+    seed = suite.seeds[0] if seed is None else seed
+    if seed not in suite.seeds:
+        raise ConfigError(f"--seed {seed}: not trained; seeds are {', '.join(map(str, suite.seeds))}")
+    paths = BenchmarkPaths(suite.benchmark, root)
+    suite = tuned(suite, paths, [key])
+    config = suite.config(key, seed)
+    weights = paths.weights(key, seed)
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: no such file; train {key} first")
+    params = ("benchmark", "seeds", "data", "train", "tune", "evaluate", f"models.{key}")
+    with stage(f"archive@{key}", paths, __name__, suite=suite, params=params):
+        check_weights(weights, config, load_manifest(paths.data, suite.data), f"train {key} again")
+        if split in (suite.data.train_split, suite.data.val_split, suite.data.test_split):
+            manifest = load_manifest(paths.data, suite.data)
+        else:  # prepared in another directory, so that the benchmark's data stay unchanged
+            held_out = suite.data.val_split
+            data = suite.data.model_copy(update={"train_split": held_out, "test_split": split})
+            manifest = prepare(data, paths.data.with_name(f"{paths.data.name}.{split}"))
+        outside = bool(config.train.init_from or config.model.weights or suite.data.train_split.endswith("_aug"))
+        return write_server_archive(
+            weights,
+            manifest,
+            root / "outputs" / suite.benchmark / "archives" / key,
+            split=split,
+            variant=variants[variant],
+            outside_data=outside,
+            batch_size=config.evaluate.batch_size,
+            device=config.train.device,
+        )
 
 
 def write_server_archive(

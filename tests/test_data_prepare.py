@@ -72,7 +72,12 @@ def test_synthetic_is_deterministic(tmp_path):
 def test_control_has_the_same_scenes_and_other_pixels():
     settings = SyntheticConfig(image_size=64)
     scenes = [
-        draw(np.random.default_rng(3), settings.model_copy(update={"context": c}), SHAPES, single=False)
+        draw(
+            np.random.default_rng(3),
+            settings.model_copy(update={"context": c}),
+            list(SHAPES["classification"]),
+            single=False,
+        )
         for c in (True, False)
     ]
     assert np.array_equal(scenes[0][1], scenes[1][1])

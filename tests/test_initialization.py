@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from sunets.core.config import ConfigError, ModelConfig
-from sunets.models.initialization import has_residual_branches, zero_init_
+from sunets.models.initialization import build_network, has_residual_branches, zero_init_
 from sunets.models.sunet import UNet
+from sunets.models.weights import load_trained
 from sunets.models.zoo import create_model
-from sunets.training.checkpoint import build_network, load_trained
 from sunets.training.fit import check, fit
 
 SEGMENTATION = "segmentation"

@@ -15,9 +15,10 @@ from sunets.core.metrics import (
     boundary_f_score,
     confusion_by_object_size,
     confusion_matrix,
+    count_top_k,
     scores_by_object_size,
     scores_from_confusion,
-    top_k_errors,
+    scores_from_top_k,
 )
 
 CLASSES = 5
@@ -105,15 +106,18 @@ def test_counts_beyond_32_bits() -> None:
     assert scores_from_confusion(confusion)["score.miou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-@pytest.mark.parametrize("k", [1, 3, 9])
-def test_top_k_errors_are_sklearns(k: int) -> None:
+@pytest.mark.parametrize("classes", [4, 9])
+def test_top_k_errors_are_sklearns(classes: int) -> None:
     generator = torch.Generator().manual_seed(2)
     logits, target = (
-        torch.randn(40, CLASSES, generator=generator),
-        torch.randint(0, CLASSES, (40,), generator=generator),
+        torch.randn(40, classes, generator=generator),
+        torch.randint(0, classes, (40,), generator=generator),
     )
-    right = 1.0 if k >= CLASSES else top_k_accuracy_score(target, logits, k=k, labels=range(CLASSES))
-    assert top_k_errors(logits, target, k) == round(40 * (1 - right))
+    right = [1.0 if k >= classes else top_k_accuracy_score(target, logits, k=k, labels=range(classes)) for k in (1, 5)]
+    counts = count_top_k(logits, target)
+    assert counts.tolist() == [40, *(round(40 * (1 - share)) for share in right)]
+    percent = {f"score.top{k}_error_percent": pytest.approx(100 * (1 - s)) for k, s in zip((1, 5), right, strict=True)}
+    assert scores_from_top_k(counts + counts) == percent
 
 
 def _slow_boundary_f(prediction: list[list[int]], target: list[list[int]], reach: float) -> float | None:

@@ -17,15 +17,10 @@ from sunets import create_model
 from sunets.core.config import ConfigError, DataConfig, Suite, SyntheticConfig, load, override
 from sunets.core.config import VariantConfig as Variant
 from sunets.data import prepare
-from sunets.data.camvid import CLASSES as CAMVID
-from sunets.data.cityscapes import _COUNTS as CITYSCAPES_COUNTS
-from sunets.data.cityscapes import CLASSES as CITYSCAPES
-from sunets.data.imagefolder import _IMAGENET_COUNTS
 from sunets.data.manifest import write_manifest
-from sunets.data.voc import _COUNTS as VOC_COUNTS
-from sunets.data.voc import CLASSES as VOC
+from sunets.data.synthetic import class_names
 from sunets.evaluation.multi_scale import multi_scale_probabilities
-from sunets.plan import DRAWN_CLASSES, PUBLISHED, PlanRow, forward_passes, plan_preset
+from sunets.plan import PlanRow, forward_passes, plan_preset
 from sunets.profiling.memory import saved_bytes
 from sunets.profiling.multiply_adds import sunet_macs
 
@@ -169,16 +164,11 @@ def test_prepared_images_are_counted(tmp_path: Path) -> None:
         planned(values, root=tmp_path)
 
 
-def test_published_facts_are_those_of_the_data_sets(tmp_path: Path) -> None:
-    assert PUBLISHED["voc2012"][:2] == (VOC_COUNTS, len(VOC))
-    assert PUBLISHED["cityscapes"][:2] == (CITYSCAPES_COUNTS, len(CITYSCAPES))
-    assert PUBLISHED["coco"][1] == len(VOC)
-    assert PUBLISHED["camvid"][1] == len(CAMVID)
-    assert PUBLISHED["imagefolder"][0].items() <= _IMAGENET_COUNTS.items()
+def test_drawn_classes_are_those_of_the_embedded_data_sets(tmp_path: Path) -> None:
     drawn = SyntheticConfig(image_size=32, train=1, val=1, test=1)
     for name in ("synthetic", "synthetic_shapes"):
         manifest = prepare(DataConfig(name=name, synthetic=drawn), tmp_path / name)
-        assert DRAWN_CLASSES[manifest.task] == manifest.num_classes
+        assert class_names(manifest.task) == list(manifest.classes)
 
 
 def test_errors_name_the_key() -> None:

@@ -19,8 +19,8 @@ from sunets.data import DataError, Manifest
 from sunets.data.picture import read_picture
 from sunets.evaluation.evaluate import evaluate
 from sunets.models.tensor_file import CheckpointError, atomic_save
+from sunets.models.weights import load_trained
 from sunets.predict import check_server_archive, palette_image, predict_images, write_server_archive
-from sunets.training.checkpoint import load_trained
 from sunets.training.fit import fit
 
 MULTI_SCALE = Variant(scales=(0.75, 1.0), flip=True, window=(32, 32))

@@ -24,17 +24,17 @@ from torch import nn
 from torch.nn import functional
 
 import sunets.core.config
-import sunets.training.checkpoint
-import sunets.training.device
+import sunets.models.device
+import sunets.models.initialization
 import sunets.training.fit
 import sunets.training.loop
 from sunets.core.config import Config, ConfigError
 from sunets.data import Manifest, make_dataset, train_batches
 from sunets.models.reference import WeightsError, reference_keys
 from sunets.models.tensor_file import CheckpointError
+from sunets.models.weights import load_trained
 from sunets.models.zoo import create_model
 from sunets.stages.train import _EpochProgress
-from sunets.training.checkpoint import load_trained
 from sunets.training.fit import FitResult, check, fit, run_fingerprint
 from sunets.training.loop import TrainingError
 from sunets.training.recipe import class_weights, lr_factor, parameter_groups
@@ -373,7 +373,7 @@ def test_a_network_that_draws_random_numbers_resumes_too(
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.head(self.drop(images))
 
-    monkeypatch.setattr(sunets.training.checkpoint, "create_model", lambda *_, **__: Noisy())
+    monkeypatch.setattr(sunets.models.initialization, "create_model", lambda *_, **__: Noisy())
     config = tiny_config(train__checkpoint_seconds=0)
     whole = _fit(config, manifest, tmp_path / "whole")
     save, saved = sunets.training.loop.Trainer.save, []
@@ -393,7 +393,7 @@ def test_a_network_that_draws_random_numbers_resumes_too(
 
 def test_float32_is_not_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    sunets.training.device.prepare_torch(tiny_config().train)
+    sunets.models.device.prepare_torch(tiny_config().train)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
@@ -508,7 +508,7 @@ def test_a_damaged_checkpoint_says_what_to_do(manifest: Manifest, tmp_path: Path
 
 
 def _hold(folder: Path, ready: Any, done: Any) -> None:
-    with sunets.training.checkpoint.training_lock(folder):
+    with sunets.training.fit._training_lock(folder):
         ready.set()
         done.wait(60)
 
@@ -516,7 +516,7 @@ def _hold(folder: Path, ready: Any, done: Any) -> None:
 def test_two_trainings_in_one_directory_are_refused(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sunets.training.checkpoint, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(sunets.training.fit, "LOCK_SECONDS", 0.1)
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(tmp_path / "run", ready, done))
@@ -610,7 +610,7 @@ def test_fine_tuning_takes_the_backbone(manifest: Manifest, pictures: Manifest, 
     classifier = _fit(tiny_config(**SUNET, data__name="synthetic_shapes"), pictures, tmp_path / "classifier")
     config = tiny_config(**SUNET, train__init_from=str(classifier.weights_path))
     more = dataclasses.replace(manifest, classes=("a", "b", "c", "d"), palette=((0, 0, 0),) * 4)
-    model, note = sunets.training.checkpoint.build_network(config, more)
+    model, note = sunets.models.initialization.build_network(config, more)
     for name, value in model.state_dict().items():
         if not name.startswith("head."):
             assert torch.equal(value, classifier.model.state_dict()[name])
@@ -619,7 +619,7 @@ def test_fine_tuning_takes_the_backbone(manifest: Manifest, pictures: Manifest, 
     assert "backbone tensors loaded" in str(_fit(config, manifest, tmp_path / "run").init_summary)
 
     segmenter = _fit(tiny_config(**SUNET), manifest, tmp_path / "segmenter")
-    model, note = sunets.training.checkpoint.build_network(
+    model, note = sunets.models.initialization.build_network(
         tiny_config(**SUNET, train__init_from=str(segmenter.weights_path)), manifest
     )
     assert "the head too" in str(note)
@@ -654,7 +654,7 @@ def test_fine_tuning_from_a_file_of_the_authors(manifest: Manifest, tmp_path: Pa
     keys = reference_keys(source)  # type: ignore[arg-type]
     state = {f"module.{keys[name]}": value for name, value in source.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 90, "best_prec1": 70.0}, path)
-    model, note = sunets.training.checkpoint.build_network(tiny_config(**SUNET, train__init_from=str(path)), manifest)
+    model, note = sunets.models.initialization.build_network(tiny_config(**SUNET, train__init_from=str(path)), manifest)
     assert "tensors loaded" in str(note)
     assert torch.equal(model.state_dict()["stem.conv.weight"], source.state_dict()["stem.conv.weight"])
     with pytest.raises(WeightsError, match=r"released.pth"):

@@ -16,9 +16,9 @@ from sunets.core.config import Config
 from sunets.data import Manifest
 from sunets.models.reference import load_reference_weights, reference_keys
 from sunets.models.tensor_file import SEAL, CheckpointError, atomic_save, content_digest, read_file
+from sunets.models.weights import check_weights, load_trained
 from sunets.models.zoo import create_model
-from sunets.training.checkpoint import load_trained
-from sunets.training.fit import check, check_weights, fit
+from sunets.training.fit import check, fit
 from sunets.training.loop import NAME_LENGTH, Trainer, TrainingError
 
 CONFIG = tiny_config(**SUNET, train__epochs=1)

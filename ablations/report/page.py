@@ -18,7 +18,7 @@ from sunets.core.history import read_history
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import write_text
 from sunets.core.stage import stage
-from sunets.core.trials import check_trials
+from sunets.core.trials import check_trials, startup_trials
 from sunets.report.comparison import Comparison, difference_text, undecided_text
 from sunets.report.page import commit_unknown
 from sunets.report.records import FAILED, ReportError, read_checked
@@ -197,11 +197,11 @@ def what_was_run(study: Study) -> str:
 
 
 def _drawn(study: Study) -> str:
-    """Say how a sampler's settings were drawn: at random until the start-up trials of `ablations.study` have ended."""
+    """Say how a sampler's settings were drawn: at random until the start-up trials have ended."""
     c = study.config
     base = int(any(r.get("recipe_of_base") for r in study.sampled))
-    startup = min(10, max(3, c.trials // 3))
-    blind = min(c.trials, -(-startup // c.batch) * c.batch)  # whole batches, drawn before those have ended
+    # Whole batches, drawn before those trials have ended.
+    blind = min(c.trials, -(-startup_trials(c.trials) // c.batch) * c.batch)
     parts = ["the first with the recipe of the base"] if base else []
     parts += [f"{blind - base} at random"] if blind > base else []
     parts += [f"{c.trials - blind} by Optuna's TPE (multivariate)"] if c.trials > blind else []

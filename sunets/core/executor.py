@@ -336,7 +336,7 @@ def _cluster(address: str, needs: dict[str, Any]) -> Iterator[tuple[Executor, An
     try:
         from distributed import Client
 
-        for name in ("distributed.client", "distributed.core", "distributed.comm", "tornado.application"):
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado"))]:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is one line of this package
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except ImportError:

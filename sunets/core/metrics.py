@@ -137,10 +137,24 @@ def scores_from_confusion(
     return scores | {f"score.iou.{name}": value for name, value in zip(classes or (), iou, strict=classes is not None)}
 
 
-def top_k_errors(logits: Tensor, target: Tensor, k: int) -> int:
-    """Count the images whose class is not among the k highest logits (B, K); k above K means K."""
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return len(target) - int((best == target[:, None]).sum())
+def count_top_k(logits: Tensor, target: Tensor) -> Tensor:
+    """Count images, top-1 errors and top-5 errors (3,); with fewer than five classes, every class is among the best.
+
+    Args:
+        logits: (B, K) logits or probabilities.
+        target: (B,) classes.
+    """
+    errors = [
+        len(target) - int((logits.topk(min(k, logits.shape[1]), dim=1).indices == target[:, None]).sum())
+        for k in (1, 5)
+    ]
+    return target.new_tensor([len(target), *errors])
+
+
+def scores_from_top_k(counts: Tensor) -> dict[str, float]:
+    """Compute the scores of counts (3,) that `count_top_k` returned, or of their sum."""
+    images, top1, top5 = counts.tolist()
+    return {"score.top1_error_percent": 100 * top1 / images, "score.top5_error_percent": 100 * top5 / images}
 
 
 def boundary_f_score(

@@ -15,6 +15,11 @@ COLUMNS = ("number", "status", "reason", "duplicate_of")
 _HEAD = ("number", "phase", "status", "reason", "duplicate_of", "model", "seed", "split", "reference")
 
 
+def startup_trials(trials: int) -> int:
+    """Return how many of a sampler's trials are drawn at random before it learns."""
+    return min(10, max(3, trials // 3))
+
+
 def trial_row(record: Record) -> Record:
     """Flatten the record of a study's trial to a row of its table."""
     arm = {path: str(value) if isinstance(value, list) else value for path, value in record["arm"].items()}

@@ -25,6 +25,9 @@ CLASSES: dict[str, Color] = {
     "bicyclist": (0, 128, 192),
 }
 _VOID = 11
+COUNTS = {"train": 367, "val": 101, "test": 233}
+"""Images of each split, as published."""
+IMAGE_SIZE = (360, 480)
 
 
 def find(config: DataConfig, work: Path) -> RawDataset:

@@ -38,7 +38,9 @@ CLASSES: dict[str, tuple[int, Color]] = {
 """Training class: its label in the labelIds files, and its colour."""
 _LABELS = 34
 _IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_labelIds.png"
-_COUNTS = {"train": 2975, "val": 500, "test": 1525}
+COUNTS = {"train": 2975, "val": 500, "test": 1525}
+"""Images of each split, as published."""
+IMAGE_SIZE = (1024, 2048)
 
 
 def find(config: DataConfig, work: Path) -> RawDataset:
@@ -49,8 +51,8 @@ def find(config: DataConfig, work: Path) -> RawDataset:
         stored: label for label, (stored, _) in enumerate(CLASSES.values())
     }
     for split in used_splits(config):
-        if split not in _COUNTS:
-            raise DataError(f"split {split!r}: Cityscapes has {', '.join(_COUNTS)}; change data.*_split")
+        if split not in COUNTS:
+            raise DataError(f"split {split!r}: Cityscapes has {', '.join(COUNTS)}; change data.*_split")
         images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
         absent = [
             f"{d}: no such directory; extract leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in {root}"
@@ -72,8 +74,8 @@ def find(config: DataConfig, work: Path) -> RawDataset:
                 if path.name.removesuffix(_MASK) not in known
             ]
         count = len(raw.splits[split])
-        if count != _COUNTS[split]:
-            raw.warnings.append(f"split {split!r}: {count} images, published are {_COUNTS[split]}")
+        if count != COUNTS[split]:
+            raw.warnings.append(f"split {split!r}: {count} images, published are {COUNTS[split]}")
     return raw
 
 

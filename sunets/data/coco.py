@@ -22,6 +22,9 @@ from sunets.data.raw_dataset import Entry, RawDataset, color_map, existing_root,
 from sunets.data.voc import CLASSES
 
 _MIN_PIXELS = 1000
+COUNTS = {"train": 118_287, "val": 5000}
+"""Images of each split, as published; only those with over `_MIN_PIXELS` labelled pixels of a VOC class are used."""
+IMAGE_SIZE = (480, 640)
 _RENAMED = {
     "airplane": "aeroplane",
     "dining table": "diningtable",

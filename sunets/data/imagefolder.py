@@ -15,7 +15,10 @@ from sunets.data.picture import DataError
 from sunets.data.raw_dataset import IMAGE_SUFFIXES, Entry, RawDataset, color_map, existing_root, split_path, used_splits
 
 _WORDNET = re.compile(r"n\d{8}")
-_IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
+IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
+"""Images of each split, as published."""
+IMAGENET_CLASSES = 1000
+IMAGENET_SIZE = (375, 500)
 
 
 def find(config: DataConfig, work: Path) -> RawDataset:
@@ -49,7 +52,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
     if len(classes) < 2:
         raise DataError(f"{root / config.train_split}: {len(classes)} class folders; at least 2 are needed")
     raw.classes, raw.palette = classes, color_map(len(classes))
-    imagenet = len(classes) == 1000 and all(_WORDNET.fullmatch(c) for c in classes)
+    imagenet = len(classes) == IMAGENET_CLASSES and all(_WORDNET.fullmatch(c) for c in classes)
     raw.overlap_is_published = imagenet
     labels = {name: label for label, name in enumerate(classes)}
     for split, directories in folders.items():
@@ -65,6 +68,6 @@ def find(config: DataConfig, work: Path) -> RawDataset:
                 for path in raw.by_stem(directory, group=root / split).values()
             ]
         count = len(raw.splits[split])
-        if imagenet and count != _IMAGENET_COUNTS.get(split, count):
-            raw.warnings.append(f"split {split!r}: {count} images, ImageNet as published has {_IMAGENET_COUNTS[split]}")
+        if imagenet and count != IMAGENET_COUNTS.get(split, count):
+            raw.warnings.append(f"split {split!r}: {count} images, ImageNet as published has {IMAGENET_COUNTS[split]}")
     return raw

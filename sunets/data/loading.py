@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from sunets.core.config import IGNORE_INDEX, AugmentConfig, DataConfig, derive_seed
+from sunets.core.config import IGNORE_INDEX, AugmentConfig, Config, ConfigError, DataConfig, derive_seed
 from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import MIN_SIDE, DataError, read_mask, read_picture
 
@@ -238,6 +238,42 @@ def make_dataset(
                 "set data.size, train.augment.crop or train.augment.resized_crop"
             )
     return ImageDataset(manifest, split, config, augment, seed, center_crop)
+
+
+def scoring_dataset(manifest: Manifest, split: str, config: Config) -> ImageDataset:
+    """Make the data set to score a split on: not augmented; centre crops if a classifier trains on random crops."""
+    crop = config.train.augment.resized_crop if manifest.task == "classification" else None
+    return make_dataset(manifest, split, config.data, None, 0, center_crop=crop)
+
+
+def check_scoring(config: Config, manifest: Manifest) -> None:
+    """Refuse test-time variants that the test split cannot be scored with.
+
+    Raises:
+        ConfigError: no such split, no labels, a window for classification, or a scale that makes an image too small.
+    """
+    split = config.data.test_split
+    items = manifest.splits.get(split)
+    if not items:
+        raise ConfigError(f"data.test_split: no split {split!r} in the data set; it has {', '.join(manifest.splits)}")
+    if any(item.target is None for item in items):
+        raise ConfigError(f"data.test_split: the split {split!r} has no labels to score; choose another")
+    uncached = config.model_copy(update={"data": config.data.model_copy(update={"cache": False})})
+    dataset = scoring_dataset(manifest, split, uncached)
+    height, width = min((dataset.output_size(index) for index in range(len(items))), key=min)
+    for name, variant in config.evaluate.variants.items():
+        key = f"evaluate.variants.{name}"
+        if variant.window is not None:
+            if manifest.task != "segmentation":
+                raise ConfigError(f"{key}.window: for segmentation; leave it out for classification")
+            continue  # images smaller than the window are padded
+        for scale, factor in zip(variant.scales, variant.factors(height, width), strict=True):
+            if round(min(height, width) * factor) < MIN_SIDE:
+                raise ConfigError(
+                    f"{key}.scales: {scale} makes {round(height * factor)} x {round(width * factor)} pixels of the "
+                    f"smallest test image ({height} x {width}); networks need {MIN_SIDE} per side: omit the scale, "
+                    "or give the variant a window"
+                )
 
 
 def iterations_per_epoch(n: int, batch_size: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sunets.core.config import DataConfig, SyntheticConfig, derive_seed
+from sunets.core.config import DataConfig, SyntheticConfig, Task, derive_seed
 from sunets.data.picture import DataError
 from sunets.data.raw_dataset import Color, Entry, RawDataset, used_splits
 
@@ -32,17 +32,23 @@ _COLORS: dict[str, Color] = {
     "cross_lighter": (240, 150, 230),
     "cross_darker": (140, 30, 130),
 }
-SHAPES = ("disc", "square", "triangle", "cross")
-_SEGMENTATION_SHAPES = SHAPES[:2]
+SHAPES: dict[Task, tuple[str, ...]] = {
+    "segmentation": ("disc", "square"),
+    "classification": ("disc", "square", "triangle", "cross"),
+}
+
+
+def class_names(task: Task) -> list[str]:
+    """Return the names of the classes, in label order."""
+    names = [f"{shape}_{side}" for shape in SHAPES[task] for side in ("lighter", "darker")]
+    return ["background", *names] if task == "segmentation" else names
 
 
 def find(config: DataConfig, work: Path) -> RawDataset:
     """Draw the images (and masks) of the used splits under `work`."""
     settings = config.synthetic
     counts = {"train": settings.train, "val": settings.val, "test": settings.test}
-    segmentation = config.task == "segmentation"
-    shapes = _SEGMENTATION_SHAPES if segmentation else SHAPES
-    classes = ["background"] * segmentation + [f"{shape}_{side}" for shape in shapes for side in ("lighter", "darker")]
+    segmentation, shapes, classes = config.task == "segmentation", SHAPES[config.task], class_names(config.task)
     (work / "images").mkdir()
     (work / "masks").mkdir() if segmentation else None
     splits: dict[str, list[Entry]] = {}

@@ -23,7 +23,9 @@ CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-_COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582, "trainval_aug": 12031}
+COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "test": 1456, "train_aug": 10582, "trainval_aug": 12031}
+"""Images of each split, as published."""
+IMAGE_SIZE = (375, 500)
 _MAY_OVERLAP = frozenset(frozenset((whole, "val")) for whole in ("trainval", "trainval_aug"))
 
 
@@ -49,8 +51,8 @@ def find(config: DataConfig, work: Path) -> RawDataset:
 
     raw.may_overlap = _MAY_OVERLAP
     for split in used_splits(config):
-        if split not in _COUNTS:
-            raise DataError(f"split {split!r}: PASCAL VOC has {', '.join(_COUNTS)}; change data.*_split")
+        if split not in COUNTS:
+            raise DataError(f"split {split!r}: PASCAL VOC has {', '.join(COUNTS)}; change data.*_split")
         if split.endswith("_aug"):
             sbd = _find_sbd(root)
             in_voc = listed("trainval" if split == "trainval_aug" else "train")
@@ -68,8 +70,8 @@ def find(config: DataConfig, work: Path) -> RawDataset:
             Entry(name, voc / "JPEGImages" / f"{name}.jpg", None if split == "test" else masks[name])
             for name in sorted(masks)
         ]
-        if len(masks) != _COUNTS[split]:
-            raw.warnings.append(f"split {split!r}: {len(masks)} images, published are {_COUNTS[split]}")
+        if len(masks) != COUNTS[split]:
+            raw.warnings.append(f"split {split!r}: {len(masks)} images, published are {COUNTS[split]}")
     return raw
 
 

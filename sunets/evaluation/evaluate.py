@@ -16,15 +16,15 @@ from sunets.core.metrics import (
     boundary_f_score,
     confusion_by_object_size,
     confusion_matrix,
+    count_top_k,
     scores_by_object_size,
     scores_from_confusion,
-    top_k_errors,
+    scores_from_top_k,
 )
-from sunets.data.loading import eval_batches
+from sunets.data.loading import eval_batches, scoring_dataset
 from sunets.data.manifest import Manifest
 from sunets.evaluation.multi_scale import multi_scale_probabilities
-from sunets.training.device import prepare_torch
-from sunets.training.recipe import scoring_dataset
+from sunets.models.device import prepare_torch
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def evaluate(
     by_size = np.zeros((len(OBJECT_SIZES), classes, classes), dtype=np.int64)
     boundaries: list[float | None] = [None] * len(items)
     predictions: dict[str, NDArray[np.uint8]] = {}
-    errors = {1: 0, 5: 0}
+    top_k = torch.zeros(3, dtype=torch.int64, device=device)
 
     dataset = scoring_dataset(manifest, split, config)
     order = sorted(range(len(items)), key=dataset.output_size)  # images of one size share a batch
@@ -107,12 +107,10 @@ def evaluate(
                     predictions[items[number].id] = predicted.astype(np.uint8)
         else:
             np.add.at(confusions[0], (targets.cpu().numpy(), labels.cpu().numpy()), 1)
-            for k in errors:
-                errors[k] += top_k_errors(probabilities, targets, k)
+            top_k += count_top_k(probabilities, targets)
 
     if not segmentation:
-        percent = {f"score.top{k}_error_percent": 100 * count / len(items) for k, count in errors.items()}
-        return Evaluation(confusions, None, ("all",), dict(percent), {})
+        return Evaluation(confusions, None, ("all",), dict(scores_from_top_k(top_k)), {})
     scores = scores_from_confusion(confusions.sum(axis=0, dtype=np.int64), manifest.classes)
     scores |= scores_by_object_size(by_size)
     counted = [value for value in boundaries if value is not None]

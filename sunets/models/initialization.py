@@ -1,4 +1,4 @@
-"""Starts at zero: residual branches that begin as their shortcut, heads that begin with equal logits."""
+"""The network that a training starts from: random weights, layers that start at zero, or `train.init_from`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from sunets.core.config import ModelConfig
+from sunets.core.config import Config, ModelConfig, derive_seed
+from sunets.data.manifest import Manifest
+from sunets.models.reference import load_reference_weights
 from sunets.models.sunet import UNet
-from sunets.models.zoo import create_model
+from sunets.models.tensor_file import CheckpointError, read_file
+from sunets.models.weights import load_trained, starting_file
+from sunets.models.zoo import create_model, head_parameters
 
 
 def zero_init_(model: nn.Module, *, residual: bool, head: bool) -> None:
@@ -88,3 +93,59 @@ def _logit_layers(model: nn.Module) -> list[nn.Module]:
         if f"{name}.".startswith(prefixes) and isinstance(module, nn.Conv2d | nn.Linear):
             layers = [module]
     return layers
+
+
+def build_network(config: Config, manifest: Manifest) -> tuple[nn.Module, str | None]:
+    """Build and initialise the network of a training, on the CPU.
+
+    Returns:
+        The network, and a line that says which tensors `train.init_from` gave it, or None.
+    """
+    train = config.train
+    torch.manual_seed(derive_seed(config.seed, "init"))
+    model = create_model(**config.model.arguments(), task=manifest.task, num_classes=manifest.num_classes)
+    zero_init_(model, residual=train.zero_init_residual, head=train.zero_init_head)
+    init_summary = _initialise(model, config, manifest) if train.init_from else None
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            if train.bn_momentum is not None:
+                module.momentum = train.bn_momentum
+            if train.frozen_bn:
+                module.requires_grad_(False)
+    return model, init_summary
+
+
+def _initialise(model: nn.Module, config: Config, manifest: Manifest) -> str:
+    """Copy the backbone of `train.init_from`, and its head if it has the same classes.
+
+    Raises:
+        CheckpointError, WeightsError: unreadable, or of another network; names the first tensor that does not fit.
+    """
+    path = starting_file(config)
+    content = read_file(path, "name a weights file of this package or a released one of the authors")
+    if not isinstance(content, dict) or "classes" not in content:
+        return f"train.init_from: {path}: {load_reference_weights(model, path)}"
+    other, info = load_trained(path)
+    loaded, current = other.state_dict(), model.state_dict()
+    backbone = _backbone(model)
+    for name in [*(n for n in current if n in backbone), *sorted(_backbone(other) - backbone)]:
+        theirs, ours = (list(s[name].shape) if name in s else "absent" for s in (loaded, current))
+        if theirs != ours:
+            raise CheckpointError(
+                f"train.init_from: {path} holds a {info['config']['model']['name']} that does not fit "
+                f"{config.model.name} as configured: {name} is {theirs} there, {ours} here; "
+                "name a checkpoint of the same variant"
+            )
+    head = current.keys() - backbone
+    head_fits = info["classes"] == list(manifest.classes) and all(
+        name in loaded and loaded[name].shape == current[name].shape for name in head
+    )
+    model.load_state_dict({name: loaded[name] for name in (current if head_fits else backbone)}, strict=False)
+    rest = "the head too, of the same classes" if head_fits else f"{len(head)} tensors of the head kept as initialised"
+    return f"train.init_from: {path}: {len(backbone)} backbone tensors loaded; {rest}"
+
+
+def _backbone(model: nn.Module) -> set[str]:
+    """Return the names of all parameters and buffers outside the head."""
+    heads = {name.rpartition(".")[0] for name in head_parameters(model)}
+    return {name for name in model.state_dict() if name.rpartition(".")[0] not in heads}

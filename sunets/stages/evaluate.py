@@ -19,13 +19,12 @@ from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.recipes import tuned
 from sunets.core.record import make_record, parameters, read_records, write_arrays, write_json
 from sunets.core.stage import stage
+from sunets.data.loading import check_scoring
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate as score
+from sunets.models.device import select_device
+from sunets.models.weights import check_weights, difference, load_trained
 from sunets.models.zoo import resolve_config
-from sunets.training.checkpoint import difference, load_trained
-from sunets.training.device import select_device
-from sunets.training.fit import check_weights
-from sunets.training.recipe import check_scoring
 
 
 def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:

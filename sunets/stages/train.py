@@ -23,10 +23,9 @@ from sunets.core.recipes import tuned
 from sunets.core.record import make_record, replacing, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
+from sunets.models.device import select_device
 from sunets.models.zoo import resolve_config
-from sunets.training.checkpoint import waiting_for
-from sunets.training.device import select_device
-from sunets.training.fit import check, fit, run_fingerprint
+from sunets.training.fit import check, fit, run_fingerprint, waiting_for
 from sunets.training.loop import TrainingError
 
 

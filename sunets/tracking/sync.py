@@ -245,7 +245,7 @@ def _network(record: Record, counted: Record, root: Path) -> Network | None:
         tags={
             EXTERNAL: "true",
             "weights.sha256": digest,
-            "mlflow.note.content": f"Weights: `{path}`. Load: `sunets.training.checkpoint.load_trained(path)`.",
+            "mlflow.note.content": f"Weights: `{path}`. Load: `sunets.models.weights.load_trained(path)`.",
         },
         output=(-1, classes, *([-1, -1] if record["task"] == "segmentation" else [])),
     )

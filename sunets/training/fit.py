@@ -10,30 +10,33 @@ same numbers. Under `torchrun` the global batch is split over the processes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
-from sunets.core.config import NOT_IN_IDENTITY, Config, ConfigError, fingerprint, flatten
+from sunets.core.config import Config, ConfigError, fingerprint
+from sunets.core.hardware import torchrun_process
 from sunets.core.provenance import code_hash
+from sunets.data.loading import check_scoring
 from sunets.data.manifest import Manifest
-from sunets.models.initialization import has_residual_branches
+from sunets.models.device import prepare_torch, select_device
+from sunets.models.initialization import build_network, has_residual_branches
 from sunets.models.tensor_file import CheckpointError, atomic_save
-from sunets.models.zoo import resolve_config
-from sunets.training.checkpoint import build_network, difference, read_weights, starting_file, training_lock
-from sunets.training.device import prepare_torch, select_device
+from sunets.models.weights import START, decisions, start_digest
 from sunets.training.distributed import join_processes, world_size
 from sunets.training.loop import EpochRow, Trainer
-from sunets.training.recipe import check_batch_norm, check_scoring
+from sunets.training.recipe import check_batch_norm
 
-_START = "digest of train.init_from"
+LOCK_SECONDS = 10.0
+"""How long a training waits for the lock of its directory; a killed process may take a moment to exit."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def fit(
     device = prepare_torch(config.train)
     check_config(config, manifest)
     identity = _identity(config, manifest)
-    with training_lock(work_dir), join_processes(device) as world:
+    with _training_lock(work_dir), join_processes(device) as world:
         trainer = Trainer(config, manifest, identity, device, world, work_dir)
         resumed = trainer.restore()
         pruned = trainer.run(on_epoch, stop_early)
@@ -108,6 +111,40 @@ def fit(
     )
 
 
+@contextlib.contextmanager
+def waiting_for(work_dir: Path) -> Iterator[None]:
+    """Wait for the same training in another process: of another study, or of a worker considered lost."""
+    with _locked(work_dir / ".job.lock", seconds=-1):
+        yield
+
+
+@contextlib.contextmanager
+def _training_lock(work_dir: Path) -> Iterator[None]:
+    """Lock the directory against other trainings.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(work_dir / ".lock", LOCK_SECONDS))
+        except Timeout:
+            remedy = "wait for it to end, or stop it"
+            raise CheckpointError(f"{work_dir}: another process is training here; {remedy}") from None
+        yield
+
+
+@contextlib.contextmanager
+def _locked(file: Path, seconds: float) -> Iterator[None]:
+    """Hold a lock in the first of `torchrun`'s processes; the operating system frees it if that process dies."""
+    if torchrun_process()[0] != 0:
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file, timeout=seconds):
+        yield
+
+
 def check(config: Config, manifest: Manifest) -> str | None:
     """Check before long work that this training can start and its network be scored.
 
@@ -124,26 +161,6 @@ def check(config: Config, manifest: Manifest) -> str | None:
     model, init_summary = build_network(config, manifest)
     check_batch_norm(model.to("meta"), config, manifest)
     return init_summary
-
-
-def check_weights(path: Path, config: Config, manifest: Manifest, remedy: str) -> None:
-    """Refuse a weights file of another training: another network, seed, recipe or data set.
-
-    Code, torch version and device may differ, so that networks trained on another machine can be scored.
-
-    Raises:
-        FileNotFoundError, CheckpointError: it is absent, damaged, or of another training; names the difference.
-    """
-    identity = read_weights(path)["identity"]
-    wanted = _decisions(config, manifest)
-    if config.train.init_from and Path(config.train.init_from).is_file():
-        wanted[_START] = _start_digest(config)
-    else:
-        wanted[_START] = identity.get(_START)
-    ignored = {"train.device", *(identity.keys() & {"hash of the code", "torch", "device"})}
-    made_by = {key: value for key, value in identity.items() if key not in ignored}
-    if text := difference(made_by, {key: value for key, value in wanted.items() if key not in ignored}):
-        raise CheckpointError(f"{path}: weights of another training: {text}; {remedy}")
 
 
 def run_fingerprint(config: Config, manifest: Manifest) -> str:
@@ -185,27 +202,14 @@ def check_config(config: Config, manifest: Manifest) -> None:
         )
 
 
-def _decisions(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Map dotted name -> value of what a user decides a training by, and the digest of the data.
-
-    The network is stated as it is built, so that a value that is written out and the same value by default are one.
-    """
-    flat = {k: v for k, v in flatten(resolve_config(config)).items() if not k.startswith(NOT_IN_IDENTITY)}
-    return flat | {"digest of the data": manifest.digest}
-
-
 def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Return dotted name -> value of everything that determines a training's result."""
-    return _decisions(config, manifest) | {
-        _START: _start_digest(config) if config.train.init_from else None,
+    return decisions(config, manifest) | {
+        START: start_digest(config) if config.train.init_from else None,
         "hash of the code": _code(),
         "torch": str(torch.__version__),
         "device": select_device(config.train.device).type,
     }
-
-
-def _start_digest(config: Config) -> str:
-    return hashlib.sha256(starting_file(config).read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from torch.utils.data import DataLoader
 
 from sunets.core.config import IGNORE_INDEX, Config, derive_seed, fingerprint
 from sunets.core.failure import machine_failure
-from sunets.core.metrics import confusion_matrix, scores_from_confusion, top_k_errors
+from sunets.core.metrics import confusion_matrix, count_top_k, scores_from_confusion, scores_from_top_k
 from sunets.core.record import shortened
-from sunets.data.loading import eval_batches, iterations_per_epoch, make_dataset, train_batches
+from sunets.data.loading import eval_batches, iterations_per_epoch, make_dataset, scoring_dataset, train_batches
 from sunets.data.manifest import Manifest
+from sunets.models.initialization import build_network
 from sunets.models.tensor_file import CheckpointError, atomic_save, check_seal, first_not_finite, read_file
-from sunets.training.checkpoint import build_network, difference
+from sunets.models.weights import difference
 from sunets.training.distributed import World, synchronise_batch_norm
-from sunets.training.recipe import class_weights, lr_factor, parameter_groups, scoring_dataset
+from sunets.training.recipe import class_weights, lr_factor, parameter_groups
 
 EpochRow = dict[str, Any]
 """One epoch: epoch, iteration, lr, train.loss, train.miou, and where it was validated val.loss, ..."""
@@ -345,15 +346,17 @@ class Trainer:
         if self.manifest.task == "segmentation":
             innermost = logits.contiguous(memory_format=torch.channels_last)  # ten times as fast on a CPU
             return confusion_matrix(innermost.argmax(1), target, self.manifest.num_classes).sum(0)
-        errors = [top_k_errors(logits, target, k) for k in (1, 5)]
-        return torch.tensor([len(target), *errors], device=self.device)
+        return count_top_k(logits, target)
 
     def _scores(self, counts: Tensor) -> dict[str, float | None]:
+        """Return the scores that histories show, without their prefix `score.`."""
+        names: tuple[str, ...] = ("top1_error_percent", "top5_error_percent")
+        scores: Mapping[str, float | None]
         if self.manifest.task == "segmentation":
-            scores = scores_from_confusion(counts.cpu().numpy())
-            return {"miou": scores["score.miou"], "pixel_accuracy": scores["score.pixel_accuracy"]}
-        images, top1, top5 = counts.tolist()
-        return {"top1_error_percent": 100 * top1 / images, "top5_error_percent": 100 * top5 / images}
+            names, scores = ("miou", "pixel_accuracy"), scores_from_confusion(counts.cpu().numpy())
+        else:
+            scores = scores_from_top_k(counts)
+        return {name: scores[f"score.{name}"] for name in names}
 
     def _row(self) -> EpochRow:
         """Return the finished epoch's row, with validation every `validate_every` epochs and after the last."""

@@ -1,4 +1,4 @@
-"""Learning rate, parameter groups and class weights of a training, and checks of image sizes."""
+"""Learning rate, parameter groups and class weights of a training, and a check of its smallest forward pass."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from sunets.core.config import Config, ConfigError, TrainConfig
-from sunets.data.loading import ImageDataset, make_dataset
 from sunets.data.manifest import Manifest
-from sunets.data.picture import MIN_SIDE
 from sunets.models.zoo import head_parameters
 from sunets.training.distributed import world_size
 
@@ -86,12 +84,6 @@ def class_weights(config: Config, manifest: Manifest) -> tuple[float, ...] | Non
     return tuple(median / frequency if frequency else 1.0 for frequency in frequencies)
 
 
-def scoring_dataset(manifest: Manifest, split: str, config: Config) -> ImageDataset:
-    """Make the data set to score a split on: not augmented; centre crops if a classifier trains on random crops."""
-    crop = config.train.augment.resized_crop if manifest.task == "classification" else None
-    return make_dataset(manifest, split, config.data, None, 0, center_crop=crop)
-
-
 def input_size(config: Config, manifest: Manifest) -> tuple[int, int]:
     """Return (height, width) of the smallest image of this training."""
     if config.train.augment.resized_crop is not None:
@@ -138,33 +130,3 @@ def check_batch_norm(model: nn.Module, config: Config, manifest: Manifest) -> No
         model.eval()
         for hook in hooks:
             hook.remove()
-
-
-def check_scoring(config: Config, manifest: Manifest) -> None:
-    """Refuse test-time variants that the test split cannot be scored with.
-
-    Raises:
-        ConfigError: no such split, no labels, a window for classification, or a scale that makes an image too small.
-    """
-    split = config.data.test_split
-    items = manifest.splits.get(split)
-    if not items:
-        raise ConfigError(f"data.test_split: no split {split!r} in the data set; it has {', '.join(manifest.splits)}")
-    if any(item.target is None for item in items):
-        raise ConfigError(f"data.test_split: the split {split!r} has no labels to score; choose another")
-    uncached = config.model_copy(update={"data": config.data.model_copy(update={"cache": False})})
-    dataset = scoring_dataset(manifest, split, uncached)
-    height, width = min((dataset.output_size(index) for index in range(len(items))), key=min)
-    for name, variant in config.evaluate.variants.items():
-        key = f"evaluate.variants.{name}"
-        if variant.window is not None:
-            if manifest.task != "segmentation":
-                raise ConfigError(f"{key}.window: for segmentation; leave it out for classification")
-            continue  # images smaller than the window are padded
-        for scale, factor in zip(variant.scales, variant.factors(height, width), strict=True):
-            if round(min(height, width) * factor) < MIN_SIDE:
-                raise ConfigError(
-                    f"{key}.scales: {scale} makes {round(height * factor)} x {round(width * factor)} pixels of the "
-                    f"smallest test image ({height} x {width}); networks need {MIN_SIDE} per side: omit the scale, "
-                    "or give the variant a window"
-                )
