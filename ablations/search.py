@@ -1,10 +1,10 @@
 """Optuna searches in synchronous batches: the same trials with any number of workers, killed or not.
 
-A search draws a batch of settings from a seed and the results of the batches before, and tells their results in the
-order of drawing. From rung to rung (an epoch) a trial is one job, which goes on from the checkpoint of the job before;
-pruning is decided when the whole batch has reached the rung. So nothing depends on which job ends first. Optuna's
-storage is written and never read for a decision: a driver that starts again draws the same trials anew and finds their
-results by fingerprint.
+A search draws a batch of settings from a seed and the results of earlier batches, and tells Optuna their results in the
+order of drawing. From one rung (an epoch) to the next, a trial is one job, which resumes from the checkpoint of the job
+before; pruning is decided when the whole batch has reached the rung. So nothing depends on which job ends first.
+Optuna's storage is written, and never read for a decision: a restarted driver draws the same trials again and finds
+their results by fingerprint.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sunets.core.config import AxisConfig, ConfigError, derive_seed
 from sunets.core.executor import Job, Plan
+from sunets.core.lock import locked
 from sunets.core.names import printable
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -40,7 +41,7 @@ STORAGE = "OPTUNA_STORAGE"
 REDRAWS = 50
 """Draws after which a finite space is enumerated for a new setting."""
 ENUMERATED = 2000
-"""Settings that are enumerated at most."""
+"""Most settings that are enumerated."""
 STATES = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 Direction = Literal["minimize", "maximize"]
 Setting = dict[str, Any]
@@ -53,13 +54,13 @@ class Search:
     """One Optuna study: space, number of trials, objectives."""
 
     name: str
-    """Name of the study; carries a fingerprint of all that decides its trials."""
+    """Name of the study; contains a fingerprint of all that determines its trials."""
     objectives: Mapping[str, Direction]
     """Names in the job's `values`; pruning needs a single one."""
     space: Mapping[str, AxisConfig]
     """Dotted path -> values or range to draw from."""
     fixed: Setting
-    """Values that every setting has besides."""
+    """Further values, the same in every setting."""
     trials: int
     batch: int
     """Settings drawn at once."""
@@ -303,11 +304,7 @@ def open_storage(address: str, name: str) -> Iterator[BaseStorage]:
     with contextlib.ExitStack() as stack:
         storage: BaseStorage
         if not separator:
-            Path(address).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(FileLock(f"{address}.{derive_seed(name)}.lock", timeout=0))
-            except Timeout:
-                raise busy from None
+            stack.enter_context(locked(Path(f"{address}.{derive_seed(name)}.lock"), 0, busy))
             storage = _open_journal(address)
         elif scheme == "grpc" and host and port.isdecimal():
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):

@@ -1,6 +1,6 @@
 """Points of a study's axes, each checked before the first trial.
 
-An axis is a dotted path and its values. A single check knows what an axis means: U-Net levels that receive a single
+An axis is a dotted path and its values. One check depends on the meaning of an axis: U-Net levels that receive a single
 feature are refused.
 """
 
@@ -42,7 +42,7 @@ class Point:
     setting: Arm
     """Paths that differ from the study's base, and their values."""
     arm: Arm
-    """Return the value of every axis, as the network is built."""
+    """Value of every axis, as the network is built."""
     same_as: tuple[Arm, ...] = ()
     """Other settings of the axes that are the same training, and are therefore not run."""
     reference: bool = False
@@ -222,7 +222,7 @@ class Space:
             raise ConfigError(f"ablations.{self.name}: {_shown(setting) or 'the base'}: {reason}") from None
 
     def arm(self, setting: Arm) -> Arm:
-        """The value of every axis in a setting."""
+        """Return the value of every axis in a setting."""
         return self._values(setting, self.study.axes)
 
     def recipe_of_base(self) -> Arm | None:

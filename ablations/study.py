@@ -215,7 +215,8 @@ def run_study(
     Args:
         suite: the parameters.
         name: of the study.
-        workers: jobs at a time. None: one per GPU, or as many as the cores carry. The records do not depend on it.
+        workers: most concurrent jobs. None: one per GPU, or as many as the CPU cores allow. The records do not depend
+            on it.
         fresh: score and tell all trials again; finished trainings are kept.
         root: of the checkout.
 
@@ -264,13 +265,13 @@ def run_study(
                 cells = [{**setting, "seed": seed} for setting in settings for seed in study.seeds]
                 make_job = listener.expect(kind, plan.title(kind), len(cells))
                 plans = repeat(plan.title(kind), plan.objectives(kind), cells, storage, make_job, listener.end)
-                return pool.drive(plans, listener.hear, reuse=not fresh)
+                return pool.drive(plans, listener.on_message, reuse=not fresh)
 
             if study.kind in ("one_at_a_time", "grid"):
                 trials = each("grid", [point.setting for point in points])
             else:
                 searches = _searches(plan, listener, storage)
-                trials = [t for part in pool.drive(searches, listener.hear, reuse=not fresh) for t in part]
+                trials = [t for part in pool.drive(searches, listener.on_message, reuse=not fresh) for t in part]
                 if chosen := confirmed(plan, trials):
                     trials += each("confirmation", chosen)
             records = [listener.record(trial) for trial in trials]
@@ -390,14 +391,14 @@ class _Listener:
         origin = self.plan.origin | {"config_hash": parameters_hash(parameters(config))}
         self.tracker.plan(number, config, origin, phase=kind, arm=arm, reference=point.reference)
 
-    def hear(self, name: str, row: Record) -> None:
-        """Take the row of an epoch, in a thread; drop one that arrives after the trial's result, which holds it."""
+    def on_message(self, name: str, row: Record) -> None:
+        """Log the row of an epoch, from a thread; drop one that arrives after the trial's result, which holds it."""
         with self.lock:
             if (number := self.numbers[name]) not in self.ended:
                 self.tracker.log_epoch(number, row)
 
     def end(self, trial: Trial) -> None:
-        """Take a trial that has ended."""
+        """Log and show a trial that has ended."""
         record = self.record(trial)
         if trial.duplicate_of is not None:
             self._announce(record["number"], record["phase"], trial.setting)

@@ -1,9 +1,9 @@
 """Stage `tune`: the recipe of one model, chosen on the validation split with the same effort as every other's.
 
-The first trial is the recipe of the parameter file, so that the chosen one is never worse on the validation split; the
-next ones have the other combinations of the axes with `values`, such as the starts; Optuna draws the rest within
-`tune.space`. All trials of a benchmark train with one seed, which no row of its
-tables has. What a model cannot have, or has fixed in its own `train`, is left out of its space; the record says so.
+The first trial has the recipe of the parameter file, so that the chosen one is never worse on the validation split. The
+next ones have the other combinations of the axes with `values`, such as the starts; Optuna draws the rest from
+`tune.space`. All trials of a benchmark train with one seed, which no row of its tables has. An axis that a model does
+not have, or that its own `train` fixes, is left out of its space; the record says so.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Tuning:
-    """What is tried for a model."""
+    """Plan of one model's tuning."""
 
     suite: Suite
     key: str
@@ -115,7 +115,7 @@ class _Tuning:
 
 
 def plan_tuning(suite: Suite, key: str, manifest: Manifest, paths: BenchmarkPaths) -> _Tuning:
-    """Make out what is tried for `models.<key>`, and check it before the first trial.
+    """Determine what is tried for `models.<key>`, and check it before the first trial.
 
     Raises:
         ConfigError, CheckpointError, ValueError, FileNotFoundError: the model cannot be trained as configured.
@@ -142,7 +142,7 @@ def _same_start(base: Config, manifest: Manifest, path: str) -> bool:
 
 
 def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> Record:
-    """Tune the recipe of `models.<key>`, or go on with it; writes its record, the table of trials and their histories.
+    """Tune the recipe of `models.<key>`, or resume its tuning; write its record, table of trials and histories.
 
     A trial that diverges is a result, the worst; one that ends without a result is an error, and no trial. A recipe
     that was drawn before is not trained again.
@@ -150,7 +150,8 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path
     Args:
         suite: the parameters; tune.trials is at least 1.
         key: of the model.
-        workers: trainings at a time. None: one per GPU, or as many as the cores carry. The files do not depend on it.
+        workers: most concurrent trainings. None: one per GPU, or as many as the CPU cores allow. The files do not
+            depend on it.
         root: of the checkout.
 
     Returns:
@@ -185,7 +186,7 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path
                     return digest_of(tuning.config(setting))
 
                 plan = search(spec, storage, tuning.job, identity, progress.end)
-                (trials,) = pool.drive([plan], progress.hear)
+                (trials,) = pool.drive([plan], progress.on_message)
         record = make_record("tune", **head, **_outcome(tuning, trials))
         best = tuning.best(trials)
         rows = [_row(tuning, trial, so_far) for trial, so_far in zip(trials, best, strict=True)]
@@ -290,7 +291,7 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def hear(self, name: str, row: Record) -> None:
+    def on_message(self, name: str, row: Record) -> None:
         """Take the row of an epoch of a trial."""
         epoch = f"epoch {row['epoch']}/{self.tuning.base.train.epochs}"
         self._say(f"{name} {epoch}: {scores_text(row)}", last=f"{name} {epoch}")

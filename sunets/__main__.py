@@ -171,9 +171,9 @@ def profile(
     picture: Annotated[Path | None, typer.Option(help="Draw the effective receptive fields; implies --field.")] = None,
 ) -> None:
     """Measure the cost of models: parameters, multiply-adds, saved memory, speed, receptive field."""
-    from sunets.profiling.cost import run_profile
+    from sunets import profile as profiler
 
-    run_profile(
+    profiler.profile(
         models,
         size=size,
         output_stride=output_stride,

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sunets import create_model, zoo_tables
+from sunets.profile import profile
 from sunets.profiling import multiply_adds
-from sunets.profiling.cost import measure_cost, run_profile
+from sunets.profiling.cost import measure_cost
 from sunets.profiling.memory import saved_bytes
 from sunets.profiling.multiply_adds import AuditError, audit, count_macs, sunet_macs
 from sunets.profiling.receptive_field import (
@@ -351,7 +352,7 @@ def test_an_effective_field_does_not_depend_on_the_state_of_the_process() -> Non
 @pytest.mark.slow
 def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     screen = Console(width=160, file=io.StringIO())
-    records = run_profile(
+    records = profile(
         ["sunet_tiny", "plain_conv_small"],
         size=(32, 48),
         num_classes=4,
@@ -384,21 +385,21 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     with Image.open(tmp_path / "fields.png") as picture:
         assert len(picture.getcolors(1 << 20) or []) > 50
 
-    again = run_profile(["sunet_tiny", "plain_conv_small"], size=(32, 48), num_classes=4, field=True, console=screen)
+    again = profile(["sunet_tiny", "plain_conv_small"], size=(32, 48), num_classes=4, field=True, console=screen)
     assert [r["cost"] for r in again] == [r["cost"] for r in exact], "a rerun repeats to the last digit"
 
 
 def test_run_profile_refuses_what_cannot_be(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with pytest.raises(ValueError, match="resnet50: no model of the zoo for segmentation"):
-        run_profile(["sunet_tiny", "resnet50"], json_path=out)
+        profile(["sunet_tiny", "resnet50"], json_path=out)
     with pytest.raises(ValueError, match="at least 16 pixels, not 15 x 64"):
-        run_profile(["sunet_tiny"], size=(15, 64), json_path=out)
+        profile(["sunet_tiny"], size=(15, 64), json_path=out)
     with pytest.raises(ValueError, match="output_stride: one of"):
-        run_profile(["sunet_tiny"], size=(32, 32), output_stride=7, json_path=out)
+        profile(["sunet_tiny"], size=(32, 32), output_stride=7, json_path=out)
     assert not out.exists()
     with pytest.raises(ValueError, match=r"one\.json: named for two outputs"):
-        run_profile(["sunet_tiny"], size=(64, 64), json_path=tmp_path / "one.json", csv_path=tmp_path / "one.json")
+        profile(["sunet_tiny"], size=(64, 64), json_path=tmp_path / "one.json", csv_path=tmp_path / "one.json")
 
 
 def test_saved_bytes_do_not_depend_on_deterministic_algorithms() -> None:

@@ -24,7 +24,7 @@ from sunets.core import cli
 from sunets.core.failure import line_for_user
 from sunets.core.process import is_ours
 from sunets.core.record import replacing, write_json
-from sunets.profiling.cost import run_profile
+from sunets.profile import profile
 
 
 def error_of(call: Callable[[], Any]) -> BaseException:
@@ -226,7 +226,7 @@ def test_workers_in_a_directory_with_a_long_path(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_no_png_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--picture .*x\.txt: the picture is a PNG; name it \*\.png"):
-        run_profile(["no such model"], size=(64, 64), picture_path=tmp_path / "x.txt")
+        profile(["no such model"], size=(64, 64), picture_path=tmp_path / "x.txt")
 
 
 def test_an_output_stride_that_no_network_has_is_refused_by_the_command_line() -> None:

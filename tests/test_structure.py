@@ -29,6 +29,7 @@ FLOORS = (
         "sunets.extras",
         "sunets.presets",
         "sunets.predict",
+        "sunets.profile",
         "sunets.verify",
         "sunets.zoo_tables",
         "sunets.stages",

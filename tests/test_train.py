@@ -29,6 +29,7 @@ import sunets.models.initialization
 import sunets.training.fit
 import sunets.training.loop
 from sunets.core.config import Config, ConfigError
+from sunets.core.lock import locked
 from sunets.data import Manifest, make_dataset, train_batches
 from sunets.models.reference import WeightsError, reference_keys
 from sunets.models.tensor_file import CheckpointError
@@ -508,7 +509,7 @@ def test_a_damaged_checkpoint_says_what_to_do(manifest: Manifest, tmp_path: Path
 
 
 def _hold(folder: Path, ready: Any, done: Any) -> None:
-    with sunets.training.fit._training_lock(folder):
+    with locked(folder / ".lock", 60):
         ready.set()
         done.wait(60)
 

@@ -398,7 +398,7 @@ def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(ba
     ("tune", "words"),
     [
         ({"space": []}, "space: at least one axis"),
-        ({"space": [RATE, RATE]}, "space: a path stands twice"),
+        ({"space": [RATE, RATE]}, "space: a path occurs twice"),
         ({"space": [{"path": "train.epochs", "values": [2, 3]}]}, "not train.epochs"),
         ({"space": [{"path": "model.width", "values": [2, 3]}]}, "not model.width"),
         ({"space": [{"path": "train.lrr", "values": [2, 3]}]}, "unknown key 'train.lrr'"),

@@ -85,7 +85,7 @@ __all__ = [
 NOT_IN_IDENTITY = (
     "benchmark", "evaluate.", "tune.", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds",
 )  # fmt: skip
-"""Configuration that a training's result does not depend on (of the data, their digest speaks)."""
+"""Parameters that a training's result does not depend on; the data are identified by their digest."""
 
 
 class ConfigError(ValueError):
@@ -96,7 +96,7 @@ S = TypeVar("S", bound=Section)
 
 
 class Config(Section):
-    """All that decides one training: nothing else does."""
+    """Everything that determines one training."""
 
     benchmark: str
     """Name of the directory under results/ and of the MLflow experiment."""
@@ -135,7 +135,7 @@ class Suite(Section):
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What a command line needs to read these parameters again: --params and --set, where `load` was given them."""
+        """Options --params and --set with which a command reads these parameters again; empty for the defaults."""
         return self._options
 
     @property
@@ -331,7 +331,7 @@ def parse_yaml(text: str, source: str) -> Any:
         line = error.problem_mark.line + 1
         key = re.search(r'duplicate key "(.*?)"', error.problem)
         raise ConfigError(
-            f"{source}: line {line}: the key {key[1] if key else ''!r} stands twice in one mapping; remove one of them"
+            f"{source}: line {line}: the key {key[1] if key else ''!r} occurs twice in one mapping; remove one of them"
         ) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

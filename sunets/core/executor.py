@@ -185,13 +185,13 @@ class Pool:
         return str(self.needs["device"])
 
     def drive(
-        self, plans: Sequence[Plan[T]], hear: Callable[[str, Any], None] = lambda *_: None, reuse: bool = True
+        self, plans: Sequence[Plan[T]], on_message: Callable[[str, Any], None] = lambda *_: None, reuse: bool = True
     ) -> list[T]:
         """Run plans and return what each returns; a plan advances as soon as its own jobs have ended.
 
         Args:
             plans: independent of each other.
-            hear: receives, in a thread, the name of a job and each message that it sends.
+            on_message: receives, in a thread, the name of a job and each message that it sends.
             reuse: take the stored result of a job instead of running it again.
 
         Raises:
@@ -204,15 +204,15 @@ class Pool:
         running: dict[Future[Result], tuple[int, int, Job]] = {}
 
         def listen() -> None:
-            told = False
+            warned = False
             while (item := self.messages.get()) is not None:
                 try:
-                    hear(*item)
+                    on_message(*item)
                 except Exception as error:  # such as a full disk: jobs must not wait for what shows their progress
-                    if not told:
+                    if not warned:
                         with contextlib.suppress(OSError):
                             print(f"progress is not shown: {error}", file=sys.stderr)
-                    told = True
+                    warned = True
 
         def advance(plan: int, results: Any) -> None:
             while results is None or None not in results:

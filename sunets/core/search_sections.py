@@ -36,7 +36,7 @@ class AxisConfig(Section):
             if self.log and self.low <= 0:
                 raise ValueError(f"low: above 0 on a logarithmic scale, not {self.low}")
         if len({json.dumps(v) for v in self.values}) < len(self.values):
-            raise ValueError(f"values: {self.path}: a value stands twice")
+            raise ValueError(f"values: {self.path}: a value occurs twice")
         return self
 
 
@@ -61,7 +61,7 @@ class TuneConfig(Section):
         if self.trials and not paths:
             raise ValueError("space: at least one axis, or trials: 0")
         if len(set(paths)) < len(paths):
-            raise ValueError("space: a path stands twice")
+            raise ValueError("space: a path occurs twice")
         for path in paths:
             if not path.startswith("train.") or path in ("train.epochs", "train.init_from"):
                 raise ValueError(f"space: a path below train, neither epochs nor init_from, not {path}")
@@ -109,7 +109,7 @@ class StudyConfig(Section):
         for group in ("axes", "nuisance"):
             paths = [a.path for a in getattr(self, group)]
             if len(set(paths)) < len(paths):
-                raise ValueError(f"{group}: a path stands twice")
+                raise ValueError(f"{group}: a path occurs twice")
         if self.kind in ("one_at_a_time", "grid", "tuned") and any(not a.values for a in self.axes):
             raise ValueError(f"axes: kind {self.kind} needs values on every axis")
         if self.kind in ("tuned", "search"):

@@ -7,10 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sunets.core.config import ConfigError, Suite
-from sunets.core.hardware import torchrun_process
+from sunets.core.lock import locked
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.provenance import code_hash
 
@@ -42,7 +40,8 @@ def stage(
     Raises:
         StageError: the stage is already running, or its code, parameters or data changed while it ran.
     """
-    with _locked(name, paths):
+    busy = StageError(f"{name}: already running in this checkout; wait for it, or stop it")
+    with locked(paths.work / f"{paths.benchmark}.{name}.lock", LOCK_SECONDS, busy):
         before = code_hash(*modules)
         yield before
         if code_hash(*modules) != before:
@@ -55,20 +54,6 @@ def stage(
             raise StageError(_changed(name, f"{', '.join(edited)} in the parameter file", "other parameters"))
         if data_digest is not None and _digest(paths.data / "manifest.json") != data_digest:
             raise StageError(_changed(name, f"the prepared data ({paths.data})", "other data"))
-
-
-@contextlib.contextmanager
-def _locked(name: str, paths: BenchmarkPaths) -> Iterator[None]:
-    if torchrun_process()[0] != 0:  # the first of its processes holds the lock for all
-        yield
-        return
-    paths.work.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(paths.work / f"{paths.benchmark}.{name}.lock").acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise StageError(f"{name}: already running in this checkout; wait for it, or stop it") from None
-    with lock:
-        yield
 
 
 def _changed(name: str, what: str, credited: str) -> str:

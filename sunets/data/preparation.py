@@ -20,12 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 from PIL import __version__ as pillow_version
 from rich.console import Console
 
 from sunets.core.config import IGNORE_INDEX, DataConfig, DataName, fingerprint
+from sunets.core.lock import locked
 from sunets.core.names import child, printable
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash
@@ -96,13 +96,9 @@ def _with_manifest(key: str, out_dir: Path) -> str:
 @contextlib.contextmanager
 def _locked(out_dir: Path) -> Iterator[None]:
     """Hold the lock of a directory; wait briefly for another `prepare` that holds it."""
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
     file = out_dir.with_name(f".{out_dir.name}.lock")
-    try:
-        lock = FileLock(file).acquire(timeout=_LOCK_SECONDS)
-    except Timeout:
-        raise DataError(f"{out_dir}: another command is preparing it; wait for it to end, or stop it") from None
-    with lock:
+    busy = DataError(f"{out_dir}: another command is preparing it; wait for it to end, or stop it")
+    with locked(file, _LOCK_SECONDS, busy):
         try:
             yield
         finally:

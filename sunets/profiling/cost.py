@@ -1,29 +1,23 @@
-"""Cost of one network, its table for a terminal, and the command `profile`."""
+"""The exact cost of one network."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
-from sunets.core.config import CostConfig, ModelConfig, flatten
-from sunets.core.provenance import code_hash, command_line, environment, provenance
-from sunets.core.record import make_record, write_json, write_rows
+from sunets.core.config import ModelConfig, flatten
 from sunets.models.sunet import MIN_SIZE, SUNet
-from sunets.models.zoo import create_model, list_models, resolve
+from sunets.models.zoo import create_model, resolve
 from sunets.profiling.memory import saved_bytes, to_mib
 from sunets.profiling.modes import Figures, Size, input_channels, usual_algorithms
 from sunets.profiling.multiply_adds import CONV_AND_LINEAR, Uncounted, audit, compare_with_formula, count_macs
-from sunets.profiling.receptive_field import MASS, receptive_field
-from sunets.profiling.speed import measure_speed
+from sunets.profiling.receptive_field import receptive_field
 
 
 @usual_algorithms()
@@ -48,8 +42,8 @@ def cost(arguments: Mapping[str, Any], *, size: Size, batch_size: int = 1) -> Fi
         ValueError: the network cannot be built, or the size is too small.
         AuditError: two counts differ by more than 0.1 %.
     """
-    _check_size(size)
-    model = _build(arguments)
+    check_size(size)
+    model = build(arguments)
     params = sum(parameter.numel() for parameter in model.parameters())
     audit(model)
 
@@ -87,13 +81,15 @@ def cost_parameters(settings: Mapping[str, Any], model: ModelConfig, task: str) 
     return {f"cost.{k}": v for k, v in settings.items()} | {f"model.{k}": v for k, v in resolved.items()}
 
 
-def _build(arguments: Mapping[str, Any]) -> nn.Module:
+def build(arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a network with the weights of seed 0, without published ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create_model(**{key: value for key, value in arguments.items() if key != "weights"})
 
 
-def _check_size(size: Size) -> None:
+def check_size(size: Size) -> None:
+    """Raise ValueError where an input is too small."""
     if min(size) < MIN_SIZE:
         raise ValueError(f"size: height and width of at least {MIN_SIZE} pixels, not {size[0]} x {size[1]}")
 
@@ -126,160 +122,3 @@ def measure_cost(
         lambda: create_model(**plain), size, seeds=receptive_field_seeds, images=receptive_field_images
     )
     return figures | field_figures, gradient
-
-
-def cost_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """Make a terminal table with one row per record: figures of `measure_cost` and, if present, `measure_speed`.
-
-    The caption states what was counted, how, and what is not counted.
-    """
-    from sunets.report.tables import cost_frames, speed_columns  # counting needs no pandas
-
-    rows = [record["cost"] for record in records]
-    data, view = cost_frames(records)
-    table = Table(title="Cost of the models", caption_justify="left", title_justify="left")
-    view = view.assign(**speed_columns(data))
-    for heading in view:
-        first = heading == "Model"
-        table.add_column(str(heading), justify="left" if first else "right", no_wrap=first)
-    for cells in view.itertuples(index=False):
-        table.add_row(*cells)
-    params = records[0]["params"]
-    height, width = params["cost.size"]
-    uncounted = sorted({name for row in rows for name in row["cost.uncounted_operators"].split(", ")})
-    notes = [
-        f"Input {params['cost.batch_size']} x {height} x {width}. Multiply-adds (1 GMAC = 2 GFLOPs) by torch's "
-        "counter; convolutions and linear layers agree with fvcore's count and, of SUNets, with a formula, to 0.1 %.",
-        f"Not counted by any of them: {', '.join(uncounted)}.",
-        "Saved: tensors that autograd saves for the backward pass of a training step, without parameters; recomputing: "
-        "with memory_efficient=True.",
-    ]
-    if attention := [f"{r['label']} {100 * row['cost.gmacs_attention'] / row['cost.gmacs']:.1f} %"
-                     for r, row in zip(records, rows, strict=True) if row["cost.gmacs_attention"]]:  # fmt: skip
-        notes.append(f"Share of products of activations (attention): {', '.join(attention)}.")
-    if any("receptive_field.effective_share" in row for row in rows):
-        notes.append(
-            "Field: larger side of the centre pixel's theoretical receptive field (up to the image size), and the "
-            f"share of the pixels that hold {MASS:.0%} of the input gradient of its logits, at initialisation."
-        )
-    if timed := next((row for row in rows if "speed.latency_ms" in row), None):
-        notes.append(
-            f"Times: median (interquartile range) of {timed['speed.repeats']} rounds after {timed['speed.warmup']}, "
-            f"models interleaved; {timed['speed.device']}, {timed['speed.threads']} threads, {timed['speed.dtype']}."
-        )
-    table.caption = "\n".join(notes)
-    return table
-
-
-def run_profile(
-    models: Sequence[str],
-    *,
-    size: Size = (512, 512),
-    output_stride: int | None = None,
-    num_classes: int = 21,
-    task: str = "segmentation",
-    json_path: Path | None = None,
-    csv_path: Path | None = None,
-    speed: bool = False,
-    speed_json_path: Path | None = None,
-    field: bool = False,
-    picture_path: Path | None = None,
-    console: Console | None = None,
-) -> list[dict[str, Any]]:
-    """Profile models of the zoo, print the table and write the requested files; the command `profile`.
-
-    Args:
-        models: names of the zoo.
-        size: (height, width) of the input in pixels.
-        output_stride: output stride of every model; None keeps the default of each.
-        num_classes: channels of the logits.
-        task: segmentation or classification.
-        json_path: file for the exact records.
-        csv_path: file for the same as a table, one row per model.
-        speed: also time the models.
-        speed_json_path: file for the timings.
-        field: also measure the receptive fields.
-        picture_path: PNG of the effective receptive fields.
-        console: console for the table.
-
-    Returns:
-        The exact records.
-
-    Raises:
-        ValueError: an unknown name, too small a size, a model that cannot be built, a picture that is no PNG, or
-            one file for two outputs.
-        AuditError: two counts differ.
-    """
-    _check_size(size)
-    if picture_path is not None and picture_path.suffix.lower() != ".png":
-        raise ValueError(f"--picture {picture_path}: the picture is a PNG; name it *.png")
-    outputs = [path.resolve() for path in (json_path, csv_path, speed_json_path, picture_path) if path is not None]
-    if twice := next((path for path in outputs if outputs.count(path) > 1), None):
-        raise ValueError(f"{twice}: named for two outputs, of which one would replace the other; name two files")
-    for name in models:
-        if name not in list_models(task):
-            raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")
-    settings = CostConfig.model_validate({"size": size})
-    if console is None:
-        console = Console()
-        console = console if console.is_terminal else Console(width=120)
-    names = list(dict.fromkeys(models))
-    shared: dict[str, dict[str, Any]] = {}
-    for name in names:
-        model = ModelConfig(name=name, output_stride=output_stride)
-        params = cost_parameters(settings.model_dump(mode="json"), model, task) | {"model.num_classes": num_classes}
-        origin = provenance(None, code_hash(__name__), params, command_line())
-        shared[name] = {"benchmark": "none", "task": task, "model": name, "config": params, "provenance": origin}
-    arguments = {
-        name: {"name": name, "task": task, "num_classes": num_classes, "output_stride": output_stride} for name in names
-    }
-    records, maps = [], {}
-    for name in names:
-        with console.status(f"counting {name}"):
-            figures, gradient = measure_cost(
-                arguments[name],
-                size=size,
-                batch_size=settings.batch_size,
-                receptive_field_seeds=settings.receptive_field_seeds if field else 0,
-                receptive_field_images=settings.receptive_field_images,
-            )
-        if gradient is not None:
-            maps[name] = gradient
-        host = environment("auto", torch.get_num_threads())
-        records.append(make_record("cost", cost=figures, environment=host, **shared[name]))
-    timings = []
-    if speed:
-        with console.status("timing"):
-            measured = measure_speed(
-                {name: _build(arguments[name]) for name in names},
-                size=size,
-                batch_size=settings.batch_size,
-                repeats=settings.repeats,
-                warmup=settings.warmup,
-                threads=settings.threads,
-            )
-        host = environment("auto", settings.threads)
-        timings = [
-            make_record("speed", cost=figures, environment=host, **shared[name]) for name, figures in measured.items()
-        ]
-    times = {timing["model"]: timing["cost"] for timing in timings}
-    shown = [record | {"cost": record["cost"] | times.get(record["model"], {})} for record in records]
-    console.print(cost_table(shown))
-    if json_path is not None:
-        write_json(json_path, records)
-    if csv_path is not None:
-        write_rows(csv_path, [{"model": r["model"], **r["params"], **r["cost"]} for r in records])
-    if speed_json_path is not None and timings:
-        write_json(speed_json_path, timings)
-    if picture_path is not None and maps:
-        _draw(maps, records, picture_path)
-    return records
-
-
-def _draw(maps: Mapping[str, NDArray[np.float32]], records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the effective receptive fields as a PNG."""
-    from sunets.report.images import draw_fields
-    from sunets.report.style import save_files
-
-    shares = {record["label"]: record["cost"]["receptive_field.effective_share"] for record in records}
-    save_files(draw_fields(maps, shares), path)

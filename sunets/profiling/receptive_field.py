@@ -152,9 +152,8 @@ def receptive_field(
             noise = natural_noise(max(images, CALIBRATION_IMAGES), input_channels(model), size, generator)
             # Double precision, so that the shares do not depend on the number of threads.
             calibrate(model.double(), noise)  # draws, where the network has dropout
-        total += (
-            effective_map(model, noise[:images]) / seeds
-        )  # not normalised per seed: a dead centre pixel has no gradient
+        # Not normalised per seed: a dead centre pixel has no gradient.
+        total += effective_map(model, noise[:images]) / seeds
     inside = theoretical_field(model, size)
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     figures: Figures = {

@@ -78,7 +78,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
     A training that diverges is a result: its record says so, the terminal too, and the pipeline goes on.
 
     Returns:
-        The records, one a seed.
+        The records, one per seed.
 
     Raises:
         ConfigError, ValueError: the model cannot be built or trained as configured, or its recipe is not tuned yet, or
@@ -98,8 +98,8 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
             "train.sync_bn: true under torchrun: batch statistics of each process alone would make the result depend "
             "on the number of processes"
         )
-    speaks = rank == 0  # of torchrun's processes one
-    for summary in filter(None, summaries if speaks else []):
+    first = rank == 0  # of torchrun's processes
+    for summary in filter(None, summaries if first else []):
         print(f"{key}: {summary}", flush=True)
     params = ("benchmark", "seeds", "data", "train", "tune", f"models.{key}")
     with stage(f"train@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
@@ -131,7 +131,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
                 threads=configs[0].train.threads, jobs=len(jobs), results=paths.job_results, workers=workers,
             ) as pool:  # fmt: skip
                 (outcomes,) = pool.drive([at_once(jobs)], on_epoch)
-        if not speaks:
+        if not first:
             return []
         records, rows, timing = [], [], []
         for config, source, outcome in zip(stated, sources, outcomes, strict=True):
@@ -174,12 +174,12 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         directory = paths.records
         write_history(directory / "history" / f"{key}.csv", rows, records, directory / "train" / f"{key}.json")
         tracker.close()
-        _tell(key, records)
+        _report_failures(key, records)
     return records
 
 
-def _tell(key: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Say on the terminal which trainings failed, and why."""
+def _report_failures(key: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Print which trainings failed, and why."""
     failed = [record for record in records if record["status"] == "failed"]
     for record in failed:
         print(f"{key} seed {record['seed']}: training failed: {record['reason']}", file=sys.stderr)

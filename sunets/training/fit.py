@@ -10,20 +10,19 @@ same numbers. Under `torchrun` the global batch is split over the processes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from sunets.core.config import Config, ConfigError, fingerprint
-from sunets.core.hardware import torchrun_process
+from sunets.core.lock import locked
 from sunets.core.provenance import code_hash
 from sunets.data.loading import check_scoring
 from sunets.data.manifest import Manifest
@@ -91,7 +90,8 @@ def fit(
     device = prepare_torch(config.train)
     check_config(config, manifest)
     identity = _identity(config, manifest)
-    with _training_lock(work_dir), join_processes(device) as world:
+    busy = CheckpointError(f"{work_dir}: another process is training here; wait for it to end, or stop it")
+    with locked(work_dir / ".lock", LOCK_SECONDS, busy), join_processes(device) as world:
         trainer = Trainer(config, manifest, identity, device, world, work_dir)
         resumed = trainer.restore()
         pruned = trainer.run(on_epoch, stop_early)
@@ -111,38 +111,9 @@ def fit(
     )
 
 
-@contextlib.contextmanager
-def waiting_for(work_dir: Path) -> Iterator[None]:
+def waiting_for(work_dir: Path) -> AbstractContextManager[None]:
     """Wait for the same training in another process: of another study, or of a worker considered lost."""
-    with _locked(work_dir / ".job.lock", seconds=-1):
-        yield
-
-
-@contextlib.contextmanager
-def _training_lock(work_dir: Path) -> Iterator[None]:
-    """Lock the directory against other trainings.
-
-    Raises:
-        CheckpointError: another process holds it.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_locked(work_dir / ".lock", LOCK_SECONDS))
-        except Timeout:
-            remedy = "wait for it to end, or stop it"
-            raise CheckpointError(f"{work_dir}: another process is training here; {remedy}") from None
-        yield
-
-
-@contextlib.contextmanager
-def _locked(file: Path, seconds: float) -> Iterator[None]:
-    """Hold a lock in the first of `torchrun`'s processes; the operating system frees it if that process dies."""
-    if torchrun_process()[0] != 0:
-        yield
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file, timeout=seconds):
-        yield
+    return locked(work_dir / ".job.lock", seconds=-1)
 
 
 def check(config: Config, manifest: Manifest) -> str | None:
