@@ -100,12 +100,54 @@ def test_code_hash_depends_on_the_closure_alone(packages: Path, tmp_path_factory
     assert code_hash("sunets.a", root=elsewhere) == before
     (packages / "sunets/lazy.py").write_text("# not followed")
     assert code_hash("sunets.a", root=packages) == before
-    (packages / "sunets/sub/thing.py").write_text("from ..d import z  # edited")
+    (packages / "sunets/sub/thing.py").write_text("from ..d import z as edited")
     edited = code_hash("sunets.a", root=packages)
     assert edited != before
     (packages / "sunets/sub/thing.py").rename(packages / "sunets/sub/thong.py")
     (packages / "sunets/sub/__init__.py").write_text("from .thong import *\n")
     assert code_hash("sunets.a", root=packages) not in (before, edited)
+
+
+CODE = '''"""Module."""
+
+X = 1
+"""Constant."""
+
+
+def f() -> str:
+    """Function."""
+    # Why.
+    return """
+# text
+"""
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"""Module."""', '"""Another."""\n\n'), ('"""Constant."""\n', ""), ("Function.", "Function\n\n    # of x."),
+     ("    # Why.\n", ""), ("# Why.", "# Because.")],
+)  # fmt: skip
+def test_code_hash_ignores_documentation(packages: Path, old: str, new: str) -> None:
+    module = packages / "sunets/d.py"
+    module.write_text(CODE)
+    before = code_hash("sunets.d", root=packages)
+    assert CODE.count(old) == 1
+    module.write_text(CODE.replace(old, new))
+    assert code_hash("sunets.d", root=packages) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("X = 1", "X = 2"), ("# text", "# another"), ("# text\n", ""), ("def f", "def g"), ("X = 1\n", "X = 1; 'x'\n"),
+     ("    # Why.\n", "    'x'.strip()\n")],
+)  # fmt: skip
+def test_code_hash_follows_code(packages: Path, old: str, new: str) -> None:
+    module = packages / "sunets/d.py"
+    module.write_text(CODE)
+    before = code_hash("sunets.d", root=packages)
+    module.write_text(CODE.replace(old, new))
+    assert code_hash("sunets.d", root=packages) != before
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -245,9 +245,35 @@ def _imported(name: str, file: Path) -> list[str]:
 
 
 def code_hash(*modules: str, root: Path = SOURCE_ROOT) -> str:
-    """Hash the names and current bytes of `module_closure(*modules)` to 16 hexadecimal digits."""
+    """Hash the names and current code of `module_closure(*modules)` to 16 hexadecimal digits.
+
+    Docstrings, comments on separate lines and blank lines do not count, since no result depends on them.
+    """
     digest = hashlib.sha256()
     for path in module_closure(*modules, root=root):
-        content = (root / path).read_bytes()
+        content = "\n".join(_code_lines((root / path).read_text(encoding="utf-8"))).encode()
         digest.update(f"{path.as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
+
+
+def _code_lines(source: str) -> list[str]:
+    """List the lines of a module that belong to its code; lines of a string that it uses do, whatever they hold."""
+    lines = source.split("\n")
+    documentation: set[int] = set()
+    strings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Expr | ast.Constant | ast.JoinedStr) or node.end_lineno is None:
+            continue
+        span = range(node.lineno - 1, node.end_lineno)
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            strings.update(span)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            before = lines[span[0]].encode()[: node.col_offset]
+            after = lines[span[-1]].encode()[node.end_col_offset :]
+            if not (before + after).strip():  # nothing else on its lines
+                documentation.update(span)
+    return [
+        line
+        for number, line in enumerate(lines)
+        if number not in documentation and (number in strings or line.strip().partition("#")[0])
+    ]
