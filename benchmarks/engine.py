@@ -37,7 +37,7 @@ def nothing(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
 def trials_per_hour(workers: int, trials: int, epochs: int) -> float:
     """Run a grid of `trials` equal trainings from scratch; start-up is not counted."""
     from ablations.study import run_study
-    from sunets.data import prepare
+    from sunets.data.preparation import prepare
 
     tree = yaml.safe_load(PRESET.read_text())
     axis = {"path": "train.lr", "values": [0.001 * 1.01**n for n in range(trials // 2)]}

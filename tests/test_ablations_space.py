@@ -8,7 +8,7 @@ import pytest
 
 from ablations.space import Point, Space, check_study, input_size, rungs, trial_config
 from sunets.core.config import ConfigError, Suite
-from sunets.data import Manifest
+from sunets.data.manifest import Manifest
 
 DEPTHS = {"path": "model.unet_depth", "values": [1, 2, 3]}
 STRIDES = {"path": "model.output_stride", "values": [16, 8]}

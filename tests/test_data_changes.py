@@ -18,8 +18,10 @@ from PIL import Image
 from standins import make_camvid, make_cityscapes, make_folder, make_imagefolder, make_voc
 
 from sunets.core.config import DataConfig, SyntheticConfig
-from sunets.data import DataError, load_manifest, prepare
 from sunets.data import preparation as module
+from sunets.data.manifest import load_manifest
+from sunets.data.picture import DataError
+from sunets.data.preparation import prepare
 
 
 def folder(root: Path) -> DataConfig:

@@ -10,9 +10,16 @@ from standins import make_camvid, make_folder, make_imagefolder, make_voc
 from torchvision import tv_tensors
 
 from sunets.core.config import AugmentConfig, DataConfig, SyntheticConfig
-from sunets.data import DataError, eval_batches, iterations_per_epoch, make_dataset, prepare, train_batches
-from sunets.data.loading import RandomScale, training_transforms
-from sunets.data.picture import read_picture
+from sunets.data.loading import (
+    RandomScale,
+    eval_batches,
+    iterations_per_epoch,
+    make_dataset,
+    train_batches,
+    training_transforms,
+)
+from sunets.data.picture import DataError, read_picture
+from sunets.data.preparation import prepare
 
 HEAVY = AugmentConfig(scale=(0.5, 2.0), crop=(24, 28), rotate_degrees=10, color_jitter=0.4, lighting=0.1)
 PLAIN = AugmentConfig(flip=False)

@@ -16,7 +16,10 @@ from PIL import Image
 from standins import make_camvid, make_folder, make_imagefolder
 
 from sunets.core.config import DataConfig, SyntheticConfig
-from sunets.data import DataError, download, folder, load_manifest, preparation, prepare
+from sunets.data import folder, preparation
+from sunets.data.manifest import load_manifest
+from sunets.data.picture import DataError
+from sunets.data.preparation import download, prepare
 from sunets.data.samples import overlay
 from sunets.data.synthetic import SHAPES, draw
 
@@ -483,7 +486,7 @@ def test_text_is_utf8_in_every_locale(tmp_path, locale):
     (root / "classes.txt").write_text("Straße\n背景\nclass 2\n", encoding="utf-8")
     script = (
         "import sys; from pathlib import Path; from sunets.core.config import DataConfig\n"
-        "from sunets.data import prepare\n"
+        "from sunets.data.preparation import prepare\n"
         f"m = prepare(DataConfig(name='folder', root={str(root)!r}), Path({str(tmp_path / 'data')!r}))\n"
         "assert m.classes[:2] == ('Stra\\xdfe', '\\u80cc\\u666f'), m.classes"
     )

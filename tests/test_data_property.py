@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sunets.core.config import AugmentConfig, DataConfig
-from sunets.data import DataError, load_manifest, make_dataset, prepare, train_batches
+from sunets.data.loading import make_dataset, train_batches
+from sunets.data.manifest import load_manifest
+from sunets.data.picture import DataError
+from sunets.data.preparation import prepare
 
 MODES = ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "I", "F"]
 SUFFIXES = [".png", ".jpg", ".tif", ".bmp", ".gif", ".webp", ".pgm", ".jfif", ".txt", ".PNG", ""]

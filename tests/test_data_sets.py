@@ -12,8 +12,11 @@ from scipy.io import savemat
 from standins import make_cityscapes, make_coco, make_imagefolder, make_sbd, make_voc
 
 from sunets.core.config import DataConfig
-from sunets.data import DataError, load_manifest, make_dataset, prepare
 from sunets.data import voc as voc_module
+from sunets.data.loading import make_dataset
+from sunets.data.manifest import load_manifest
+from sunets.data.picture import DataError
+from sunets.data.preparation import prepare
 
 # pycocotools' compiled part does not know NumPy 2's copy keyword yet
 quiet_coco = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -17,7 +17,7 @@ from torch.nn import functional
 from sunets.core.config import ConfigError
 from sunets.core.config import VariantConfig as Variant
 from sunets.core.metrics import boundary_f_score
-from sunets.data import Manifest
+from sunets.data.manifest import Manifest
 from sunets.evaluation.evaluate import evaluate
 from sunets.evaluation.multi_scale import multi_scale_probabilities, window_starts
 from sunets.models.zoo import create_model

@@ -21,7 +21,8 @@ import typer
 import ablations.__main__
 import sunets.__main__
 from sunets.core.config import Config
-from sunets.data import Manifest, prepare
+from sunets.data.manifest import Manifest
+from sunets.data.preparation import prepare
 from sunets.training.fit import fit
 
 ROOT = Path(__file__).resolve().parents[1]

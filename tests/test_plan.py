@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sunets import create_model
 from sunets.core.config import ConfigError, DataConfig, Suite, SyntheticConfig, load, override
 from sunets.core.config import VariantConfig as Variant
-from sunets.data import prepare
 from sunets.data.manifest import write_manifest
+from sunets.data.preparation import prepare
 from sunets.data.synthetic import class_names
 from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.plan import PlanRow, forward_passes, plan_preset

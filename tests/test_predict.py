@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import SUNET, tiny_config, tiny_manifest
 
 from sunets.core.config import VariantConfig as Variant
-from sunets.data import DataError, Manifest
-from sunets.data.picture import read_picture
+from sunets.data.manifest import Manifest
+from sunets.data.picture import DataError, read_picture
 from sunets.evaluation.evaluate import evaluate
 from sunets.models.tensor_file import CheckpointError, atomic_save
 from sunets.models.weights import load_trained

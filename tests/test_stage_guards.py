@@ -27,7 +27,7 @@ from sunets.core.config import Suite, load
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import write_json
 from sunets.core.stage import StageError, stage
-from sunets.data import prepare
+from sunets.data.preparation import prepare
 from sunets.models.tensor_file import CheckpointError, atomic_save
 from sunets.stages.evaluate import evaluate_stage
 from sunets.stages.train import train_stage

@@ -30,7 +30,8 @@ import sunets.training.fit
 import sunets.training.loop
 from sunets.core.config import Config, ConfigError
 from sunets.core.lock import locked
-from sunets.data import Manifest, make_dataset, train_batches
+from sunets.data.loading import make_dataset, train_batches
+from sunets.data.manifest import Manifest
 from sunets.models.reference import WeightsError, reference_keys
 from sunets.models.tensor_file import CheckpointError
 from sunets.models.weights import load_trained

@@ -13,7 +13,7 @@ import torch
 from tiny import SUNET, tiny_config, tiny_manifest
 
 from sunets.core.config import Config
-from sunets.data import Manifest
+from sunets.data.manifest import Manifest
 from sunets.models.reference import load_reference_weights, reference_keys
 from sunets.models.tensor_file import SEAL, CheckpointError, atomic_save, content_digest, read_file
 from sunets.models.weights import check_weights, load_trained

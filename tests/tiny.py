@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from sunets.core.config import Config, DataConfig, EvaluateConfig, ModelConfig, TrainConfig, load, override
-from sunets.data import Item, Manifest, prepare
+from sunets.data.manifest import Item, Manifest
+from sunets.data.preparation import prepare
 
 torch.set_num_threads(1)  # threads that wait for each other on a busy machine take ten times as long
 
