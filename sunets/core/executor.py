@@ -315,6 +315,9 @@ def _processes(count: int, device: str, modules: Sequence[str]) -> Iterator[tupl
     context.set_forkserver_preload([__name__, *modules])
     # The server learns this process's sys.path only after these imports, and a relative PYTHONPATH may differ.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
+    # glibc would give the memory of a training step back to the system and fault it in again: 7 % of a SUNet's step.
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
     messages, gpus = context.SimpleQueue(), context.SimpleQueue()
     visible = visible_gpus() if device == "cuda" else [""]
     for number in range(count):
