@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from filelock import FileLock
 from rich.progress import TaskID
 
 from ablations.search import (
@@ -42,7 +41,8 @@ from sunets.core.config import Config, CostConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
 from sunets.core.history import write_history
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
+from sunets.core.lock import locked
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
@@ -149,7 +149,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     manifest = load_manifest(Path(arguments["data"]), config.data)
     work, until = Path(arguments["work"]), arguments["until"]
     score = PRIMARY_METRIC[manifest.task]
-    row_score = score.replace("score.", "val.")
+    row_score = validation_column(score)
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {
         "status": "finished", "reason": None, "values": {}, "scores": {}, "cost": {}, "history": rows,
@@ -195,8 +195,7 @@ def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     key = fingerprint(arguments, protocol, device, code_hash("sunets.profiling.cost"), torch.__version__)
     path = work / "cost" / f"{key}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock"), seconds=-1):
         if not path.exists():
             write_values(path, measure_cost(arguments, **protocol)[0])
         return read_values(path)

@@ -22,7 +22,7 @@ from sunets.core import recipes
 from sunets.core.config import AxisConfig, Config, Suite, flatten, override
 from sunets.core.config import fingerprint as digest_of
 from sunets.core.executor import Job, Send, open_pool
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar, scores_text
 from sunets.core.provenance import provenance, stage_command
@@ -80,7 +80,7 @@ class _Tuning:
     @property
     def score(self) -> str:
         """Column of the history that recipes are chosen by."""
-        return PRIMARY_METRIC[self.manifest.task].replace("score.", "val.")
+        return validation_column(PRIMARY_METRIC[self.manifest.task])
 
     @property
     def direction(self) -> Direction:

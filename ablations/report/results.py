@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sunets.core.config import ReportConfig, StudyConfig
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, validation_column
 from sunets.core.record import Record, RecordError
 from sunets.report.comparison import Comparison, compare_all
 from sunets.report.records import FINISHED, Quantity, Runs, quantity
@@ -163,7 +163,7 @@ class Study:
     @cached_property
     def comparable(self) -> bool:
         """Whether every setting that has scores can be compared with the reference."""
-        return not any(not c.comparable for c in self.compared.values())
+        return all(c.comparable for c in self.compared.values())
 
     def trials_of(self, settings: Sequence[Setting]) -> float:
         """Return how many tuning trials are behind the recipe of a setting, on average."""
@@ -183,7 +183,7 @@ class Study:
     @property
     def validation(self) -> str:
         """Key of the score in a history."""
-        return self.headline.replace("score.", "val.")
+        return validation_column(self.headline)
 
     @property
     def varied(self) -> list[str]:

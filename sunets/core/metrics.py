@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRIMARY_METRIC: dict[Task, str] = {"segmentation": "score.miou", "classification": "score.top1_error_percent"}
-"""Record key of the score that models are compared by and searches optimise. Its last part also names it per epoch
-(`val.miou`) and for a sampler (`search.miou`)."""
-
+"""Record key of the score that models are compared by and searches optimise."""
 
 OBJECT_SIZES = {"small": 0.0, "medium": 0.02, "large": 0.1}
 """Size of an object -> its least area, as a share of the image; an object is a connected region of one class."""
+
+
+def validation_column(score: str) -> str:
+    """Return the column of histories that has a score on the validation split: val.miou for score or search.miou."""
+    return f"val.{score.partition('.')[2]}"
 
 
 def higher_is_better(key: str) -> bool:

@@ -182,8 +182,8 @@ def _cost_axis(ax: Axes, values: Sequence[float]) -> bool:
 def training_curves(records: Records) -> Figure | None:
     """Draw the training loss and validation score by epoch: mean over the seeds, band of the 95 % interval."""
     history = records.history
-    short = records.headline.removeprefix("score.")
-    wanted = [("train.loss", Quantity("Training loss")), (f"val.{short}", _prefixed("Validation", records.headline))]
+    validation = records.validation, _prefixed("Validation", records.headline)
+    wanted = [("train.loss", Quantity("Training loss")), validation]
     panels = [(k, q) for k, q in wanted if k in history and history[k].notna().any()]
     if not panels:
         return None

@@ -19,7 +19,13 @@ from pydantic import BaseModel, ValidationError
 
 from sunets.core.config import ReportConfig, Suite, Task
 from sunets.core.history import read_history
-from sunets.core.metrics import OBJECT_SIZES, PRIMARY_METRIC, scores_by_object_size, scores_from_confusion
+from sunets.core.metrics import (
+    OBJECT_SIZES,
+    PRIMARY_METRIC,
+    scores_by_object_size,
+    scores_from_confusion,
+    validation_column,
+)
 from sunets.core.names import PREPARED
 from sunets.core.record import (
     REMEDY,
@@ -153,7 +159,7 @@ class Records:
     @property
     def validation(self) -> str:
         """Column of the histories with the headline score on the validation split."""
-        return self.headline.replace("score.", "val.")
+        return validation_column(self.headline)
 
     @property
     def data_name(self) -> str | None:

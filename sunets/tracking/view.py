@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sunets.core.config import fingerprint
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, validation_column
 
 SIZE = ("cost.params_m", "cost.gmacs")
 """Costs of a trial's run."""
@@ -177,7 +177,7 @@ def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], flo
 
 def _ends(points: Mapping[tuple[str, int], float], headline: str) -> dict[str, float]:
     """Return the final and best headline score on validation: MLflow's tables show only the last value."""
-    name = headline.replace("score.", "val.").replace("search.", "val.")
+    name = validation_column(headline)
     values = [value for (curve, _), value in sorted(points.items()) if curve == CURVES + name]
     ends = {"final": values[-1], "best": (max if higher_is_better(headline) else min)(values)} if values else {}
     return {f"{SUMMARY}{name}.{end}": value for end, value in ends.items()}
