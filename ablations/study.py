@@ -42,7 +42,7 @@ from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
 from sunets.core.history import write_history
 from sunets.core.lock import locked
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, validation_column
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, search_key, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, provenance, stage_command
@@ -102,7 +102,7 @@ class _Plan(Space):
         score = PRIMARY_METRIC[self.manifest.task]
         if kind in FINAL:
             return {score: self.direction}
-        sampled: dict[str, Direction] = {score.replace("score.", "search."): self.direction}
+        sampled: dict[str, Direction] = {search_key(score): self.direction}
         return sampled if kind == "tuning" else {**sampled, "cost.gmacs": "minimize"}
 
     def title(self, kind: Kind, arm: Arm | None = None) -> str:
@@ -176,8 +176,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         split = config.data.test_split if arguments["final"] else config.data.val_split
         variant = config.evaluate.variants[arguments["variant"]]
         scores = evaluate(trained.model, manifest, config, split=split, variant=variant).scores
-        prefix = "score." if arguments["final"] else "search."
-        result["scores"] = {f"{prefix}{name.removeprefix('score.')}": value for name, value in scores.items()}
+        result["scores"] = scores if arguments["final"] else {search_key(k): value for k, value in scores.items()}
         result["cost"] = _cost(CostConfig.model_validate(arguments["cost"]), config, manifest, work)
         values = {name: (result["scores"] | result["cost"])[name] for name in arguments["objectives"]}
     if None in values.values():

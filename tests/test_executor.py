@@ -130,6 +130,18 @@ def test_results_of_other_code_data_or_arguments_are_not_taken(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_results_outlast_an_edited_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "SOURCE_ROOT", tmp_path)
+    codes = ["x = 1\n", "# One.\nx = 1\n", "x = 2\n"]
+    digests = []
+    for code in codes:
+        (tmp_path / "module.py").write_text(code)
+        executor._file_digest.cache_clear()
+        digests.append(executor._file_digest("module.py"))
+    executor._file_digest.cache_clear()
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_plans_go_on_each_when_their_own_jobs_have_ended(tmp_path: Path) -> None:
     def count(start: int) -> executor.Plan[list[int]]:
         got = []

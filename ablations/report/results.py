@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sunets.core.config import ReportConfig, StudyConfig
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, validation_column
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, search_key, validation_column
 from sunets.core.record import Record, RecordError
 from sunets.report.comparison import Comparison, compare_all
 from sunets.report.records import FINISHED, Quantity, Runs, quantity
@@ -104,7 +104,7 @@ class Study:
     @property
     def search_key(self) -> str:
         """Key of the score that a sampler sees."""
-        return self.headline.replace("score.", "search.")
+        return search_key(self.headline)
 
     @cached_property
     def final(self) -> list[Record]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -31,7 +30,7 @@ from typing import Any, TypeVar
 from sunets.core.config import fingerprint
 from sunets.core.failure import line_for_user
 from sunets.core.hardware import default_workers, device_type, torchrun_process, visible_gpus
-from sunets.core.provenance import SOURCE_ROOT, module_closure
+from sunets.core.provenance import SOURCE_ROOT, file_hash, module_closure
 from sunets.core.record import read_values, write_values
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"
@@ -132,7 +131,7 @@ def _check(needs: dict[str, Any]) -> None:
 def _file_digest(file: str) -> str | None:
     """Hash a source file once per process: an edit does not change what was imported before it."""
     path = SOURCE_ROOT / file
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return file_hash(path) if path.is_file() else None
 
 
 def _start_process(messages: Any, gpus: Any) -> None:

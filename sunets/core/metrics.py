@@ -28,6 +28,11 @@ def validation_column(score: str) -> str:
     return f"val.{score.partition('.')[2]}"
 
 
+def search_key(score: str) -> str:
+    """Return the key of a score on the validation split in records of a sampler's trials: search.miou of score.miou."""
+    return f"search.{score.partition('.')[2]}"
+
+
 def higher_is_better(key: str) -> bool:
     """Return whether higher is better: false for errors, true for other scores."""
     return not key.endswith("_error_percent")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sunets.core.config import Section, Suite
+from sunets.core.config import Section, Suite, fingerprint
 from sunets.core.names import printable
 from sunets.core.record import Record, parameters, parameters_hash, portable
 
@@ -245,15 +245,16 @@ def _imported(name: str, file: Path) -> list[str]:
 
 
 def code_hash(*modules: str, root: Path = SOURCE_ROOT) -> str:
-    """Hash the names and current code of `module_closure(*modules)` to 16 hexadecimal digits.
+    """Hash the names and current code of `module_closure(*modules)` to 16 hexadecimal digits; see `file_hash`."""
+    return fingerprint({path.as_posix(): file_hash(root / path) for path in module_closure(*modules, root=root)})
+
+
+def file_hash(path: Path) -> str:
+    """Hash the code of a module.
 
     Docstrings, comments on separate lines and blank lines do not count, since no result depends on them.
     """
-    digest = hashlib.sha256()
-    for path in module_closure(*modules, root=root):
-        content = "\n".join(_code_lines((root / path).read_text(encoding="utf-8"))).encode()
-        digest.update(f"{path.as_posix()}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:16]
+    return hashlib.sha256("\n".join(_code_lines(path.read_text(encoding="utf-8"))).encode()).hexdigest()
 
 
 def _code_lines(source: str) -> list[str]:

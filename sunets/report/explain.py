@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sunets.core.metrics import PRIMARY_METRIC
+from sunets.core.metrics import PRIMARY_METRIC, search_key
 from sunets.core.recipes import COLUMNS
 from sunets.core.record import Record, RecordError, read_rows
 from sunets.report.claims import Results, findings, read_results
@@ -156,7 +156,7 @@ class Explainer:
 
         used = behind(cells)
         headline = PRIMARY_METRIC[used[0]["task"]]
-        searched = headline.replace("score.", "search.")
+        searched = search_key(headline)
         key = searched if "number" in keys else headline
         if any(base in r["cost"] or base in r["scores"] for r in used):
             key = base

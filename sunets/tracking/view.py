@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sunets.core.config import fingerprint
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, validation_column
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, search_key, validation_column
 
 SIZE = ("cost.params_m", "cost.gmacs")
 """Costs of a trial's run."""
@@ -216,7 +216,7 @@ def _varied(record: Mapping[str, Any], name: str) -> bool:
 def _headline(record: Mapping[str, Any]) -> str:
     """Return the name of the headline score, which differs for the trials of a sampler."""
     key = PRIMARY_METRIC[record["task"]]
-    return key.replace("score.", "search.") if record.get("phase") in ("tuning", "search") else key
+    return search_key(key) if record.get("phase") in ("tuning", "search") else key
 
 
 def _common(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
