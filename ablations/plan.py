@@ -45,7 +45,7 @@ class Estimate:
     workers: int
 
 
-def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root: Path = Path()) -> dict[str, Estimate]:
+def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float) -> dict[str, Estimate]:
     """Print the estimates of studies and what they assume.
 
     `gpu_tflops` is the rate that training sustains on a GPU, in 10^12 operations per second.
@@ -55,8 +55,8 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
     """
     if not names:
         raise ConfigError("ablations: the parameter file has no study to plan")
-    with _prepared(suite, root) as manifest:
-        data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark, root).data)
+    with _prepared(suite) as manifest:
+        data = dataset_facts(suite.data, BenchmarkPaths(suite.benchmark).data)
         speed = Speed(data, gpu_tflops)
         estimates = {name: estimate(suite, name, manifest, data, speed, gpu_tflops) for name in names}
     table = Table(title=f"Ablations of {suite.benchmark}: an estimate", title_justify="left")
@@ -75,9 +75,9 @@ def plan_studies(suite: Suite, names: Sequence[str], *, gpu_tflops: float, root:
 
 
 @contextlib.contextmanager
-def _prepared(suite: Suite, root: Path) -> Iterator[Manifest]:
+def _prepared(suite: Suite) -> Iterator[Manifest]:
     """Yield the prepared data; an embedded set that is not prepared yet is drawn into a temporary directory."""
-    folder = BenchmarkPaths(suite.benchmark, root).data
+    folder = BenchmarkPaths(suite.benchmark).data
     if folder.exists() or not suite.data.name.startswith("synthetic"):
         yield load_manifest(folder, suite.data)
         return

@@ -33,6 +33,7 @@ from sunets.core.config import AxisConfig, ConfigError, derive_seed
 from sunets.core.executor import Job, Plan
 from sunets.core.lock import locked
 from sunets.core.names import printable
+from sunets.core.trials import startup_trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -67,8 +68,6 @@ class Search:
     seed: int
     rungs: tuple[int, ...] = ()
     """Epochs at which trials below the median of those that reached them are stopped."""
-    startup: int = 5
-    """Trials drawn at random before the sampler learns."""
     first: tuple[Setting, ...] = ()
     """Settings of the first trials, instead of drawn ones."""
 
@@ -199,7 +198,7 @@ def _draw(
     """
     seed = derive_seed(spec.seed, len(told)) % (1 << 32)
     sampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=spec.startup, multivariate=True, constant_liar=True
+        seed=seed, n_startup_trials=startup_trials(spec.trials), multivariate=True, constant_liar=True
     )
     study = optuna.create_study(directions=list(spec.objectives.values()), sampler=sampler)
     study.add_trials(told)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from sunets.core.config import AxisConfig, Config, ConfigError, StudyConfig, Suite, fingerprint
 from sunets.data.manifest import Manifest
-from sunets.models.structure import SUNetConfig, dilation_schedule
+from sunets.models.structure import SUNetConfig, count_kept_pools, dilation_schedule
 from sunets.models.sunet import SUNet
 from sunets.models.zoo import create_model, resolve_config
 from sunets.training.fit import check, check_config
@@ -210,8 +210,11 @@ class Space:
         """
         config, network = self.config(setting), self.network(setting)
         with self._naming(setting):
-            check_config(config, self.manifest)
-            check_batch_norm(network, config, self.manifest)
+            if config.train.init_from:
+                check(config, self.manifest)
+            else:  # the same without its network's weights
+                check_config(config, self.manifest)
+                check_batch_norm(network, config, self.manifest)
 
     @contextlib.contextmanager
     def _naming(self, setting: Arm) -> Iterator[None]:
@@ -302,7 +305,7 @@ def _refuse_useless_levels(config: SUNetConfig, size: Size) -> None:
         ValueError: names the level and the largest useful depth.
     """
     depths = cast(tuple[int, ...], config.unet_depth)
-    kept_pools = (cast(int, config.output_stride) // 4).bit_length() - 1
+    kept_pools = count_kept_pools(config)
     stages = []  # (side of the features, whether levels halve it) of each stage
     for stage, rates in enumerate(dilation_schedule(config)):
         halvings = 2 + min(stage, kept_pools)

@@ -21,7 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from rich.progress import TaskID
 
 from ablations.search import (
@@ -45,7 +44,7 @@ from sunets.core.lock import locked
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, search_key, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
-from sunets.core.provenance import code_hash, environment, provenance, stage_command
+from sunets.core.provenance import code_hash, environment, library_versions, provenance, stage_command
 from sunets.core.recipes import tuned
 from sunets.core.record import (
     Record,
@@ -57,7 +56,7 @@ from sunets.core.record import (
     write_values,
 )
 from sunets.core.stage import stage
-from sunets.core.trials import startup_trials, trial_row
+from sunets.core.trials import trial_row
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.evaluation.evaluate import evaluate
 from sunets.models.device import select_device
@@ -166,7 +165,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         with waiting_for(work_dir):
             trained = fit(config, manifest, work_dir=work_dir, stop_early=stop_early)
     except TrainingError as error:  # only a diverged training is a result
-        result |= {"status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())}
+        result |= {"status": "failed", "reason": str(error)}
     result["curve"] = [[row["epoch"], row[row_score]] for row in rows if row.get(row_score) is not None]
     if result["status"] == "failed":
         return result
@@ -191,8 +190,7 @@ def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) 
         name: getattr(settings, name)
         for name in ("size", "batch_size", "receptive_field_seeds", "receptive_field_images")
     }
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = fingerprint(arguments, protocol, device, code_hash("sunets.profiling.cost"), torch.__version__)
+    key = fingerprint(arguments, protocol, code_hash("sunets.profiling.cost"), library_versions())
     path = work / "cost" / f"{key}.npz"
     with locked(path.with_suffix(".lock"), seconds=-1):
         if not path.exists():
@@ -203,9 +201,7 @@ def _cost(settings: CostConfig, config: Config, manifest: Manifest, work: Path) 
 # The study -----------------------------------------------------------------------------------------------------------
 
 
-def run_study(
-    suite: Suite, name: str, *, workers: int | None = None, fresh: bool = False, root: Path = Path()
-) -> list[Record]:
+def run_study(suite: Suite, name: str, *, workers: int | None = None, fresh: bool = False) -> list[Record]:
     """Run a study, or what is left of it, and write its records.
 
     Writes `results/<benchmark>/records/ablations/<study>.json`, `.csv` (a flat table) and `.history.csv`, atomically.
@@ -216,7 +212,6 @@ def run_study(
         workers: most concurrent jobs. None: one per GPU, or as many as the CPU cores allow. The records do not depend
             on it.
         fresh: score and tell all trials again; finished trainings are kept.
-        root: of the checkout.
 
     Returns:
         One record per trial, in a fixed order.
@@ -227,7 +222,7 @@ def run_study(
         JobError: a trial ended without a result; run again to go on.
         StageError: the study runs already, or the code was changed meanwhile.
     """
-    paths = BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark)
     study = study_config(suite, name)
     manifest = load_manifest(paths.data, suite.data)
     suite = tuned(suite, paths, [study.model], manifest.digest)
@@ -249,7 +244,8 @@ def run_study(
         ) as pool,
     ):  # fmt: skip
         headline = next(iter(suite.evaluate.variants))
-        decides = fingerprint(study, base, headline, suite.cost, manifest.digest, code, torch.__version__, pool.device)
+        made_by = (manifest.digest, code, library_versions(), pool.device)
+        decides = fingerprint(study, base, headline, suite.cost, *made_by)
         origin = provenance(manifest.digest, code, base, stage_command(suite, "run", name, package="ablations"))
         plan = _Plan(**vars(space), points=points, paths=paths, fingerprint=decides, origin=origin)
         journal = paths.work / "ablations" / suite.benchmark / f"{name}-{plan.fingerprint}.journal"
@@ -297,7 +293,6 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
             batch=study.batch,
             seed=study.search_seed,
             rungs=rungs(plan.suite, plan.name, fixed),
-            startup=startup_trials(study.trials),
             fixed=fixed | {"seed": study.tuning_seed},
             first=(plan.first,) if kind == "tuning" and plan.first is not None else (),
         )
@@ -322,7 +317,10 @@ def confirmed(plan: _Plan, trials: Sequence[Trial]) -> list[Arm]:
         return [_setting(trial.setting) for trial in arms.values()]
     front = pareto_front([(score(t), -t.result["values"]["cost.gmacs"]) for t in finished])
     chosen = [_setting(trial.setting) for trial in spread([finished[i] for i in front], plan.study.confirm)]
-    return list({plan.identity(setting): setting for setting in ({}, *chosen)}.values())
+    unique: dict[str, Arm] = {}
+    for setting in ({}, *chosen):  # the base first, which may lie on the front: it stays the reference
+        unique.setdefault(plan.identity(setting), setting)
+    return list(unique.values())
 
 
 def _setting(setting: Setting) -> Arm:

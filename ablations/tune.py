@@ -12,7 +12,6 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +24,9 @@ from sunets.core.executor import Job, Send, open_pool
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar, scores_text
-from sunets.core.provenance import provenance, stage_command
+from sunets.core.provenance import library_versions, provenance, stage_command
 from sunets.core.record import Record, make_record, parameters
 from sunets.core.stage import StageError, stage
-from sunets.core.trials import startup_trials
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.models.initialization import build_network, has_residual_branches
 from sunets.models.zoo import resolve_config
@@ -141,7 +139,7 @@ def _same_start(base: Config, manifest: Manifest, path: str) -> bool:
     return all(torch.equal(values, starts[1][name]) for name, values in starts[0].items())
 
 
-def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> Record:
+def tune_stage(suite: Suite, key: str, *, workers: int | None = None) -> Record:
     """Tune the recipe of `models.<key>`, or resume its tuning; write its record, table of trials and histories.
 
     A trial that diverges is a result, the worst; one that ends without a result is an error, and no trial. A recipe
@@ -152,7 +150,6 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path
         key: of the model.
         workers: most concurrent trainings. None: one per GPU, or as many as the CPU cores allow. The files do not
             depend on it.
-        root: of the checkout.
 
     Returns:
         The record.
@@ -163,7 +160,7 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path
         StageError: all trials diverged: the files are written, and no training takes a recipe from them. Or the stage
             runs already, or its code, parameters or data changed meanwhile.
     """
-    paths = BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark)
     manifest = load_manifest(paths.data, suite.data)
     tuning = plan_tuning(suite, key, manifest, paths)
     params = ("benchmark", "data", "train", "tune", f"models.{key}")
@@ -174,7 +171,7 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path
             [__name__], paths.data, manifest.digest, device=train.device, threads=train.threads,
             jobs=min(suite.tune.batch, suite.tune.trials), results=paths.job_results, workers=workers,
         ) as pool:  # fmt: skip
-            decides = (head["fingerprint"], manifest.digest, code, torch.__version__, pool.device)
+            decides = (head["fingerprint"], manifest.digest, code, library_versions(), pool.device)
             spec = _search(tuning, f"{suite.benchmark}, tuning of {key} ({digest_of(*decides)})")
             journal = paths.work / "tune" / suite.benchmark / f"{key}-{digest_of(*decides)}.journal"
             with (
@@ -210,7 +207,6 @@ def _search(tuning: _Tuning, name: str) -> Search:
         trials=tune.trials,
         batch=tune.batch,
         seed=tune.seed,
-        startup=startup_trials(tune.trials),
         first=_first_recipes(tuning.space, base),
     )
 

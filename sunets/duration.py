@@ -12,13 +12,13 @@ import torch
 
 from sunets.core.cli import GPU_TFLOPS
 from sunets.core.config import Config, ModelConfig, Suite
-from sunets.core.hardware import default_workers, device_type
+from sunets.core.hardware import default_workers, device_type, torch_threads
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import first_trial
 from sunets.data.picture import MIN_SIDE
 from sunets.models.zoo import create_model
 from sunets.plan import DataFacts, Size, TrainingWork, dataset_facts, training_work
-from sunets.profiling.modes import input_channels, switched_mode, torch_threads
+from sunets.profiling.modes import input_channels, switched_mode
 
 MEASURED_MACS = 1.6e10
 """Most multiply-adds of a measured pass, half a second on a CPU core; smaller images would understate the speed."""
@@ -69,7 +69,7 @@ def _estimate(suite: Suite, root: Path) -> tuple[float, int]:
         total += math.ceil(len(suite.seeds) / workers) * speed.seconds(config, work)
         if suite.tune.trials:
             trial = replace(training_work(first_trial(suite, key), data), test=())
-            total += math.ceil(suite.tune.trials / workers) * speed.seconds(config, trial)
+            total += math.ceil(suite.tune.trials / min(workers, suite.tune.batch)) * speed.seconds(config, trial)
     return total, len(suite.models) * (len(suite.seeds) + suite.tune.trials)
 
 

@@ -29,6 +29,7 @@ from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.models.device import select_device
 from sunets.models.tensor_file import CheckpointError
 from sunets.models.weights import check_weights, load_trained
+from sunets.profiling.modes import full_precision
 
 SINGLE_SCALE = VariantConfig()
 """The whole image at its original scale."""
@@ -132,7 +133,6 @@ def archive(
     split: str = "test",
     variant: str | None = None,
     seed: int | None = None,
-    root: Path = Path(),
 ) -> Path:
     """Segment a split of PASCAL VOC with a trained model, and write and check the archive for the server.
 
@@ -145,7 +145,6 @@ def archive(
         split: split of VOC; the server scores `test`, whose labels are not public.
         variant: test-time variant; None takes the last one of `evaluate.variants`, the most thorough by convention.
         seed: training seed of the weights; None takes the first.
-        root: root of the checkout.
 
     Returns:
         The archive in `outputs/<benchmark>/archives/<key>/`.
@@ -166,7 +165,7 @@ def archive(
     seed = suite.seeds[0] if seed is None else seed
     if seed not in suite.seeds:
         raise ConfigError(f"--seed {seed}: not trained; seeds are {', '.join(map(str, suite.seeds))}")
-    paths = BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark)
     suite = tuned(suite, paths, [key])
     config = suite.config(key, seed)
     weights = paths.weights(key, seed)
@@ -174,10 +173,10 @@ def archive(
         raise FileNotFoundError(f"{weights}: no such file; train {key} first")
     params = ("benchmark", "seeds", "data", "train", "tune", "evaluate", f"models.{key}")
     with stage(f"archive@{key}", paths, __name__, suite=suite, params=params):
-        check_weights(weights, config, load_manifest(paths.data, suite.data), f"train {key} again")
-        if split in (suite.data.train_split, suite.data.val_split, suite.data.test_split):
-            manifest = load_manifest(paths.data, suite.data)
-        else:  # prepared in another directory, so that the benchmark's data stay unchanged
+        manifest = load_manifest(paths.data, suite.data)
+        check_weights(weights, config, manifest, f"train {key} again")
+        if split not in (suite.data.train_split, suite.data.val_split, suite.data.test_split):
+            # prepared in another directory, so that the benchmark's data stay unchanged
             held_out = suite.data.val_split
             data = suite.data.model_copy(update={"train_split": held_out, "test_split": split})
             manifest = prepare(data, paths.data.with_name(f"{paths.data.name}.{split}"))
@@ -185,7 +184,7 @@ def archive(
         return write_server_archive(
             weights,
             manifest,
-            root / "outputs" / suite.benchmark / "archives" / key,
+            Path("outputs") / suite.benchmark / "archives" / key,
             split=split,
             variant=variants[variant],
             outside_data=outside,
@@ -313,7 +312,8 @@ class _Predictor:
             zoomed = zoomed.model_copy(update={"scales": tuple(scale * zoom for scale in zoomed.scales)})
         image = torch.from_numpy(picture).to(self.device).permute(2, 0, 1)[None].float() / 255
         mean, std = (torch.tensor(self.info[k], device=self.device).view(3, 1, 1) for k in ("mean", "std"))
-        probabilities = multi_scale_probabilities(self.model, (image - mean) / std, zoomed, self.batch_size)
+        with full_precision():
+            probabilities = multi_scale_probabilities(self.model, (image - mean) / std, zoomed, self.batch_size)
         return probabilities[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 

@@ -78,11 +78,12 @@ def profile(
         console = Console()
         console = console if console.is_terminal else Console(width=120)
     names = list(dict.fromkeys(models))
+    made_by = {kind: code_hash(f"sunets.profiling.{kind}") for kind in ("cost", "speed")}
     shared: dict[str, dict[str, Any]] = {}
     for name in names:
         model = ModelConfig(name=name, output_stride=output_stride)
         params = cost_parameters(settings.model_dump(mode="json"), model, task) | {"model.num_classes": num_classes}
-        origin = provenance(None, code_hash("sunets.profiling.cost"), params, command_line())
+        origin = provenance(None, made_by["cost"], params, command_line())
         shared[name] = {"benchmark": "none", "task": task, "model": name, "config": params, "provenance": origin}
     arguments = {
         name: {"name": name, "task": task, "num_classes": num_classes, "output_stride": output_stride} for name in names
@@ -113,9 +114,10 @@ def profile(
                 threads=settings.threads,
             )
         host = environment("auto", settings.threads)
-        timings = [
-            make_record("speed", cost=figures, environment=host, **shared[name]) for name, figures in measured.items()
-        ]
+        for name, figures in measured.items():
+            origin = shared[name]["provenance"] | {"code_hash": made_by["speed"]}
+            timed = shared[name] | {"provenance": origin}
+            timings.append(make_record("speed", cost=figures, environment=host, **timed))
     times = {timing["model"]: timing["cost"] for timing in timings}
     shown = [record | {"cost": record["cost"] | times.get(record["model"], {})} for record in records]
     console.print(_table(shown))

@@ -18,12 +18,13 @@ from sunets.core.recipes import tune_record, tuned
 from sunets.core.record import Record, check_records, parameters, parameters_hash, read_json
 from sunets.models.zoo import resolve_config
 
-_COST = ("sunets.stages.cost", "sunets.profiling.cost")  # of a benchmark, and of `make zoo` and `profile`
 _MODULES = {
-    "train": ("sunets.stages.train",), "evaluate": ("sunets.stages.evaluate",), "cost": _COST, "speed": _COST,
+    "train": ("sunets.stages.train",), "evaluate": ("sunets.stages.evaluate",),
+    # Of a benchmark, and of `make zoo` and `profile`.
+    "cost": ("sunets.stages.cost", "sunets.profiling.cost"), "speed": ("sunets.stages.cost", "sunets.profiling.speed"),
     "trial": ("ablations.study",), "tune": ("ablations.tune",),
 }  # fmt: skip
-"""Kind of a record -> modules that make it."""
+"""Kind of a record -> modules, one of which made it."""
 _MACHINE = {"data.root", "data.workers", "data.cache"}
 """Parameters that may differ between machines without changing a result."""
 
@@ -84,7 +85,7 @@ def record_files(results_dir: Path) -> Iterator[_File]:
     Raises:
         RecordError: a file is damaged; names it.
     """
-    paths = list(results_dir.glob("*/records/**/*.json"))
+    paths = list(results_dir.glob("*/records/**/[!.]*.json"))
     paths += [results_dir / "zoo" / f"{name}.json" for name in ("records", "speed")]
     for path in sorted(p for p in paths if p.exists()):
         content = read_json(path)
@@ -131,6 +132,8 @@ def _fault(suite: Suite, record: Record, paths: BenchmarkPaths) -> str | None:
     if record["benchmark"] != suite.benchmark or record["kind"] not in ("train", "evaluate", "tune"):
         return None
     model, digest = record["model"], record["provenance"]["data_digest"]
+    if model not in suite.models:
+        return "no such model in params.yaml; delete its records, or put the model back"
     try:
         if record["kind"] == "tune":
             trials = paths.records / "tune" / f"{model}.csv"

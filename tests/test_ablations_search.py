@@ -69,7 +69,7 @@ def make_job(folder: Path, objectives: Any, study: str, seconds: float = 0.02) -
 
 
 def specs(kind: str) -> list[Search]:
-    common: dict[str, Any] = {"batch": 4, "seed": 0, "startup": 3}
+    common: dict[str, Any] = {"batch": 4, "seed": 0}
     if kind == "search":
         objectives: Any = {"search.miou": "maximize", "cost.gmacs": "minimize"}
         space = {axis.path: axis for axis in (WIDTH, RATE, BETAS)}
@@ -307,7 +307,7 @@ def test_trials_below_the_median_stop_at_the_rung(tmp_path: Path) -> None:
 
 def test_no_setting_is_trained_twice(tmp_path: Path) -> None:
     axes = {"width": WIDTH, "train.lr": AxisConfig(path="train.lr", values=(0.001, 0.01, 0.1))}
-    spec = Search("finite", {"search.miou": "maximize"}, axes, fixed={}, trials=11, batch=4, seed=0, startup=3)
+    spec = Search("finite", {"search.miou": "maximize"}, axes, fixed={}, trials=11, batch=4, seed=0)
     trials = direct(spec, tmp_path)
     assert len({identity(t.setting) for t in trials[:9]}) == 9
     assert [t.duplicate_of is None for t in trials] == [True] * 9 + [False] * 2

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import tiny_config
 
 from ablations.space import Point, Space, check_study, input_size, rungs, trial_config
 from sunets.core.config import ConfigError, Suite
 from sunets.data.manifest import Manifest
+from sunets.training.fit import fit
 
 DEPTHS = {"path": "model.unet_depth", "values": [1, 2, 3]}
 STRIDES = {"path": "model.output_stride", "values": [16, 8]}
@@ -44,6 +47,36 @@ def test_one_at_a_time_is_the_base_and_each_value_alone_without_what_equals_the_
     assert [p.reference for p in found] == [True, False, False, False]
     assert found[0].arm == {"model.unet_depth": [2, 2, 1], "model.output_stride": 16}
     assert found[3].arm == {"model.unet_depth": [2, 2, 1], "model.output_stride": 8}
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [({"path": "train.augment.scale", "values": [None, [0.5, 2]]}, "needs train.augment.crop"),
+     ({"path": "train.augment.resized_crop", "values": [None, 32]}, "for classification")],
+)  # fmt: skip
+def test_a_setting_whose_images_cannot_be_batched_is_refused(
+    manifest: Manifest, axis: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"ablations\.study: {axis['path']}=.*{message}"):
+        points(manifest, axes=[axis])
+
+
+def test_every_setting_must_fit_the_weights_that_it_starts_from(manifest: Manifest, tmp_path: Path) -> None:
+    trained = fit(tiny_config(model__width=8), manifest, work_dir=tmp_path)
+    axes = [{"path": "model.width", "values": [8, 4]}]
+    overrides = {"train.init_from": str(trained.weights_path), "model.width": 8}
+    with pytest.raises(ConfigError, match=r"ablations\.study: model\.width=4: .*does not fit"):
+        check_study(Space(suite("plain_conv_small", axes=axes, overrides=overrides), "study", manifest))
+
+
+@pytest.mark.parametrize("group", ["axes", "nuisance"])
+def test_a_range_of_whole_numbers_is_refused(group: str) -> None:
+    axis = {"path": "train.batch_size", "low": 8, "high": 32}
+    kind = {"axes": {"kind": "search", "axes": [axis]}, "nuisance": {"kind": "tuned", "axes": [DEPTHS], group: [axis]}}
+    tree = suite(axes=[DEPTHS]).model_dump(mode="json")
+    tree["ablations"]["study"] |= {"trials": 2, **kind[group]}
+    with pytest.raises(ConfigError, match=rf"ablations\.study\.{group}: train\.batch_size: whole numbers; give values"):
+        Suite.checked(tree, "file")
 
 
 def test_overrides_move_the_base_even_along_an_axis(manifest: Manifest) -> None:

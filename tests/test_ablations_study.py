@@ -238,6 +238,21 @@ def test_an_arm_without_a_finished_trial_is_not_confirmed(suite: Suite) -> None:
     assert confirmed(Plan(), trials) == [{"train.lr": 0.0}]  # type: ignore[arg-type]
 
 
+def test_a_base_on_the_front_stays_the_reference(suite: Suite) -> None:
+    class Plan:
+        study, direction = suite.ablations["search"], "maximize"
+
+        def identity(self, setting: Any) -> int:
+            return setting.get("model.unet_depth", 1)  # that of the base
+
+    def trial(number: int, score: float, gmacs: float) -> Trial:
+        values = {"search.miou": score, "cost.gmacs": gmacs}
+        return Trial("s", number, {"model.unet_depth": number, "seed": 100}, "finished", None, {"values": values})
+
+    trials = [trial(1, 0.1, 1.0), trial(2, 0.2, 2.0)]
+    assert confirmed(Plan(), trials) == [{}, {"model.unet_depth": 2}]  # type: ignore[arg-type]
+
+
 def test_the_front_has_no_dominated_point() -> None:
     points = [(0.5, -2.0), (0.6, -3.0), (0.4, -2.5), (0.3, -1.0), (0.6, -3.0), (0.5, -2.0), (0.55, -9.0)]
     assert pareto_front(points) == [1, 0, 3]

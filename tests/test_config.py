@@ -104,6 +104,27 @@ def test_names_that_differ_in_case_only_are_refused() -> None:
         _load(tree)
 
 
+@pytest.mark.parametrize("chosen", ["tune", "ablations.chosen"])
+def test_the_scored_split_chooses_nothing(chosen: str) -> None:
+    tree = YAML(typ="safe").load(SMOKE)
+    axis = {"path": "train.lr", "low": 0.001, "high": 0.01}
+    tree["data"]["test_split"] = "val"
+    tree |= {"tune": {"trials": 0}, "ablations": {}}
+    _load(tree)
+    if chosen == "tune":
+        tree["tune"] = {"trials": 2, "space": [axis]}
+    else:
+        tree["ablations"]["chosen"] = {"kind": "search", "model": "sunet_tiny", "trials": 2, "axes": [axis]}
+    with pytest.raises(ConfigError, match=rf"data\.test_split: another split .*\(val\), on which {chosen} chooses"):
+        _load(tree)
+
+
+def test_a_range_of_whole_numbers_is_no_recipe() -> None:
+    space = "[{path: train.batch_size, low: 8, high: 64}]"
+    with pytest.raises(ConfigError, match=r"tune\.space: train\.batch_size: whole numbers; give values"):
+        load(ROOT / "presets" / "smoke.yaml", ["tune.trials=2", f"tune.space={space}"])
+
+
 @pytest.mark.parametrize(
     "setting",
     [

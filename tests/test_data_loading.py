@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from standins import make_camvid, make_folder, make_imagefolder, make_voc
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from sunets.core.config import AugmentConfig, DataConfig, SyntheticConfig
 from sunets.data.loading import (
@@ -79,6 +80,19 @@ def test_order_and_changes_follow_seed_and_epoch(small):
     assert torch.equal(dataset[0, 3][0], dataset[3][0])
     other = make_dataset(manifest, "train", config, AugmentConfig(color_jitter=0.4), 1)
     assert not torch.equal(dataset[0, 3][0], other[0, 3][0])
+
+
+def test_an_image_is_augmented_by_one_thread_as_in_a_loader_process(small, monkeypatch):
+    threads = []
+    monkeypatch.setattr(v2.Compose, "forward", lambda self, *inputs: threads.append(torch.get_num_threads()) or inputs)
+    dataset = make_dataset(small, "train", DataConfig(), AugmentConfig(), 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        dataset[0]
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_workers_change_nothing(small):

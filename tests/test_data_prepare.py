@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +245,48 @@ def test_folder(tmp_path):
     assert "classes.txt: line 2 is blank" in faults_of(config, tmp_path / "data")[0]
     (root / "classes.txt").unlink()
     assert "classes.txt" in faults_of(config, tmp_path / "data")[0]
+
+
+def test_drawn_splits_do_not_depend_on_how_a_name_is_composed(tmp_path):
+    splits = []
+    for form in ("NFC", "NFD"):  # as Linux and as a Mac store it
+        root = make_folder(tmp_path / form, count=20)
+        for path in [*root.glob("images/*"), *root.glob("masks/*")]:
+            path.rename(path.with_name(unicodedata.normalize(form, f"é {path.name}")))
+        manifest = prepare(DataConfig(name="folder", root=str(root)), tmp_path / f"data {form}")
+        splits.append({s: {unicodedata.normalize("NFC", i.id) for i in v} for s, v in manifest.splits.items()})
+    assert splits[0] == splits[1]
+
+
+def test_how_images_are_loaded_is_no_reason_to_check_them_again(tmp_path, monkeypatch):
+    root, out = make_folder(tmp_path / "own"), tmp_path / "data" / "prepared" / "own"
+    out.parent.mkdir(parents=True)
+    checks, check = [], preparation._check
+    monkeypatch.setattr(preparation, "_check", lambda *given: checks.append(given) or check(*given))
+    for values in ({}, {"workers": 4}, {"cache": True}, {"size": (32, 32)}):
+        prepare(DataConfig(name="folder", root=str(root), **values), out)
+    assert len(checks) == 2, "the size alone decides what is checked"
+
+
+def test_an_earlier_result_outlasts_a_failed_rename(tmp_path, monkeypatch):
+    root, out = make_folder(tmp_path / "own"), tmp_path / "data"
+    prepare(DataConfig(name="folder", root=str(root)), out)
+    before, rename = (out / "manifest.json").read_bytes(), Path.rename
+
+    def failing(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError(errno.EIO, "broken disk")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="broken disk"):
+        prepare(DataConfig(name="folder", root=str(root), size=(32, 32)), out)
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_an_incomplete_copy_of_a_published_set_is_told(tmp_path):
+    config = DataConfig(name="camvid", root=str(make_camvid(tmp_path / "camvid")))
+    assert "split 'train': 4 images, published are 367" in prepare(config, tmp_path / "data").warnings
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,13 @@ def test_results_of_other_code_data_or_arguments_are_not_taken(tmp_path: Path) -
     with opened(tmp_path, 1) as pool:
         pool.drive([at_once([job("square", 3, log)])])
         pool.drive([at_once([job("square", 3, log, more=1)])])
-        for name, value in (("code", {}), ("torch", "0"), ("digest", "e"), ("device", "cuda")):
+        for name, value in (("code", {}), ("libraries", {}), ("digest", "e"), ("device", "cuda")):
             other = dataclasses.replace(pool, needs=pool.needs | {name: value})
             assert pool.path(job("square", 3, log)).exists()
             assert not other.path(job("square", 3, log)).exists()
     assert log.read_text().split() == ["3", "3"]
 
 
-@pytest.mark.slow
 def test_results_outlast_an_edited_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "SOURCE_ROOT", tmp_path)
     codes = ["x = 1\n", "# One.\nx = 1\n", "x = 2\n"]
@@ -142,6 +142,27 @@ def test_results_outlast_an_edited_comment(tmp_path: Path, monkeypatch: pytest.M
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_a_result_is_stored_before_the_error_of_another_job_is_raised(tmp_path: Path) -> None:
+    class Ended(Executor):
+        """All jobs end at the same time; the first one fails."""
+
+        def submit(self, fn: Any, /, *arguments: Any, **_: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            if arguments[0] == "job 0":
+                future.set_exception(JobError("it failed"))
+            else:
+                future.set_result({"number": 1})
+            return future
+
+    jobs = [job("square", number, tmp_path) for number in range(8)]
+    with opened(tmp_path, 1) as inline:
+        pool = dataclasses.replace(inline, executor=Ended(), workers=8)
+        with pytest.raises(JobError, match="it failed"):
+            pool.drive([at_once(jobs)])
+        assert [pool.path(each).exists() for each in jobs] == [False] + [True] * 7
+
+
+@pytest.mark.slow
 def test_plans_go_on_each_when_their_own_jobs_have_ended(tmp_path: Path) -> None:
     def count(start: int) -> executor.Plan[list[int]]:
         got = []
@@ -232,7 +253,7 @@ def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ),
         ({"digest": "e"}, r"data/manifest\.json differs from the driver's \(d here, e there\); fix that, restart"),
         ({"data": "/nowhere"}, r"/nowhere/manifest\.json: no such file; prepare the data there"),
-        ({"torch": "0.4"}, r"torch differs from the driver's \([\d.+a-z]+ here, 0\.4 there\)"),
+        ({"libraries": {"torch": "0.4"}}, r"torch differs from the driver's \([\d.+a-z]+ here, 0\.4 there\)"),
         (
             {"device": "cuda", "train.device": "auto"},
             r"train\.device: auto differs from the driver's \(cpu here, cuda there",

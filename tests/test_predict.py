@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import SUNET, tiny_config, tiny_manifest
 
@@ -71,6 +72,21 @@ def test_predictions_are_those_of_the_evaluation(checkpoint: Path, manifest: Man
         found = np.array(Image.open(tmp_path / f"{name}_mask.png"))
         assert (found != labels).sum() <= 2
         assert len(np.unique(labels)) > 1
+
+
+def test_predictions_have_full_precision(checkpoint: Path, manifest: Manifest, tmp_path: Path) -> None:
+    allowed: list[bool] = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: allowed.append(torch.backends.cudnn.allow_tf32)
+    )
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        predict_images(checkpoint, [manifest.splits["val"][0].image], tmp_path)
+    finally:
+        hook.remove()
+        torch.backends.cudnn.allow_tf32 = False
+    assert allowed
+    assert not any(allowed)
 
 
 def test_a_network_trained_on_resized_images_sees_the_same_scale(manifest: Manifest, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -18,8 +20,18 @@ import torch
 
 from sunets.core import provenance as core_provenance
 from sunets.core.config import Config, fingerprint, load
+from sunets.core.process import Stopped, stop_on_signals
 from sunets.core.provenance import code_hash, command_line, environment, module_closure, provenance, stage_command
-from sunets.core.record import RecordError, make_record, read_json, read_rows, replacing, write_json, write_rows
+from sunets.core.record import (
+    RecordError,
+    json_files,
+    make_record,
+    read_json,
+    read_rows,
+    replacing,
+    write_json,
+    write_rows,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,6 +160,33 @@ def test_code_hash_follows_code(packages: Path, old: str, new: str) -> None:
     before = code_hash("sunets.d", root=packages)
     module.write_text(CODE.replace(old, new))
     assert code_hash("sunets.d", root=packages) != before
+
+
+def test_code_hash_follows_bytes_that_look_like_comments(packages: Path) -> None:
+    hashes = set()
+    for text in ("# one", "# two"):
+        (packages / "sunets/d.py").write_text(f'X = b"""\n{text}\n"""\n')
+        hashes.add(code_hash("sunets.d", root=packages))
+    assert len(hashes) == 2
+
+
+def test_files_of_a_killed_process_are_no_records(tmp_path: Path) -> None:
+    with contextlib.suppress(KeyboardInterrupt), replacing(tmp_path / "net.json") as temporary:
+        left = tmp_path / f"{temporary.name}.kept"
+        temporary.write_text("[")
+        temporary.rename(left)
+        raise KeyboardInterrupt
+    left.rename(temporary)
+    write_json(tmp_path / "net.json", [])
+    assert json_files(tmp_path) == [tmp_path / "net.json"]
+    ignored = (ROOT / ".dvcignore").read_text().split()
+    assert any(fnmatch.fnmatch(temporary.name, pattern) for pattern in ignored)
+
+
+def test_a_terminal_that_closes_ends_a_command_as_an_interrupt_does() -> None:
+    with pytest.raises(Stopped) as stopped, stop_on_signals():
+        signal.raise_signal(signal.SIGHUP)
+    assert stopped.value.status == 129
 
 
 def git(root: Path, *arguments: str) -> str:

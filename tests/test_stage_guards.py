@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 import yaml
 from checkout import replace_once
 from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
@@ -78,6 +79,42 @@ def test_edited_source_is_noticed(suite: Suite, tmp_path: Path, monkeypatch: pyt
         stage("train@x", BenchmarkPaths("smoke", tmp_path), "sunets.core.config", suite=suite, params=()),
     ):
         pass
+
+
+def test_source_edited_after_its_import_is_noticed(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sunets.core.stage.STARTED", 0.0)
+    with (
+        pytest.raises(StageError, match="its code was edited while it started"),
+        stage("train@x", BenchmarkPaths("smoke", tmp_path), "sunets.core.config", suite=suite, params=()),
+    ):
+        pass
+
+
+def test_torchrun_is_for_trainings_alone(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(StageError, match=r"tune@x: torchrun is for `sunets train` alone"),
+        stage("tune@x", BenchmarkPaths("smoke", tmp_path), "sunets.core.config", suite=suite, params=()),
+    ):
+        pass
+
+
+def test_timing_a_network_needs_no_published_weights(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[Any] = []
+    get_model = torchvision.models.get_model
+
+    def without_download(name: str, weights: Any = None, **options: Any) -> Any:
+        wanted.append(weights)
+        return get_model(name, **options)
+
+    monkeypatch.setattr("torchvision.models.get_model", without_download)
+    monkeypatch.setattr(sunets.stages.cost, "measure_speed", lambda models, **_: {key: {} for key in models})
+    named = load("params.yaml", ["models.plain={name: dilated_resnet18, weights: IMAGENET1K_V1}"])
+    assert [r["model"] for r in sunets.stages.cost.speed_stage(named)] == ["net", "plain"]
+    assert set(wanted) == {None}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from sunets.core.config import Config, ConfigError
 from sunets.core.lock import locked
 from sunets.data.loading import make_dataset, train_batches
 from sunets.data.manifest import Manifest
+from sunets.data.picture import DataError
 from sunets.models.reference import WeightsError, reference_keys
 from sunets.models.tensor_file import CheckpointError
 from sunets.models.weights import load_trained
@@ -450,8 +451,9 @@ def test_a_finished_training_is_not_repeated(
     first.weights_path.unlink()
     monkeypatch.setattr(sunets.training.loop, "train_batches", None)
     again = _fit(tiny_config(), manifest, tmp_path / "run")
-    assert again.resumed
-    assert again.images_per_second is None
+    assert not again.resumed
+    assert again.images_per_second == first.images_per_second
+    assert 0 < again.seconds <= first.seconds, "the time of the training, not that of loading it"
     assert again.history == first.history
     assert _bytes(again) == content
     elsewhere = tiny_config(data__workers=1, train__checkpoint_seconds=5)  # no other training
@@ -597,6 +599,28 @@ def test_what_can_be_trained_is_not_refused(manifest: Manifest, tmp_path: Path, 
     config = tiny_config(**values, train__epochs=1)
     check(config, manifest)
     _fit(config, manifest, tmp_path)
+
+
+def test_a_training_belongs_to_its_libraries_and_not_to_the_name_of_its_device(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run_fingerprint(tiny_config(train__device="cpu"), manifest)
+    if not torch.cuda.is_available():
+        assert run_fingerprint(tiny_config(train__device="auto"), manifest) == before
+    monkeypatch.setattr("sunets.training.fit.library_versions", lambda: {"torchvision": "0"})
+    assert run_fingerprint(tiny_config(train__device="cpu"), manifest) != before
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"train__augment__scale": [0.5, 2]}, r"train\.augment\.scale: needs train\.augment\.crop"),
+     ({"train__augment__resized_crop": 32}, r"train\.augment\.resized_crop: for classification")],
+)  # fmt: skip
+def test_images_that_cannot_be_batched_are_refused_before_work(
+    manifest: Manifest, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        check(tiny_config(**values), manifest)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

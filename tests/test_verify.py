@@ -17,7 +17,9 @@ from sunets.verify import code_of_records, record_files
 def test_counts_and_timings_of_the_zoo_are_judged_too(tmp_path: Path) -> None:
     made = {"kind": "cost", "provenance": {"code_hash": code_hash("sunets.profiling.cost")}}
     write_json(tmp_path / "zoo/records.json", [made])
-    write_json(tmp_path / "zoo/speed.json", [{"kind": "speed", "provenance": {"code_hash": "0", "git_commit": "abc"}}])
+    of_counts = code_hash("sunets.profiling.cost")  # does not cover the timing
+    timed = {"kind": "speed", "provenance": {"code_hash": of_counts, "git_commit": "abc"}}
+    write_json(tmp_path / "zoo/speed.json", [timed])
     assert code_of_records(record_files(tmp_path)) == {"zoo": {"cost": None, "speed": "abc"}}
 
 
@@ -147,8 +149,17 @@ def test_another_benchmark_of_earlier_code_is_listed(root: Path, call: Callable[
 
 
 @pytest.mark.slow
+def test_records_of_a_model_that_was_removed_say_what_to_do(root: Path, call: Callable[..., str]) -> None:
+    records = read_json(root / RECORD)
+    for record in records:
+        record["model"] = "removed"
+    write_json(root / RECORD.replace("sunet_tiny", "removed"), records)
+    assert "no such model in params.yaml; delete its records" in call(root, "verify", code=1)
+
+
+@pytest.mark.slow
 def test_earlier_code_may_be_allowed_but_nothing_else(root: Path, call: Callable[..., str]) -> None:
-    replace_once(root / "sunets/training/fit.py", '"""Training', '"""The training')
+    replace_once(root / "sunets/training/fit.py", "LOCK_SECONDS = 10.0", "LOCK_SECONDS = 11.0")
     assert "other code" in run(root, "sunets", "verify", "--allow-earlier-code")
     replace_once(root / "dvc.yaml", "stages:", "stages: [")
     assert "`dvc status` fails" in call(root, "verify", "--allow-earlier-code", code=1)

@@ -27,9 +27,9 @@ MILLIONS = {
     ("sunet7128", "classification"): 39.113832,
     ("sunet_tiny", "segmentation"): 0.219429,
     ("sunet_tiny", "classification"): 0.408376,
-    ("dilated_resnet18", "segmentation"): 11.176512 + 2.359808 + 0.001024 + 0.010773,
-    ("dilated_resnet50", "segmentation"): 23.508032 + 9.437696 + 0.001024 + 0.010773,
-    ("dilated_resnet101", "segmentation"): 42.500160 + 9.437696 + 0.001024 + 0.010773,
+    ("dilated_resnet18", "segmentation"): 11.176512 + 2.359296 + 0.001024 + 0.010773,
+    ("dilated_resnet50", "segmentation"): 23.508032 + 9.437184 + 0.001024 + 0.010773,
+    ("dilated_resnet101", "segmentation"): 42.500160 + 9.437184 + 0.001024 + 0.010773,
     ("fcn_resnet50", "segmentation"): 35.322218 - 2.365205,  # torchvision's figure holds the auxiliary head
     ("deeplabv3_resnet50", "segmentation"): 42.004074 - 2.365205,
     ("deeplabv3_resnet101", "segmentation"): 60.996202 - 2.365205,

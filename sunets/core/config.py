@@ -25,15 +25,12 @@ from sunets.core.sections import (
     IGNORE_INDEX,
     AugmentConfig,
     CostConfig,
-    Count,
     DataConfig,
     DataName,
     EvaluateConfig,
     ModelConfig,
     ModelEntry,
     Names,
-    PerStage,
-    Pixels,
     ReportConfig,
     Section,
     Seed,
@@ -52,15 +49,12 @@ __all__ = [
     "Config",
     "ConfigError",
     "CostConfig",
-    "Count",
     "DataConfig",
     "DataName",
     "EvaluateConfig",
     "ModelConfig",
     "ModelEntry",
     "Names",
-    "PerStage",
-    "Pixels",
     "ReportConfig",
     "Section",
     "Seed",
@@ -84,8 +78,10 @@ __all__ = [
 
 NOT_IN_IDENTITY = (
     "benchmark", "evaluate.", "tune.", "data.root", "data.workers", "data.cache", "train.checkpoint_seconds",
+    "train.device",
 )  # fmt: skip
-"""Parameters that a training's result does not depend on; the data are identified by their digest."""
+"""Parameters that a training's result does not depend on; the data are identified by their digest, the device by what
+`train.device` resolves to."""
 
 
 class ConfigError(ValueError):
@@ -168,6 +164,12 @@ class Suite(Section):
         for name, study in self.ablations.items():
             if study.model not in self.models:
                 raise ValueError(f"ablations.{name}.model: one of {', '.join(self.models)}, not {study.model!r}")
+        searches = {"tune": self.tune.trials} | {f"ablations.{name}": s.trials for name, s in self.ablations.items()}
+        if self.data.val_split == self.data.test_split and (chosen := next(filter(searches.get, searches), None)):
+            raise ValueError(
+                f"data.test_split: another split than val_split ({self.data.val_split}), on which {chosen} chooses; "
+                f"hold images out, or set {chosen}.trials to 0"
+            )
         return self
 
     @classmethod
@@ -191,7 +193,8 @@ class Suite(Section):
                 for axis in axes:
                     for value in axis.values or (axis.low, axis.high):
                         values = study.overrides | {axis.path: value}
-                        suite.config(study.model, seed, values, source=f"{source}: ablations.{name}.{group}")
+                        where = f"{source}: ablations.{name}.{group}"
+                        _check_range(axis, suite.config(study.model, seed, values, source=where), where)
         return suite
 
     def config(
@@ -260,7 +263,9 @@ class Suite(Section):
         base = flatten(self.config(model, 0, epochs, source=f"{source}: models.{model}, with tune.epochs"))
         for axis in self.free_axes(model):
             ends = [epochs | {axis.path: value} for value in axis.values or (axis.low, axis.high)]
-            allowed = [flatten(self.config(model, 0, end, source=f"{source}: tune.space")) for end in ends]
+            configs = [self.config(model, 0, end, source=f"{source}: tune.space") for end in ends]
+            _check_range(axis, configs[0], f"{source}: tune.space")
+            allowed = [flatten(config) for config in configs]
             if axis.path not in base:
                 raise ConfigError(f"{source}: tune.space: {axis.path}: a section, not a value; name a key of it")
             value, values = base[axis.path], [tree[axis.path] for tree in allowed]
@@ -269,6 +274,13 @@ class Suite(Section):
                     f"{source}: tune.space: {axis.path}: {value}, with which models.{model} is tried first, lies "
                     "outside; widen the space, leave the key out of it, or set tune.trials to 0"
                 )
+
+
+def _check_range(axis: AxisConfig, config: Config, source: str) -> None:
+    """Refuse a range of whole numbers, of which a sampler would draw fractions."""
+    value = flatten(config).get(axis.path)
+    if axis.low is not None and isinstance(value, int):
+        raise ConfigError(f"{source}: {axis.path}: whole numbers; give values instead of low and high")
 
 
 def override(config: S, values: Mapping[str, Any], *, source: str = "override") -> S:

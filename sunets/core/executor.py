@@ -23,14 +23,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sunets.core.config import fingerprint
 from sunets.core.failure import line_for_user
 from sunets.core.hardware import default_workers, device_type, torchrun_process, visible_gpus
-from sunets.core.provenance import SOURCE_ROOT, file_hash, module_closure
+from sunets.core.provenance import SOURCE_ROOT, file_hash, library_versions, module_closure
 from sunets.core.record import read_values, write_values
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"
@@ -110,14 +109,14 @@ def _send(topic: str, name: str, message: Any) -> None:
 
 
 def _check(needs: dict[str, Any]) -> None:
-    """Raise JobError where code, data, torch or device differ from the driver's; it names the file or the value."""
+    """Raise JobError where code, libraries, data or device differ from the driver's; it names the file or the value."""
     manifest = Path(needs["data"], "manifest.json").absolute()
     if not manifest.is_file():
         raise JobError(f"{manifest}: no such file; prepare the data there, and start workers in the checkout")
     digest, device = json.loads(manifest.read_bytes())["digest"], needs["train.device"]
     compared = {str(SOURCE_ROOT / file): (_file_digest(file), there) for file, there in needs["code"].items()} | {
         str(manifest): (digest, needs["digest"]),
-        "torch": (version("torch"), needs["torch"]),
+        **{name: (library_versions()[name], there) for name, there in needs["libraries"].items()},
         f"train.device: {device}": (device_type(device), needs["device"]),
     }
     for name, (here, there) in compared.items():
@@ -172,7 +171,7 @@ class Pool:
     messages: Any
     """Queue of (job name, message)."""
     needs: dict[str, Any]
-    """Code, data, torch and device that a worker must have."""
+    """Code, libraries, data and device that a worker must have."""
     workers: int
     """Most concurrent jobs."""
     results: Path | None
@@ -237,7 +236,8 @@ class Pool:
                     future = Future()
                     future.set_exception(error)
                 running[future] = plan, slot, job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            ended = wait(running, return_when=FIRST_COMPLETED).done
+            for future in sorted(ended, key=lambda each: each.exception() is not None):  # results are stored first
                 plan, slot, job = running.pop(future)
                 result, path = _result(future, job), self.path(job)
                 answers[plan][slot] = write_values(path, result) if path else result
@@ -248,7 +248,7 @@ class Pool:
 
     def path(self, job: Job) -> Path | None:
         """File of the result of a job."""
-        inputs = [self.needs[name] for name in ("code", "torch", "digest", "device")]
+        inputs = [self.needs[name] for name in ("code", "libraries", "digest", "device")]
         return self.results and self.results / f"{fingerprint(job.function, dict(job.arguments), inputs)}.npz"
 
 
@@ -289,7 +289,7 @@ def open_pool(
     """
     global _messages
     code = {path.as_posix(): _file_digest(path.as_posix()) for path in module_closure(*modules)}
-    needs: dict[str, Any] = {"code": code, "torch": version("torch"), "data": str(data), "digest": digest}
+    needs: dict[str, Any] = {"code": code, "libraries": library_versions(), "data": str(data), "digest": digest}
     needs |= {"train.device": device, "topic": ""}
     torchrun = torchrun_process()[2] > 1  # all of its processes run the same training at the same time
     with contextlib.ExitStack() as stack:

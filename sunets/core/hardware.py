@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 
 def device_type(name: str) -> str:
@@ -41,3 +43,16 @@ def torchrun_process() -> tuple[int, int, int]:
         shown = ", ".join(f"{name}={text!r}" for name, text in stated.items())
         raise ValueError(f"{shown}: not what torchrun sets; start the training with torchrun, or unset them")
     return values[0], values[1], values[2]
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Temporarily set the number of torch's CPU threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

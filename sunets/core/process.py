@@ -11,14 +11,17 @@ import opcode
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+STARTED = time.time()
+"""Seconds since 1970 before the first slow import."""
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM, as an exception that neither `except Exception` nor a command-line library catches."""
+    """SIGINT, SIGTERM or SIGHUP, as an exception that neither `except Exception` nor a command-line library catches."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -28,7 +31,7 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise `Stopped` in the main thread on SIGINT and SIGTERM; a second signal ends the process at once."""
+    """Raise `Stopped` in the main thread on SIGINT, SIGTERM and SIGHUP; a second signal ends the process at once."""
 
     def stop(signum: int, frame: Any) -> None:
         for each in signals:
@@ -36,7 +39,8 @@ def stop_on_signals() -> Iterator[None]:
         raise Stopped(signum)
 
     # Ignored signals stay ignored (nohup, a shell's background jobs).
-    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [each for each in ends if signal.getsignal(each) != signal.SIG_IGN]
     before = {each: signal.signal(each, stop) for each in signals}
     try:
         yield

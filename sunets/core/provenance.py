@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 """Directory that holds the packages: the checkout, or site-packages of a wheel install."""
 PACKAGES = ("sunets", "ablations")
+LIBRARIES = ("torch", "torchvision", "segmentation-models-pytorch", "pillow", "scipy")
+"""Distributions that decode, augment, train and score; a result belongs to their versions, as it does to the code."""
+
+
+@functools.cache
+def library_versions() -> dict[str, str | None]:
+    """Return the version of each of `LIBRARIES`; None for one that is not installed."""
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    return {name: installed(name) for name in LIBRARIES}
 
 
 def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[str, Any]:
@@ -43,7 +59,7 @@ def environment(device: str | torch.device = "cpu", threads: int = 1) -> dict[st
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    versions: dict[str, Any] = {
+    versions: dict[str, Any] = library_versions() | {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
@@ -266,7 +282,7 @@ def _code_lines(source: str) -> list[str]:
         if not isinstance(node, ast.Expr | ast.Constant | ast.JoinedStr) or node.end_lineno is None:
             continue
         span = range(node.lineno - 1, node.end_lineno)
-        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)):
             strings.update(span)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             before = lines[span[0]].encode()[: node.col_offset]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from sunets.core.config import NOT_IN_IDENTITY, Config, ConfigError, Suite, TuningEffort, derive_seed, flatten
@@ -94,7 +93,7 @@ def tune_parameters(suite: Suite) -> dict[str, Any]:
 
 
 def fingerprint(suite: Suite, first: Config) -> str:
-    """Hash everything that determines the chosen recipe, except data and code."""
+    """Hash the parameters that determine the chosen recipe; not data, code or the content of `train.init_from`."""
     return digest_of({k: v for k, v in flatten(first).items() if not k.startswith(NOT_IN_IDENTITY)}, suite.tune)
 
 
@@ -119,11 +118,11 @@ def write_tuning(
     write_history(folder / f"{model}.history.csv", history, [record] if record else [], folder / f"{model}.json")
 
 
-def skip_tuning(suite: Suite, model: str, root: Path = Path()) -> None:
+def skip_tuning(suite: Suite, model: str) -> None:
     """Write the empty files of a model that is not tuned, since DVC requires the outputs of the stage.
 
     Raises:
         ConfigError: no such model.
     """
     suite.config(model, suite.seeds[0])
-    write_tuning(BenchmarkPaths(suite.benchmark, root), model, None, (), ())
+    write_tuning(BenchmarkPaths(suite.benchmark), model, None, (), ())

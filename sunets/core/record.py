@@ -274,6 +274,11 @@ def read_records(path: str | Path, kind: Kind | Literal["timing"] | None = None)
     return check_records(content if isinstance(content, list) else [content], path, kind)
 
 
+def json_files(directory: Path) -> list[Path]:
+    """List the JSON files of a directory by name, without temporary ones that a killed process left behind."""
+    return sorted(directory.glob("[!.]*.json"))
+
+
 def check_records(rows: list[Any], path: str | Path, kind: Kind | Literal["timing"] | None = None) -> list[Record]:
     """Check the content of a file of records as `read_records` does, and return it."""
     schema = {"timing": _StoredTiming, "trial": _StoredTrial, "tune": _StoredTune}.get(kind or "", _Stored)

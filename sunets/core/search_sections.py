@@ -51,7 +51,7 @@ class TuneConfig(Section):
     batch: int = Field(4, ge=1, le=10_000)
     """Recipes drawn at once, from the results of earlier batches; see `batch` of a study."""
     seed: Seed = 0
-    """Seed of the sampler; the trials share a training seed derived from it, which is none of `seeds`."""
+    """Seed of the sampler, from which the training seed that all trials share is derived."""
     space: tuple[AxisConfig, ...] = ()
     """Sampled axes, with paths below `train`; a key set in a model's `train` is not tuned for that model."""
 

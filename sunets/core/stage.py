@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sunets.core.config import ConfigError, Suite
+from sunets.core.hardware import torchrun_process
 from sunets.core.lock import locked
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.provenance import code_hash
+from sunets.core.process import STARTED
+from sunets.core.provenance import SOURCE_ROOT, code_hash, module_closure
 
 LOCK_SECONDS = 20.0
 """Timeout of the lock: a process of a killed pipeline may take a moment to end."""
@@ -38,11 +41,17 @@ def stage(
         data_digest: digest of the prepared data it read; None if it read none.
 
     Raises:
-        StageError: the stage is already running, or its code, parameters or data changed while it ran.
+        StageError: the stage is already running, or its code, parameters or data changed while it ran; or torchrun
+            started it, which shares a training between processes and nothing else.
     """
+    if torchrun_process()[2] > 1 and not name.startswith("train@"):
+        raise StageError(f"{name}: torchrun is for `sunets train` alone; start this without it, or unset WORLD_SIZE")
     busy = StageError(f"{name}: already running in this checkout; wait for it, or stop it")
     with locked(paths.work / f"{paths.benchmark}.{name}.lock", LOCK_SECONDS, busy):
         before = code_hash(*modules)
+        saved = ((SOURCE_ROOT / path).stat().st_mtime for path in module_closure(*modules))
+        if any(STARTED < when <= time.time() for when in saved):  # imported before; a date to come says nothing
+            raise StageError(f"{name}: its code was edited while it started; run it again")
         yield before
         if code_hash(*modules) != before:
             raise StageError(_changed(name, "its code", "the new code"))

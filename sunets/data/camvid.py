@@ -45,6 +45,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
         raw.faults += absent
         if not absent:
             raw.splits[split] = raw.pair(images, masks)
+            raw.compare_count(split, len(raw.splits[split]), COUNTS)
     if len(raw.splits) < len(used_splits(config)):
         raise DataError(raw.faults)
     return raw

@@ -73,9 +73,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
                 for path in _files(raw, masks, _MASK)
                 if path.name.removesuffix(_MASK) not in known
             ]
-        count = len(raw.splits[split])
-        if count != COUNTS[split]:
-            raw.warnings.append(f"split {split!r}: {count} images, published are {COUNTS[split]}")
+        raw.compare_count(split, len(raw.splits[split]), COUNTS)
     return raw
 
 

@@ -57,6 +57,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
         annotation = annotations[path] = _Annotations(path, labels)
         names = raw.valid_names(path, annotation.names)
         raw.splits[split] = [Entry(Path(name).stem, images / name, path) for name in names]
+        raw.compare_count(split, len(annotation.names) + annotation.without_object, COUNTS)
         if annotation.without_object:
             raw.warnings.append(
                 f"split {split!r}: {annotation.without_object} images have no object of a PASCAL VOC class; left out"

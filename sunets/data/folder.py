@@ -84,6 +84,6 @@ def _read_splits(root: Path, config: DataConfig, entries: list[Entry], raw: RawD
 
 
 def _draw_splits(entries: list[Entry]) -> dict[str, list[Entry]]:
-    shuffled = sorted(entries, key=lambda e: hashlib.sha256(e.id.encode()).digest())
+    shuffled = sorted(entries, key=lambda e: hashlib.sha256(composed(e.id).encode()).digest())
     val, test = (max(1, round(len(entries) * fraction)) for fraction in (_VAL_FRACTION, _TEST_FRACTION))
     return {"val": shuffled[:val], "test": shuffled[val : val + test], "train": shuffled[val + test :]}

@@ -67,7 +67,6 @@ def find(config: DataConfig, work: Path) -> RawDataset:
                 Entry(f"{split}/{name}/{path.stem}", path, labels[name])
                 for path in raw.by_stem(directory, group=root / split).values()
             ]
-        count = len(raw.splits[split])
-        if imagenet and count != IMAGENET_COUNTS.get(split, count):
-            raw.warnings.append(f"split {split!r}: {count} images, ImageNet as published has {IMAGENET_COUNTS[split]}")
+        if imagenet:
+            raw.compare_count(split, len(raw.splits[split]), IMAGENET_COUNTS)
     return raw

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from sunets.core.config import IGNORE_INDEX, AugmentConfig, Config, ConfigError, DataConfig, derive_seed
+from sunets.core.hardware import torch_threads
 from sunets.data.manifest import Item, Manifest
 from sunets.data.picture import MIN_SIDE, DataError, read_mask, read_picture
 
@@ -160,7 +161,8 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, target = self._cache[index] if self._cache is not None else self._read(self.items[index])
         if self.transforms is not None:
-            with torch.random.fork_rng(devices=[]):
+            # A mean over an image, as of the contrast, is rounded otherwise by more threads, which a loader lacks.
+            with torch.random.fork_rng(devices=[]), torch_threads(1):
                 # not torch.manual_seed, which would seed the GPUs too, outside the fork
                 torch.default_generator.manual_seed(derive_seed(self.seed, "augment", epoch, index))
                 image, target = self.transforms(image, target)
@@ -241,9 +243,13 @@ def make_dataset(
 
 
 def scoring_dataset(manifest: Manifest, split: str, config: Config) -> ImageDataset:
-    """Make the data set to score a split on: not augmented; centre crops if a classifier trains on random crops."""
+    """Make the data set to score a split on: not augmented; centre crops if a classifier trains on random crops.
+
+    Its images are read once, so none are cached.
+    """
+    data = config.data.model_copy(update={"cache": False})
     crop = config.train.augment.resized_crop if manifest.task == "classification" else None
-    return make_dataset(manifest, split, config.data, None, 0, center_crop=crop)
+    return make_dataset(manifest, split, data, None, 0, center_crop=crop)
 
 
 def check_scoring(config: Config, manifest: Manifest) -> None:
@@ -258,8 +264,7 @@ def check_scoring(config: Config, manifest: Manifest) -> None:
         raise ConfigError(f"data.test_split: no split {split!r} in the data set; it has {', '.join(manifest.splits)}")
     if any(item.target is None for item in items):
         raise ConfigError(f"data.test_split: the split {split!r} has no labels to score; choose another")
-    uncached = config.model_copy(update={"data": config.data.model_copy(update={"cache": False})})
-    dataset = scoring_dataset(manifest, split, uncached)
+    dataset = scoring_dataset(manifest, split, config)
     height, width = min((dataset.output_size(index) for index in range(len(items))), key=min)
     for name, variant in config.evaluate.variants.items():
         key = f"evaluate.variants.{name}"

@@ -77,7 +77,8 @@ def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -
         raise DataError(f"data.root: {root} overlaps {out_dir}, which `prepare` replaces; keep the data set elsewhere")
     # Lists of splits that a user adds are in no list of files yet.
     listed = config.name == "folder" and root is not None and (root / "splits").exists()
-    key = fingerprint(config, min_side, listed, code_hash(__name__), pillow_version, np.__version__)
+    decides = config.model_copy(update={"workers": 0, "cache": False})
+    key = fingerprint(decides, min_side, listed, code_hash(__name__), pillow_version, np.__version__)
     with _locked(out_dir):
         if cached_key(out_dir) == _with_manifest(key, out_dir):
             try:
@@ -103,7 +104,7 @@ def _locked(out_dir: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                file.unlink()  # while it is held: a waiting process notices
+                file.unlink()  # while it is held: a waiting process notices, with filelock of at least 3.29.7
 
 
 def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int, key: str) -> Manifest:
@@ -126,6 +127,8 @@ def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int
             out_dir.rename(old)
         work.rename(out_dir)
     finally:
+        if old.exists() and not out_dir.exists():  # the second rename failed
+            old.rename(out_dir)
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     cache_states(states, out_dir, _with_manifest(key, out_dir))

@@ -72,6 +72,11 @@ class RawDataset:
     """Number of hidden files that were skipped."""
     _left_out: dict[str, Counter[str]] = field(default_factory=dict)
 
+    def compare_count(self, split: str, count: int, published: Mapping[str, int]) -> None:
+        """Warn of a split with another number of images than published: an archive may not be whole."""
+        if count != published.get(split, count):
+            self.warnings.append(f"split {split!r}: {count} images, published are {published[split]}")
+
     def allowed_labels(self) -> dict[int, int]:
         """Return stored label -> label for every label that a mask may hold."""
         return dict(self.label_map or {k: k for k in [*range(len(self.classes)), IGNORE_INDEX]})

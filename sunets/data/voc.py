@@ -70,8 +70,7 @@ def find(config: DataConfig, work: Path) -> RawDataset:
             Entry(name, voc / "JPEGImages" / f"{name}.jpg", None if split == "test" else masks[name])
             for name in sorted(masks)
         ]
-        if len(masks) != COUNTS[split]:
-            raw.warnings.append(f"split {split!r}: {len(masks)} images, published are {COUNTS[split]}")
+        raw.compare_count(split, len(masks), COUNTS)
     return raw
 
 

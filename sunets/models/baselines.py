@@ -214,7 +214,7 @@ def plain_conv_small(
     """Build a plain stack of 3x3 convolutions: the control with a local receptive field.
 
     Two convolutions of stride 2 (to `width` and 2 `width` channels), `num_blocks` of stride 1, and a 1x1 head; the
-    receptive field is 7 + 8 num_blocks pixels wide, 31 by default.
+    receptive field of a feature is 7 + 8 num_blocks pixels wide, 31 by default, and upsampling adds 4.
     """
     stride = choose_stride(name, output_stride, (4,))
     _check_count("width", width)

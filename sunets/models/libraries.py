@@ -71,7 +71,7 @@ def dilated_resnet(
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
     dilate(stages, removed=(32 // stride).bit_length() - 1)
     head = nn.Sequential(
-        nn.Conv2d(net.fc.in_features, 512, 3, padding=1),
+        nn.Conv2d(net.fc.in_features, 512, 3, padding=1, bias=False),
         nn.BatchNorm2d(512),
         nn.ReLU(inplace=True),
         nn.Dropout(0.1),

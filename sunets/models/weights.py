@@ -105,7 +105,7 @@ def difference(made_by: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | N
 def check_weights(path: Path, config: Config, manifest: Manifest, remedy: str) -> None:
     """Refuse a weights file of another training: another network, seed, recipe or data set.
 
-    Code, torch version and device may differ, so that networks trained on another machine can be scored.
+    Code, libraries and device may differ, so that networks trained on another machine can be scored.
 
     Raises:
         FileNotFoundError, CheckpointError: it is absent, damaged, or of another training; names the difference.
@@ -116,9 +116,9 @@ def check_weights(path: Path, config: Config, manifest: Manifest, remedy: str) -
         wanted[START] = start_digest(config)
     else:
         wanted[START] = identity.get(START)
-    ignored = {"train.device", *(identity.keys() & {"hash of the code", "torch", "device"})}
+    ignored = {"hash of the code", "libraries", "device", "torch", "train.device"}  # the last two of earlier versions
     made_by = {key: value for key, value in identity.items() if key not in ignored}
-    if text := difference(made_by, {key: value for key, value in wanted.items() if key not in ignored}):
+    if text := difference(made_by, wanted):
         raise CheckpointError(f"{path}: weights of another training: {text}; {remedy}")
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 
+from sunets.core.hardware import torch_threads
 from sunets.models.structure import SUNetConfig, dilation_schedule
 from sunets.models.sunet import SUNet
-from sunets.profiling.modes import Size, input_channels, switched_mode, torch_threads
+from sunets.profiling.modes import Size, input_channels, switched_mode
 
 AUDIT_SIZE: Size = (64, 96)
 """(height, width) of the input on which the counters are compared; fvcore cannot count on the meta device."""

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sunets.core.hardware import torch_threads
 from sunets.profiling.memory import peak_bytes, to_mib, training_loss
-from sunets.profiling.modes import Figures, Size, full_precision, input_channels, modes_in_training, torch_threads
+from sunets.profiling.modes import Figures, Size, full_precision, input_channels, modes_in_training
 
 
 def measure_speed(

@@ -32,6 +32,7 @@ from sunets.core.record import (
     Kind,
     Record,
     RecordError,
+    json_files,
     parameters_hash,
     read_arrays,
     read_json,
@@ -324,7 +325,7 @@ def find_records(results: Path, benchmark: str) -> Records:
         report = ReportConfig.model_validate(read_json(settings)) if settings.exists() else ReportConfig()
     except ValidationError as error:
         raise RecordError(f"{settings}: {error.errors()[0]['msg']}; {REMEDY}") from None
-    names = sorted({p.stem for kind in ("train", "evaluate", "cost") for p in (directory / kind).glob("*.json")})
+    names = sorted({p.stem for kind in ("train", "evaluate", "cost") for p in json_files(directory / kind)})
     raw = _read_all(directory, dict.fromkeys(names, ""))
     records = [r for name, rows in raw.items() if not name.startswith("timing/") for r in rows]
     evaluated = [r for r in records if r["kind"] == "evaluate"]

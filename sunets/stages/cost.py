@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,8 +14,7 @@ from sunets.core.provenance import environment, provenance, stage_command
 from sunets.core.record import make_record, write_arrays, write_json
 from sunets.core.stage import stage
 from sunets.data.manifest import load_manifest
-from sunets.models.zoo import create_model
-from sunets.profiling.cost import cost_parameters, measure_cost
+from sunets.profiling.cost import build, cost_parameters, measure_cost
 from sunets.profiling.speed import measure_speed
 
 
@@ -27,14 +25,14 @@ def _arguments(suite: Suite, key: str, paths: BenchmarkPaths) -> tuple[dict[str,
     return arguments, manifest.digest
 
 
-def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
+def cost_stage(suite: Suite, key: str) -> dict[str, Any]:
     """Count `models.<key>` at `cost.size`; write the record and the map of its effective receptive field.
 
     Raises:
         ConfigError, ValueError: the model cannot be built.
         AuditError: two counts differ.
     """
-    paths = BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark)
     suite.config(key, suite.seeds[0])
     arguments, digest = _arguments(suite, key, paths)
     params = ("benchmark", "data", "cost", f"models.{key}")
@@ -54,9 +52,9 @@ def cost_stage(suite: Suite, key: str, root: Path = Path()) -> dict[str, Any]:
     return record
 
 
-def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
+def speed_stage(suite: Suite) -> list[dict[str, Any]]:
     """Time all models of the benchmark in one run at `cost.size`; write and return the records."""
-    paths = BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark)
     arguments = {key: _arguments(suite, key, paths) for key in suite.models}
     digest = next(digest for _, digest in arguments.values())
     params = ("benchmark", "data", "cost", "models")
@@ -64,7 +62,7 @@ def speed_stage(suite: Suite, root: Path = Path()) -> list[dict[str, Any]]:
         command = stage_command(suite, "speed")
         recorders = {key: _recorder("speed", suite, key, code, command) for key in suite.models}
         measured = measure_speed(
-            {key: create_model(**options) for key, (options, _) in arguments.items()},
+            {key: build(options) for key, (options, _) in arguments.items()},
             size=suite.cost.size,
             batch_size=suite.cost.batch_size,
             repeats=suite.cost.repeats,

@@ -70,7 +70,7 @@ def evaluate_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     return result
 
 
-def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
+def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None) -> list[dict[str, Any]]:
     """Score `models.<key>` on the test split; write records, confusion matrices per image, and label images.
 
     Returns:
@@ -82,7 +82,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
         ValueError: a failed training of other parameters.
         JobError, StageError: as of `train_stage`.
     """
-    paths = BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark)
     manifest = load_manifest(paths.data, suite.data)
     suite = tuned(suite, paths, [key], manifest.digest)
     trained = read_records(paths.records / "train" / f"{key}.json", "train")
@@ -94,6 +94,9 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
     check_scoring(configs[suite.seeds[0]], manifest)
     params = ("benchmark", "seeds", "data", "train", "tune", "evaluate", f"models.{key}")
     with stage(f"evaluate@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
+        stated = {seed: resolve_config(config) for seed, config in configs.items()}
+        command = stage_command(suite, "evaluate", key)
+        sources = {seed: provenance(manifest.digest, code, config, command) for seed, config in stated.items()}
         trained_seeds = [seed for seed in configs if seed not in failures]
         jobs = [_job(key, configs[seed], paths, manifest) for seed in trained_seeds]
         first = configs[suite.seeds[0]].train
@@ -107,7 +110,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
         by_seed = dict(zip(trained_seeds, results, strict=True))
         host = next(iter(results), {}).get("environment") or environment(first.device, first.threads)
         records, arrays = [], {}
-        for seed, config in ((seed, resolve_config(config)) for seed, config in configs.items()):
+        for seed, config in stated.items():
             for variant in suite.evaluate.variants:
                 result = by_seed.get(seed)
                 records.append(
@@ -124,7 +127,7 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None, root: 
                         reason=None if result else f"not scored, since its training failed: {failures[seed]}",
                         scores=result["scores"][variant] if result else {},
                         environment=result["environment"] if result else host,
-                        provenance=provenance(manifest.digest, code, config, stage_command(suite, "evaluate", key)),
+                        provenance=sources[seed],
                     )
                 )
                 if result:

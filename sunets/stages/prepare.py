@@ -18,14 +18,14 @@ from sunets.data.preparation import prepare
 START = "train.init_from"
 
 
-def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
+def prepare_stage(suite: Suite) -> Manifest:
     """Prepare the benchmark's data in `data/prepared/<benchmark>/`; returns at once if nothing has changed.
 
     Raises:
         DataError: lists all faults with file names; nothing is written.
     """
-    paths = BenchmarkPaths(suite.benchmark, root)
-    if suite.data.root is not None and (fault := overlap(suite.data.root, root)):
+    paths = BenchmarkPaths(suite.benchmark)
+    if suite.data.root is not None and (fault := overlap(suite.data.root)):
         raise DataError(f"data.root: {fault}")
     with stage("prepare", paths, __name__, suite=suite, params=("benchmark", "data")):
         # DVC requires the inputs of `ablation_report` to exist, even in a benchmark without studies.
@@ -33,7 +33,7 @@ def prepare_stage(suite: Suite, root: Path = Path()) -> Manifest:
         manifest = prepare(suite.data, paths.data, min_side=_min_side(suite))
         # A dependency of DVC's stages `prepare`, `train` and `ablate`, which run again when these files change.
         if suite.watch:
-            weights = {path: _digest(root / path) for path in _initial_weights(suite)}
+            weights = {path: _digest(Path(path)) for path in _initial_weights(suite)}
             write_json(paths.watched, {"files_sha256": _digest(paths.data / FILES), "init_from_sha256": weights})
         else:
             paths.watched.unlink(missing_ok=True)

@@ -58,6 +58,8 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     try:
         with waiting_for(work_dir):
             result = fit(config, manifest, work_dir=work_dir, on_epoch=on_epoch)
+            # Of torchrun's processes, the first alone has the file.
+            weights = np.fromfile(result.weights_path if torchrun_process()[0] == 0 else os.devnull, np.uint8)
     except TrainingError as error:  # a diverged training is a result; a defect or a kill is not
         return outcome | {"status": "failed", "reason": str(error)}
     return outcome | {
@@ -65,12 +67,11 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         "seconds": result.seconds,
         "images_per_second": result.images_per_second,
         "resumed": result.resumed,
-        # Of torchrun's processes, the first alone has the file.
-        "weights": np.fromfile(result.weights_path if torchrun_process()[0] == 0 else os.devnull, np.uint8),
+        "weights": weights,
     }
 
 
-def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Path = Path()) -> list[dict[str, Any]]:
+def train_stage(suite: Suite, key: str, *, workers: int | None = None) -> list[dict[str, Any]]:
     """Train `models.<key>` on every seed of the suite, with the recipe that its tuning chose, if it was tuned.
 
     Finished trainings are reused, interrupted ones go on.
@@ -86,7 +87,7 @@ def train_stage(suite: Suite, key: str, *, workers: int | None = None, root: Pat
         JobError, StageError: a training ended without a result, or source, parameters or data changed meanwhile; run
             again to go on.
     """
-    paths = BenchmarkPaths(suite.benchmark, root)
+    paths = BenchmarkPaths(suite.benchmark)
     manifest = load_manifest(paths.data, suite.data)
     suite = tuned(suite, paths, [key], manifest.digest)
     configs = [suite.config(key, seed) for seed in suite.seeds]

@@ -16,7 +16,7 @@ from sunets.core.history import read_history
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED, check_name
 from sunets.core.paths import BenchmarkPaths
-from sunets.core.record import Kind, Record, RecordError, read_json, read_records, read_rows
+from sunets.core.record import Kind, Record, RecordError, json_files, read_json, read_records, read_rows
 from sunets.tracking.address import CREATION_LIMIT, TrackingError, failure
 from sunets.tracking.live import REMEDY, warn_once
 from sunets.tracking.store import CURRENT, EXTERNAL, Store, is_alive
@@ -142,7 +142,7 @@ def _models(folder: Path) -> list[Family]:
     table = folder / "tables" / "accuracy.csv"
     shown = {row["model"]: row for row in read_rows(table, ("model",))} if table.exists() else {}
     families = []
-    for model in sorted({path.stem for kind in ("train", "evaluate", "cost") for path in (base / kind).glob("*.json")}):
+    for model in sorted({path.stem for kind in ("train", "evaluate", "cost") for path in json_files(base / kind)}):
         kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "cost", "timing")
         trained, tested, counted, timed = (_records(base / kind / f"{model}.json", kind) for kind in kinds)
         path = base / "history" / f"{model}.csv"
@@ -254,7 +254,7 @@ def _network(record: Record, counted: Record, root: Path) -> Network | None:
 def _tunings(folder: Path) -> list[Family]:
     """Build the runs of the tuning of every model: the best recipe so far, and the trials."""
     families = []
-    for path in sorted((folder / "records" / "tune").glob("*.json")):
+    for path in json_files(folder / "records" / "tune"):
         for record in read_records(path, "tune"):
             rows = read_rows(path.with_suffix(".csv"), ("number", "status", "best"))
             histories = _histories(path.with_suffix(".history.csv"), "number")
@@ -309,7 +309,7 @@ def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str
 def _studies(folder: Path) -> list[Family]:
     """Build the runs of every study of a benchmark."""
     base = folder / "records" / "ablations"
-    studies = sorted(path.stem for path in base.glob("*.json"))
+    studies = [path.stem for path in json_files(base)]
     families = []
     for study in studies:
         if records := read_records(base / f"{study}.json", "trial"):

@@ -11,7 +11,6 @@ same numbers. Under `torchrun` the global batch is split over the processes.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from torch import nn
 
 from sunets.core.config import Config, ConfigError, fingerprint
 from sunets.core.lock import locked
-from sunets.core.provenance import code_hash
-from sunets.data.loading import check_scoring
+from sunets.core.provenance import code_hash, library_versions
+from sunets.data.loading import check_scoring, make_dataset
 from sunets.data.manifest import Manifest
 from sunets.models.device import prepare_torch, select_device
 from sunets.models.initialization import build_network, has_residual_branches
@@ -47,13 +46,13 @@ class FitResult:
     history: list[EpochRow]
     """One row per epoch."""
     resumed: bool
-    """Whether training went on from a checkpoint."""
+    """Whether training was interrupted, and went on from a checkpoint."""
     pruned: bool
     """Whether `stop_early` ended the training."""
     seconds: float
-    """Wall time of this call, in s."""
-    images_per_second: float | None
-    """Throughput of all processes in this call, without validation; None if nothing was trained."""
+    """Wall time of the training, in s: of all calls, if it was interrupted or had ended before."""
+    images_per_second: float
+    """Throughput of all processes, without validation."""
     weights_path: Path
     """The weights file."""
     init_summary: str | None
@@ -86,26 +85,26 @@ def fit(
         CheckpointError: the directory is in use, or holds the checkpoint of another training.
         TrainingError: the loss or a weight is not finite.
     """
-    started = time.perf_counter()
     device = prepare_torch(config.train)
     check_config(config, manifest)
     identity = _identity(config, manifest)
     busy = CheckpointError(f"{work_dir}: another process is training here; wait for it to end, or stop it")
     with locked(work_dir / ".lock", LOCK_SECONDS, busy), join_processes(device) as world:
         trainer = Trainer(config, manifest, identity, device, world, work_dir)
-        resumed = trainer.restore()
+        trainer.restore()
         pruned = trainer.run(on_epoch, stop_early)
         trainer.check_finite()
         if world.rank == 0:
             atomic_save(trainer.weights(), work_dir / "weights.pt")
+        seconds = trainer.wall_seconds
         world.all_reduce(torch.zeros(1, device=device))  # a barrier: no process returns before the file exists
     return FitResult(
         model=trainer.model.eval(),
         history=trainer.history,
-        resumed=resumed,
+        resumed=trainer.resumed,
         pruned=pruned,
-        seconds=time.perf_counter() - started,
-        images_per_second=trainer.images / trainer.seconds if trainer.images else None,
+        seconds=seconds,
+        images_per_second=trainer.images / trainer.seconds,
         weights_path=work_dir / "weights.pt",
         init_summary=trainer.init_summary,
     )
@@ -135,7 +134,7 @@ def check(config: Config, manifest: Manifest) -> str | None:
 
 
 def run_fingerprint(config: Config, manifest: Manifest) -> str:
-    """Return a short digest of what determines a training: configuration, data, code, torch version, device type."""
+    """Return a short digest of what determines a training: configuration, data, code, libraries, device type."""
     return fingerprint(_identity(config, manifest))
 
 
@@ -143,7 +142,7 @@ def check_config(config: Config, manifest: Manifest) -> None:
     """Check the configuration against the network, the data, the machine and the number of processes.
 
     Raises:
-        ConfigError: names the key and what is allowed.
+        ConfigError, DataError: names the key and what is allowed.
     """
     train, size = config.train, world_size()
     select_device(train.device)
@@ -153,6 +152,8 @@ def check_config(config: Config, manifest: Manifest) -> None:
             raise ConfigError(f"data.{key}: the data set has no split {split!r}; it has {', '.join(manifest.splits)}")
         if any(item.target is None for item in manifest.splits[split]):
             raise ConfigError(f"data.{key}: the split {split!r} has no labels; choose another")
+    uncached = config.data.model_copy(update={"cache": False})
+    make_dataset(manifest, config.data.train_split, uncached, train.augment, 0)
     if config.model.in_channels not in (None, 3):
         raise ConfigError(f"model.in_channels: 3, as the images have, not {config.model.in_channels}")
     if train.zero_init_residual and not has_residual_branches(config.model, config.data.task):
@@ -178,7 +179,7 @@ def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
     return decisions(config, manifest) | {
         START: start_digest(config) if config.train.init_from else None,
         "hash of the code": _code(),
-        "torch": str(torch.__version__),
+        "libraries": library_versions(),
         "device": select_device(config.train.device).type,
     }
 

@@ -91,7 +91,11 @@ class Trainer:
 
         self.iteration = 0
         self.history: list[EpochRow] = []
-        self.images, self.seconds, self.saved_at = 0, 0.0, time.monotonic()
+        self.started = self.saved_at = time.monotonic()
+        self.images, self.seconds = 0, 0.0
+        """Trained images, and the seconds that they took without validation."""
+        self.earlier, self.resumed = 0.0, False
+        """Seconds of earlier processes up to the checkpoint, and whether this or one of them went on from one."""
         self._start_epoch()
 
     def _start_epoch(self) -> None:
@@ -113,12 +117,18 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "timing": [self.images, self.seconds, self.wall_seconds, self.resumed],
                 "sums": {"loss": self.loss_sum, "weight": self.weight_sum, "counts": self.counts},
             }
             atomic_save(content, self.path)
         self.saved_at = time.monotonic()
 
-    def restore(self) -> bool:
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds from the start of the training to now, without those between two processes."""
+        return self.earlier + time.monotonic() - self.started
+
+    def restore(self) -> None:
         """Restore the checkpoint, if there is one; the first process reads it for all.
 
         Raises:
@@ -136,12 +146,13 @@ class Trainer:
         if isinstance(content, CheckpointError):
             raise content
         if content is None:
-            return False
+            return
         try:
             self.iteration, self.history = int(content["iteration"]), [dict(row) for row in content["history"]]
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
+            self.images, self.seconds, self.earlier, self.resumed = content["timing"]
             self.loss_sum, self.weight_sum = float(content["sums"]["loss"]), float(content["sums"]["weight"])
             if self.world.rank == 0:
                 self.counts = content["sums"]["counts"].to(self.device)
@@ -150,7 +161,10 @@ class Trainer:
                 raise
             fault = shortened(f"{type(error).__name__}: {error}", 200)
             raise CheckpointError(f"{self.path}: written by another version ({fault}); {_RESTART}") from None
-        return True
+        if self.iteration < self.iterations:
+            self.resumed = True
+        else:  # loading it is no training
+            self.started = time.monotonic()
 
     def _check_identity(self, other: Any) -> None:
         if not isinstance(other, dict):
