@@ -85,7 +85,8 @@ def test_order_and_changes_follow_seed_and_epoch(small):
 def test_an_image_is_augmented_by_one_thread_as_in_a_loader_process(small, monkeypatch):
     threads = []
     monkeypatch.setattr(v2.Compose, "forward", lambda self, *inputs: threads.append(torch.get_num_threads()) or inputs)
-    dataset = make_dataset(small, "train", DataConfig(), AugmentConfig(), 0)
+    config, manifest = small
+    dataset = make_dataset(manifest, "train", config, AugmentConfig(), 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
