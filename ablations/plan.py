@@ -108,7 +108,7 @@ def estimate(suite: Suite, name: str, manifest: Manifest, data: DataFacts, speed
         points=len(points) if study.kind != "search" else study.confirm + 1,
         trainings=round(trainings),
         gmacs=(min(gmacs), max(gmacs)),
-        hours_here=seconds / workers / 3600,
+        hours_here=seconds / (min(workers, study.batch) if study.kind == "search" else workers) / 3600,
         hours_gpu=hours_gpu,
         workers=workers,
     )

@@ -479,7 +479,7 @@ def test_the_page_says_which_trainings_are_the_benchmarks_and_which_recipe_came_
     text = report_page.what_was_run(few)
     assert "the first with the recipe of the base and 2 at random (sampler seed 0); 3 at a time" in text
     assert "TPE" not in text
-    assert "by the same recipe on 2 seeds (0, 1): these trainings are shared with it, not run again" in text
+    assert "by the same recipe on 2 seeds (0, 1): where one machine runs both, one training serves both" in text
 
 
 def test_the_page_and_the_table_tell_which_trials_repeat_a_setting() -> None:
@@ -890,6 +890,20 @@ def test_the_legend_of_many_arms_stays_on_the_figure() -> None:
     assert box.x0 >= 0
     assert box.x1 <= fig.bbox.x1
     assert box.y0 >= 0
+
+
+def test_cells_of_an_interaction_average_the_same_settings_of_the_other_axes() -> None:
+    settings, records = grid()
+    for record in records:
+        depth, blocks, *others = record["arm"].values()
+        if others == [8, "none"]:  # a poor setting, which one cell lacks
+            lost = {"scores": {}, "status": "failed", "reason": "lost"}
+            record |= lost if (depth, blocks) == (1, 1) else {"scores": {"score.miou": 0.1}}
+    fig = interaction_figure(Study("grid", settings, records, "SUNet-tiny"))
+    assert fig is not None
+    shown = [float(text.get_text()) for text in fig.axes[0].texts]
+    expected = [30 + 3 * depth + blocks for depth, blocks in itertools.product((1, 2, 3), (1, 2, 4))]
+    assert shown == pytest.approx(expected, abs=1.0)
 
 
 def test_colours_of_an_interaction_span_the_noise_of_its_cells() -> None:

@@ -131,6 +131,22 @@ def test_accuracy_of_another_budget_decides_nothing(tmp_path: Path) -> None:
     assert "not comparable: train.epochs" in finding.measured
 
 
+def test_a_benchmark_of_which_nothing_was_scored_stops_no_other(tmp_path: Path) -> None:
+    benchmark(tmp_path, "camvid", {"sunet64": (0.70, 6.0), "dilated_resnet18": (0.60, 13.0)})
+    timed = [made("speed", "net", cost={"speed.step_ms": 1.0})]
+    counted = made("cost", "net", benchmark="counted", cost={"cost.params_m": 1.0})
+    write(tmp_path / "timed/records/speed.json", timed)
+    write(tmp_path / "counted/records/cost/net.json", counted)
+    assert [*read_results(tmp_path).benchmarks] == ["camvid", "counted"]
+    assert "camvid" in index_page(tmp_path)
+
+
+def test_a_model_that_was_removed_makes_no_claim(tmp_path: Path) -> None:
+    benchmark(tmp_path, "camvid", {"sunet64": (0.70, 6.0), "dilated_resnet18": (0.60, 13.0), "old": (0.9, 20.0)})
+    write(tmp_path / "camvid/tables/report.json", {"models": ["sunet64", "dilated_resnet18"]})
+    assert "old" not in found(tmp_path, claims.ACCURACY, "camvid").measured
+
+
 def test_claims_take_the_differences_that_a_benchmark_declares(tmp_path: Path) -> None:
     models = {"sunet64": (0.70, 6.0), "dilated_resnet18": (0.60, 13.0)}
     benchmark(tmp_path, "camvid", models, epochs={"dilated_resnet18": 60})

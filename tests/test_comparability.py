@@ -175,7 +175,8 @@ def test_the_table_of_tuning_says_what_was_chosen_and_what_it_gained(suite, tmp_
     assert row[["trials", "diverged", "train.epochs", "trial", "train.lr"]].tolist() == [4, 1, 3, 2, 0.01]
     assert (row["val.miou.default"], row["val.miou"]) == (0.3, 0.41)
     assert table.view.iloc[1].to_dict() == {
-        "Model": OTHER, "Trials": "4", "Diverged": "1", "Epochs": "3", "Learning rate": "0.01", "Zero-init head": "no",
+        "Model": OTHER, "Trials": "4", "Drawn": "3", "Diverged": "1", "Epochs": "3", "Learning rate": "0.01",
+        "Zero-init head": "no",
         "Default recipe (%)": "30.00", "Chosen (%)": "41.00",
     }  # fmt: skip
     assert "Not tuned: Zero-init head of plain_conv_small (no such layer)." in table.notes

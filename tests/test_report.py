@@ -373,6 +373,22 @@ def test_video_is_resampled_in_blocks_of_consecutive_frames(tmp_path) -> None:
     assert joint_estimate(records, "sunet_tiny", "score.miou") != single
 
 
+def test_a_table_says_which_intervals_cover_the_seeds_alone(tmp_path) -> None:
+    suite = make_suite(MODELS, SEEDS)
+    fabricate(tmp_path, suite)
+    records = load_records(suite, tmp_path)
+    made = tables.accuracy(records, "sunet_tiny")
+    assert made.notes[0].endswith("Over the seeds alone: Boundary F.")
+    columns = made.data.filter(like="joint_ci95_low").notna().any()
+    assert columns["score.miou.joint_ci95_low"]
+    assert not columns["score.boundary_f.joint_ci95_low"]
+    for path in (tmp_path / "results/toy/records/confusion").iterdir():
+        path.unlink()
+    records = load_records(suite, tmp_path)
+    assert "over the seeds alone" in tables.accuracy(records, "sunet_tiny").notes[0]
+    assert "bootstrap" not in tables.per_class(records).notes[0]
+
+
 def test_a_row_whose_validation_score_still_rises_is_marked(site, tmp_path) -> None:
     root, suite, _ = site
     shutil.copytree(root / "results/toy/records", tmp_path / "results/toy/records")

@@ -172,6 +172,13 @@ def test_joint_interval_of_the_seeds_alone_is_the_t_interval_on_the_logit_scale(
     assert found.high == pytest.approx(exact.high, abs=0.003)
 
 
+def test_no_interval_where_a_resampled_score_is_zero() -> None:
+    samples = np.random.default_rng(0).uniform(0.4, 0.6, (3, 1000))
+    assert joint_interval([0.4, 0.5, 0.6], samples).low is not None
+    samples[:, 7] = 0.0
+    assert joint_interval([0.4, 0.5, 0.6], samples).low is None
+
+
 def test_joint_interval_holds_both_sources_of_uncertainty() -> None:
     a, b, c = _counts(12), _counts(12, seed=1), _counts(12, seed=2)
     scores = [float(mean_iou(x.sum(0))) for x in (a, b, c)]

@@ -19,7 +19,7 @@ from sunets.report.comparison import NO_COMPARISON, NOT_COMPARABLE, within_range
 from sunets.report.figures import draw_trials, interval_bar, name_rows
 from sunets.report.images import heat_map
 from sunets.report.records import FINISHED, quantity
-from sunets.report.statistics import BETTER, WORSE, mean_interval
+from sunets.report.statistics import BETTER, WORSE, Estimate, mean_interval
 from sunets.report.style import PALETTE, STYLE, WIDTH, Style, legend_columns, model_styles
 
 
@@ -70,15 +70,19 @@ def interaction_figure(study: Study) -> Figure | None:
     pair = (wanted if len(wanted) == 2 else study.axes)[:2]
     if len(pair) < 2:
         return None
-    cells: dict[tuple[str, str], list[float]] = {}
-    widths = []
+    scored: dict[tuple[str, ...], dict[tuple[str, ...], Estimate]] = {}
+    """Values of the pair -> values of the other axes -> score."""
     indices = [study.axes.index(path) for path in pair]
     for arm, setting in study.by_arm().items():
         if setting.estimate is not None:
-            cells.setdefault((arm[indices[0]], arm[indices[1]]), []).append(setting.estimate.mean)
-            widths.append(2 * (setting.estimate.half_width or 0.0))
-    if len(cells) < 4:
+            others = tuple(value for i, value in enumerate(arm) if i not in indices)
+            scored.setdefault(tuple(arm[i] for i in indices), {})[others] = setting.estimate
+    # Cells are means over the same values of the other axes, or one without a poor setting would look better.
+    shared = [others for others in next(iter(scored.values()), {}) if all(others in row for row in scored.values())]
+    if len(scored) < 4 or not shared:
         return None
+    cells = {key: [row[others].mean for others in shared] for key, row in scored.items()}
+    widths = [2 * (row[others].half_width or 0.0) for row in scored.values() for others in shared]
     q = study.shown
     down, across = (study.in_order(path, (key[i] for key in cells)) for i, path in enumerate(pair))
     rising = higher_is_better(study.headline)

@@ -187,7 +187,7 @@ def what_was_run(study: Study) -> str:
     if shared := sorted({r["seed"] for r in study.final if r.get("benchmark_training")}):
         sentences.append(
             f"The benchmark trains the same network by the same recipe on {plural(len(shared), 'seed')} "
-            f"({', '.join(map(str, shared))}): these trainings are shared with it, not run again."
+            f"({', '.join(map(str, shared))}): where one machine runs both, one training serves both."
         )
     devices = sorted({r["environment"].get("gpu") or r["environment"].get("cpu", "?") for r in study.records})
     sentences.append(f"Device: {', '.join(devices)}.")

@@ -63,7 +63,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     _remove_stale(out, private, FIGURES[:-1] if kept else FIGURES)
     written = [path for table in made for path in write.write(table, out / "tables")]
     settings = report_settings(out)
-    write_json(settings, suite.report.model_dump(mode="json"))
+    write_json(settings, suite.report.model_dump(mode="json") | {"models": list(suite.models)})
     written.append(settings)
     for name, figure in drawn.items():
         written += save_figure(figure, out / "figures" / name)
@@ -107,6 +107,7 @@ def _tables(suite: Suite, records: Records) -> list[Table]:
 
 def _remove_stale(out: Path, private: Path, drawn: Sequence[str]) -> None:
     stale = [out / "tables" / f"{name}{suffix}" for name in TABLES for suffix in (".md", ".tex", ".csv")]
+    stale.append(out / "report.html")
     pictures = [*(out / "figures" / name for name in drawn), private / "qualitative"]
     stale += [path.with_name(path.name + suffix) for path in pictures for suffix in (".png", ".pdf")]
     for path in stale:

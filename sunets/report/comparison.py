@@ -56,10 +56,16 @@ def joint_estimate(records: Records, model: str, key: str, variant: str | None =
     scores = records.scores(model, key, variant)
     if not scores:
         return None
-    samples = _resampled(records, model, variant or records.variants[0]).get(key)
-    if samples is not None and len(samples) != len(scores):
-        samples = None
+    samples = None
+    if covers_images(records, model, key, variant):
+        samples = _resampled(records, model, variant or records.variants[0])[key]
     return joint_interval([v / unit for v in scores.values()], samples).scaled(unit)
+
+
+def covers_images(records: Records, model: str, key: str, variant: str | None = None) -> bool:
+    """Return whether the interval of `joint_estimate` is one over seeds and images."""
+    samples = _resampled(records, model, variant or records.variants[0]).get(key)
+    return samples is not None and len(samples) == len(records.scores(model, key, variant))
 
 
 @functools.lru_cache(maxsize=32)
@@ -98,17 +104,18 @@ def video_blocks(images: Sequence[str], length: int) -> list[int]:
     return blocks
 
 
-def joint_note(records: Records) -> str:
-    """Say below a table what its intervals cover."""
-    if records.task == "classification":
-        return "In brackets: 95 % interval over the seeds (logit scale, Student's t)."
+def joint_note(records: Records, keys: Sequence[str]) -> str:
+    """Say below a table of some scores what its intervals cover."""
+    alone = [k for k in keys if not all(covers_images(records, m, k) for m in records.labels if records.scores(m, k))]
+    if len(alone) == len(keys):
+        return "In brackets: 95 % interval over the seeds alone (logit scale, Student's t)."
     length = VIDEO_BLOCKS.get(records.data_name or "")
     images = f"blocks of {length} consecutive frames of a sequence" if length else "images"
     return (
         "In brackets: 95 % interval over seeds and test images together (bootstrap of seeds and, within them, of "
-        f"{images}; standard error on the logit scale, Student's t); with one seed, over the images alone. The "
-        "CSV also has the t-interval over the seeds."
-    )
+        f"{images}; standard error on the logit scale, Student's t); with one seed, over the images alone; none "
+        "where a resampled score is 0 or 100 %. The CSV also has the t-interval over the seeds."
+    ) + (f" Over the seeds alone: {', '.join(quantity(key).name for key in alone)}." if alone else "")
 
 
 def estimate_text(q: Quantity, estimate: Estimate | None) -> str:

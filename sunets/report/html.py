@@ -178,7 +178,7 @@ _COLUMNS = {
     "Seeds": "n_seeds", "Ours": r"ours\.mean",
     r"Published parameters \(M\)": "published_params_m", r"Our parameters \(M\)": r"ours\.params_m",
     r"Trainings|Median time \(s\)": "seconds", "Share of variance .*": "share", "Search .*": r"search\..*",
-    "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
+    "Epochs": r"train\.epochs", "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
     **{name: re.escape(path) for path, name in NAMES.items()},
 }  # fmt: skip
 """Displayed heading -> column of the CSV file, for headings that `explain` does not know."""
@@ -221,7 +221,7 @@ class _Traces:
 
     def _rows(self, stem: str, entries: Sequence[dict[str, Any]], lines: Sequence[Sequence[str]]) -> list[list[str]]:
         """Return the names of the rows of the CSV file that each shown line is made from."""
-        study = self._suite.ablations.get(stem)
+        study = self._suite.ablations.get(stem.removesuffix("_object_size"))
         axes = tuple(axis.path for axis in study.axes) if study else ()
         keys = next((keys for keys in (*_ROW_KEYS, axes) if entries and set(keys) <= set(entries[0])), ())
         names = ["/".join(str(entry[key]) for key in keys) for entry in entries]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,8 @@ from sunets.core.record import (
     read_rows,
 )
 from sunets.core.trials import check_chosen
+
+M = TypeVar("M", bound=BaseModel)
 
 FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run"
 
@@ -296,7 +298,7 @@ def load_records(suite: Suite, root: Path) -> Records:
     labels = {key: entry.label or key for key, entry in suite.models.items()}
     if len(set(labels.values())) < len(labels):  # tables and figures must not merge two models
         labels = {key: f"{label} [{key}]" for key, label in labels.items()}
-    manifest = _read_manifest(root / PREPARED / suite.benchmark / "manifest.json")
+    manifest = _read(_Manifest, root / PREPARED / suite.benchmark / "manifest.json")
     return Records(
         benchmark=suite.benchmark,
         directory=directory,
@@ -320,12 +322,11 @@ def find_records(results: Path, benchmark: str) -> Records:
         RecordError: a file is damaged, or a record lacks a field.
     """
     directory = results / benchmark / "records"
-    settings = report_settings(results / benchmark)
-    try:
-        report = ReportConfig.model_validate(read_json(settings)) if settings.exists() else ReportConfig()
-    except ValidationError as error:
-        raise RecordError(f"{settings}: {error.errors()[0]['msg']}; {REMEDY}") from None
-    names = sorted({p.stem for kind in ("train", "evaluate", "cost") for p in json_files(directory / kind)})
+    settings = _read(_Settings, report_settings(results / benchmark))
+    found = sorted({p.stem for kind in ("train", "evaluate", "cost") for p in json_files(directory / kind)})
+    names = [name for name in found if settings.models is None or name in settings.models]
+    if not names:
+        raise FileNotFoundError(f"{directory}: no model was trained, scored or counted; run `dvc repro` first")
     raw = _read_all(directory, dict.fromkeys(names, ""))
     records = [r for name, rows in raw.items() if not name.startswith("timing/") for r in rows]
     evaluated = [r for r in records if r["kind"] == "evaluate"]
@@ -333,16 +334,23 @@ def find_records(results: Path, benchmark: str) -> Records:
         benchmark=benchmark,
         directory=directory,
         labels={name: next((r["label"] for r in records if r["model"] == name), name) for name in names},
-        seeds=tuple(dict.fromkeys(r["seed"] for r in records if r["seed"] is not None and r["kind"] != "tune")),
+        seeds=tuple(dict.fromkeys(r["seed"] for r in records if r["seed"] is not None and r["kind"] != "tune")) or (0,),
         variants=tuple(dict.fromkeys(r["variant"] for r in evaluated)) or ("single_scale",),
         task=records[0]["task"],
         raw=raw,
-        report=report,
+        report=ReportConfig.model_validate(settings.model_dump(exclude={"models"})),
     )
 
 
+class _Settings(ReportConfig):
+    """Content of the file `report_settings`."""
+
+    models: tuple[str, ...] | None = None
+    """Keys of the models that the benchmark has: records of one that was removed may still be there."""
+
+
 def report_settings(directory: Path) -> Path:
-    """Return the file that holds the section `report` of a benchmark, for what reads several benchmarks."""
+    """Return the file that holds the section `report` and the models of a benchmark, for what reads several."""
     return directory / "tables" / "report.json"
 
 
@@ -444,15 +452,14 @@ class _Manifest(BaseModel):
     warnings: tuple[str, ...] = ()
 
 
-def _read_manifest(path: Path) -> _Manifest:
-    if not path.exists():
-        return _Manifest()
+def _read(content: type[M], path: Path) -> M:
+    """Read a JSON file; the default content where there is none."""
     try:
-        return _Manifest.model_validate(read_json(path))
+        return content.model_validate(read_json(path) if path.exists() else {})
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))
-        raise RecordError(f"{path}: {where or 'content'}: {fault['msg']}; run the stage prepare again") from None
+        raise RecordError(f"{path}: {where or 'content'}: {fault['msg']}; {REMEDY}") from None
 
 
 def _numbers(frame: pd.DataFrame, *prefixes: str) -> pd.DataFrame:

@@ -26,6 +26,8 @@ CONFIDENCE = 0.95
 BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
 POWER = 0.8
 """Probability with which a detectable difference is found."""
+_EDGE = 1e-6
+"""Distance from 0 and 1 below which a mean is taken as one of them."""
 _ROUNDING = 8 * np.finfo(np.float64).eps
 """Relative spread below which values agree to the last digit."""
 
@@ -214,7 +216,8 @@ def joint_interval(scores: Sequence[float], samples: NDArray | None = None) -> E
     Hierarchical bootstrap: n - 1 of n seeds are drawn, which makes the variance unbiased, and scored on a resampled
     test set. Percentile intervals of a few seeds cover the truth too rarely; the interval is built from the
     bootstrap's standard error on the logit scale and Student's quantile with n - 1 degrees of freedom. With one seed it
-    is over the images alone. Without an interval where nothing varies, and at a mean of exactly 0 or 1.
+    is over the images alone. Without an interval where nothing varies, and where a mean is 0 or 1, of the scores or of
+    a draw: their logit is infinite, and any finite stand-in would decide the width.
 
     Args:
         scores: of the seeds on the whole test set, as fractions.
@@ -227,10 +230,9 @@ def joint_interval(scores: Sequence[float], samples: NDArray | None = None) -> E
     weights = np.random.default_rng(0).multinomial(max(1, n - 1), [1 / n] * n, size=drawn.shape[1]).T
     counted = np.sum(weights * np.isfinite(drawn), axis=0)  # 0 where a resampled test set lacks the class
     means = np.nansum(weights * drawn, axis=0)[counted > 0] / counted[counted > 0]
-    if not 0 < mean < 1 or not means.size or np.ptp(means) <= _ROUNDING * mean:
+    inside = 0 < mean < 1 and means.size and means.min() > _EDGE and means.max() < 1 - _EDGE
+    if not inside or np.ptp(means) <= _ROUNDING * mean:
         return Estimate(mean, None, None, n)
-    half = float(
-        stats.t.ppf((1 + CONFIDENCE) / 2, n - 1 if n > 1 else np.inf) * logit(means.clip(1e-6, 1 - 1e-6)).std()
-    )
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1 if n > 1 else np.inf) * logit(means).std())
     low, high = expit(logit(mean) - half), expit(logit(mean) + half)
     return Estimate(mean, float(low), float(high), n)

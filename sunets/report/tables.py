@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from sunets.report.comparison import (
     Comparison,
     compare_all,
     compare_pairs,
+    covers_images,
     declared_notes,
     difference_columns,
     difference_text,
@@ -96,7 +98,7 @@ def accuracy(records: Records, reference: str) -> Table:
     if not compared:
         view = view.iloc[:, :-3]
     notes = [
-        joint_note(records),
+        joint_note(records, SCORES[records.task]),
         *([difference_note] if compared else []),
         *declared_notes({records.labels[model]: c for model, c in compared.items()}),
         *_caveats(records),
@@ -126,7 +128,7 @@ def per_class(records: Records) -> Table | None:
     if not keys:
         return None
     data, view = _scores(records, [*keys, "score.miou"])
-    notes = [f"IoU in %, mean over the seeds. {joint_note(records)}"]
+    notes = [f"IoU in %, mean over the seeds. {joint_note(records, [*keys, 'score.miou'])}"]
     finished = records.evaluated[records.evaluated.status == FINISHED]
     if absent := [quantity(key).name for key in keys if finished[key].isna().all()]:
         notes.append(f"Left out of the mean, since no test image has them: {', '.join(absent)}.")
@@ -146,7 +148,7 @@ def object_size(records: Records) -> Table | None:
     if not any(records.scores(model, key) for model in records.labels for key in SIZE_KEYS):
         return None
     data, view = _scores(records, SIZE_KEYS)
-    note = f"{SIZE_NOTE} In brackets: 95 % interval over the seeds (logit scale, Student's t)."
+    note = f"{SIZE_NOTE} {joint_note(records, SIZE_KEYS)}"
     return Table("object_size", f"Accuracy by object size{_split(records)}.", data, view, (note,))
 
 
@@ -168,7 +170,8 @@ def _score_cells(
         q, values = quantity(key), list(records.scores(model, key, variant).values())
         joint = joint_estimate(records, model, key, variant)
         row |= estimate_columns(key, mean_interval(values) if values else None)
-        row |= {f"{key}.joint_ci95_{end}": getattr(joint, end, None) for end in ("low", "high")}
+        whole = joint if covers_images(records, model, key, variant) else None
+        row |= {f"{key}.joint_ci95_{end}": getattr(whole, end, None) for end in ("low", "high")}
         text = q.text(joint.mean) if joint and brief and key != keys[0] else estimate_text(q, joint)
         if not seeds and key == keys[0]:
             text = state_text(status, reason)
@@ -205,8 +208,8 @@ def test_time(records: Records) -> Table | None:
             rows.append({"model": model, "variant": variant} | row)
             shown.append({"Model": label, "Variant": variant.replace("_", " ")} | line)
     notes = (
-        f"{joint_note(records)} Difference from the first variant of the same network, paired by seed, with its 95 % "
-        f"interval. {WINS} {verdict_note(records.report, q, compared.values())}",
+        f"{joint_note(records, SCORES[records.task])} Difference from the first variant of the same network, paired by "
+        f"seed, with its 95 % interval. {WINS} {verdict_note(records.report, q, compared.values())}",
     )
     caption = f"Test-time variants{_split(records)}."
     return Table("test_time", caption, pd.DataFrame(rows), pd.DataFrame(shown), notes)
@@ -230,6 +233,7 @@ def tuning(records: Records) -> Table | None:
             default = None if pd.isna(default) else default
             row |= {
                 "trials": len(trials),
+                "drawn": max(0, len(trials) - math.prod(len(a["values"]) for a in r["space"] if a.get("values"))),
                 "diverged": int((trials.status == FAILED).sum()),
                 "train.epochs": r["params"]["train.epochs"],
                 "trial": r["trial"],
@@ -237,7 +241,12 @@ def tuning(records: Records) -> Table | None:
                 f"{key}.default": default,
                 key: chosen,
             }
-            line |= {"Trials": str(len(trials)), "Diverged": str(row["diverged"]), "Epochs": str(row["train.epochs"])}
+            line |= {
+                "Trials": str(len(trials)),
+                "Drawn": str(row["drawn"]),
+                "Diverged": str(row["diverged"]),
+                "Epochs": str(row["train.epochs"]),
+            }
             line |= {NAMES.get(k, k): "" if row[k] is None else value_text(row[k]) for k in paths}
             line |= {f"Default recipe ({q.unit})": q.text(default), f"Chosen ({q.unit})": q.text(chosen)}
         rows.append(row)
@@ -247,9 +256,12 @@ def tuning(records: Records) -> Table | None:
     ]
     note = (
         f"Validation {q.name} of one seed at the end of a trial. Trial 0 has the recipe of the parameter file, the "
-        "next ones its variants with the other listed values of what is tuned; Optuna (TPE) draws the rest. Every "
-        "model has the same number of trials, epochs and tuning seed."
+        "next ones its variants with the other listed values of what is tuned; Optuna (TPE) draws the rest."
     )
+    efforts = {tuple(r["params"].get(f"tune.{k}") for k in ("trials", "epochs", "seed")) for r in made.values()}
+    if len(efforts) == 1:
+        fewer = "; the more variants, the fewer are drawn" if len({row.get("drawn") for row in rows}) > 1 else ""
+        note += f" Every model has the same number of trials, epochs and tuning seed{fewer}."
     notes = (note, f"Not tuned: {'; '.join(left_out)}.") if left_out else (note,)
     caption = "Tuned recipes, chosen on the validation split."
     return Table("tuning", caption, pd.DataFrame(rows), pd.DataFrame(shown).fillna(""), notes)

@@ -65,8 +65,8 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
     left out.
 
     Raises:
-        FileNotFoundError: there are no records.
-        RecordError: a file of the one benchmark is damaged.
+        FileNotFoundError: there are no records at all.
+        RecordError, FileNotFoundError: a file of the one benchmark is damaged or missing.
         ValueError: `benchmark` cannot be a name.
         TrackingError: MLflow cannot be reached or refuses.
     """
@@ -79,7 +79,7 @@ def sync(results: Path, benchmark: str | None = None, pages: str = "") -> Synced
     for folder in folders:
         try:
             wanted[folder.name] = [*_models(folder), *_tunings(folder), *_studies(folder), *_report(folder)]
-        except RecordError as error:
+        except (RecordError, FileNotFoundError) as error:
             if benchmark is not None:
                 raise
             left_out.append(f"{folder.name} is left out: {error}")
@@ -141,8 +141,11 @@ def _models(folder: Path) -> list[Family]:
     speed = _records(base / "speed.json", "speed")
     table = folder / "tables" / "accuracy.csv"
     shown = {row["model"]: row for row in read_rows(table, ("model",))} if table.exists() else {}
+    found = {path.stem for kind in ("train", "evaluate", "cost") for path in json_files(base / kind)}
+    if (settings := folder / "tables" / "report.json").exists():  # as of the last report: others were removed
+        found &= {*(read_json(settings).get("models") or found)}
     families = []
-    for model in sorted({path.stem for kind in ("train", "evaluate", "cost") for path in json_files(base / kind)}):
+    for model in sorted(found):
         kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "cost", "timing")
         trained, tested, counted, timed = (_records(base / kind / f"{model}.json", kind) for kind in kinds)
         path = base / "history" / f"{model}.csv"
