@@ -421,7 +421,7 @@ def test_a_worker_of_another_checkout_is_named_with_its_file(
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(cluster.ROOT / "sunets", elsewhere / "sunets")
     edited = elsewhere / "sunets/core/record.py"
-    edited.write_text(edited.read_text() + "# edited\n")
+    edited.write_text(edited.read_text() + "EDITED = True\n")
     with cluster.cluster(elsewhere, 1, PYTHONPATH=f"{elsewhere}:{HERE.parent}") as made, on_cluster(made) as pool:
         expected = f"job 3 on {socket.gethostname()}: {elsewhere}/sunets/core/record.py differs from the driver's"
         with pytest.raises(JobError, match=expected):

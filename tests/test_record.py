@@ -184,8 +184,12 @@ def test_files_of_a_killed_process_are_no_records(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_closes_ends_a_command_as_an_interrupt_does() -> None:
-    with pytest.raises(Stopped) as stopped, stop_on_signals():
-        signal.raise_signal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+    try:
+        with pytest.raises(Stopped) as stopped, stop_on_signals():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert stopped.value.status == 129
 
 
