@@ -132,7 +132,7 @@ def test_a_failed_training_is_a_row_and_equal_trainings_are_shared(suite: Suite)
     assert [r["status"] for r in records] == ["finished", "finished", "failed"]
     failed = records[2]
     assert failed["arm"]["train.lr"] == 1e30
-    assert failed["reason"].startswith("TrainingError: the loss became nan in epoch ")
+    assert failed["reason"].startswith("the loss became nan in epoch ")
     assert failed["scores"] == {}
     assert failed["provenance"]["data_digest"] == records[0]["provenance"]["data_digest"]
     assert set(Path(".work").glob("*/weights.pt")) == before, "the other two are trainings of the study `depth`"

@@ -237,9 +237,8 @@ class Pool:
                     future.set_exception(error)
                 running[future] = plan, slot, job
             ended = wait(running, return_when=FIRST_COMPLETED).done
-            for future in sorted(
-                ended, key=lambda each: each.cancelled() or each.exception() is not None
-            ):  # results first
+            # Results first, since an error ends the loop.
+            for future in sorted(ended, key=lambda each: each.cancelled() or bool(each.exception())):
                 plan, slot, job = running.pop(future)
                 result, path = _result(future, job), self.path(job)
                 answers[plan][slot] = write_values(path, result) if path else result
