@@ -117,8 +117,12 @@ def estimate(suite: Suite, name: str, manifest: Manifest, data: DataFacts, speed
 def _trainings(study: StudyConfig, settings: list[Arm]) -> list[tuple[Arm, float]]:
     """List settings and how often each is trained; of a search, the mean over its space."""
     seeds = len(study.seeds)
+    if study.kind == "tuned":
+        finalists = min(study.confirm, study.trials)
+        more = finalists * (seeds - 1) if finalists > 1 else 0
+        return [(setting, study.trials + more + seeds) for setting in settings]
     if study.kind != "search":
-        return [(setting, study.trials * (study.kind == "tuned") + seeds) for setting in settings]
+        return [(setting, seeds) for setting in settings]
     sides = [axis_values(axis) for axis in study.axes]
     corners = list(itertools.islice(itertools.product(*sides), MAX_CORNERS))
     share = (study.trials + study.confirm * seeds) / len(corners)

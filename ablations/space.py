@@ -166,6 +166,12 @@ class Space:
         """Return the study's parameters."""
         return study_config(self.suite, self.name)
 
+    @property
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """Return the training seeds by which recipes are chosen: as many as the study's seeds, and none of them."""
+        fresh = (seed for seed in itertools.count(self.study.tuning_seed) if seed not in self.study.seeds)
+        return tuple(itertools.islice(fresh, len(self.study.seeds)))
+
     def config(self, setting: Arm) -> Config:
         """Build the configuration of a setting, whose key `seed` (default 0) is that of the training."""
         paths = {path: value for path, value in setting.items() if path != "seed"}

@@ -6,7 +6,8 @@ live in `.work/<fingerprint>`: a killed one goes on, and equal ones of several s
 are one, whichever runs first (`benchmark_training` in the record).
 
     one_at_a_time, grid    every point on every seed
-    tuned                  equal trials for each arm, the base's recipe first; then the arm's best on every seed
+    tuned                  equal trials for each arm, the base's recipe first; then its best few recipes on more
+                           tuning seeds; then the one with the best mean on every seed
     search                 sampled trials for two objectives; then the base and points of the front on every seed
 """
 
@@ -19,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from rich.progress import TaskID
 
+from ablations.choice import confirmed, finalists, without_seed
 from ablations.search import (
     STORAGE,
     BaseStorage,
@@ -41,7 +43,7 @@ from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
 from sunets.core.history import write_history
 from sunets.core.lock import locked
-from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, pareto_front, search_key, validation_column
+from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, search_key, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar
 from sunets.core.provenance import code_hash, environment, library_versions, provenance, stage_command
@@ -65,7 +67,6 @@ from sunets.profiling.cost import measure_cost
 from sunets.training.fit import fit, run_fingerprint, waiting_for
 from sunets.training.loop import TrainingError
 
-T = TypeVar("T")
 Kind = Literal["grid", "tuning", "search", "confirmation"]
 FINAL = ("grid", "confirmation")
 """Kinds that are scored on the test split."""
@@ -229,7 +230,7 @@ def run_study(suite: Suite, name: str, *, workers: int | None = None, fresh: boo
     space = Space(suite, name, manifest)
     points = check_study(space)
     base = space.config({})
-    parts = {"tuned": len(points), "search": 1 + study.confirm}.get(study.kind, len(points))
+    parts = {"tuned": len(points) * min(study.confirm, study.trials), "search": 1 + study.confirm}
     with (
         stage(
             f"ablate@{name}", paths, __name__, suite=suite, data_digest=manifest.digest,
@@ -240,7 +241,8 @@ def run_study(suite: Suite, name: str, *, workers: int | None = None, fresh: boo
         ) as code,
         open_pool(
             [__name__], paths.data, manifest.digest, device=base.train.device, threads=base.train.threads,
-            jobs=parts * max(study.batch, len(study.seeds)), results=paths.job_results, workers=workers,
+            jobs=parts.get(study.kind, len(points)) * max(study.batch, len(study.seeds)), results=paths.job_results,
+            workers=workers,
         ) as pool,
     ):  # fmt: skip
         headline = next(iter(suite.evaluate.variants))
@@ -254,9 +256,9 @@ def run_study(suite: Suite, name: str, *, workers: int | None = None, fresh: boo
             _Listener(plan) as listener,
         ):
 
-            def each(kind: Kind, settings: Sequence[Arm]) -> list[Trial]:
+            def each(kind: Kind, settings: Sequence[Arm], seeds: Sequence[int] = study.seeds) -> list[Trial]:
                 """Train settings on every seed."""
-                cells = [{**setting, "seed": seed} for setting in settings for seed in study.seeds]
+                cells = [{**setting, "seed": seed} for setting in settings for seed in seeds]
                 make_job = listener.expect(kind, plan.title(kind), len(cells))
                 plans = repeat(plan.title(kind), plan.objectives(kind), cells, storage, make_job, listener.end)
                 return pool.drive(plans, listener.on_message, reuse=not fresh)
@@ -266,7 +268,9 @@ def run_study(suite: Suite, name: str, *, workers: int | None = None, fresh: boo
             else:
                 searches = _searches(plan, listener, storage)
                 trials = [t for part in pool.drive(searches, listener.on_message, reuse=not fresh) for t in part]
-                if chosen := confirmed(plan, trials):
+                if best := finalists(study, plan.direction, trials):
+                    trials += each("tuning", best, plan.tuning_seeds[1:])
+                if chosen := confirmed(study, plan.direction, trials, plan.identity):
                     trials += each("confirmation", chosen)
             records = [listener.record(trial) for trial in trials]
             rows = [listener.rows(trial) for trial in trials]
@@ -299,39 +303,6 @@ def _searches(plan: _Plan, listener: _Listener, storage: BaseStorage) -> list[Pl
         return search(spec, storage, listener.expect(kind, spec.name, spec.trials), plan.identity, listener.end)
 
     return [of(point) for point in plan.points]
-
-
-def confirmed(plan: _Plan, trials: Sequence[Trial]) -> list[Arm]:
-    """Choose what is trained again on fresh seeds: each arm's best setting, or the base and points of the front."""
-    finished = [t for t in trials if t.status == "finished"]
-    sign = -1 if plan.direction == "minimize" else 1
-
-    def score(trial: Trial) -> float:
-        return sign * float(next(iter(trial.result["values"].values())))
-
-    if plan.study.kind == "tuned":
-        arms: dict[str, Trial] = {}
-        for trial in finished:  # of equal scores, the earlier trial's
-            if trial.study not in arms or score(trial) > score(arms[trial.study]):
-                arms[trial.study] = trial
-        return [_setting(trial.setting) for trial in arms.values()]
-    front = pareto_front([(score(t), -t.result["values"]["cost.gmacs"]) for t in finished])
-    chosen = [_setting(trial.setting) for trial in spread([finished[i] for i in front], plan.study.confirm)]
-    unique: dict[str, Arm] = {}
-    for setting in ({}, *chosen):  # the base first, which may lie on the front: it stays the reference
-        unique.setdefault(plan.identity(setting), setting)
-    return list(unique.values())
-
-
-def _setting(setting: Setting) -> Arm:
-    return {path: value for path, value in setting.items() if path != "seed"}
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Choose `count` items at about equal distances, the first and the last among them."""
-    if count >= len(items):
-        return list(items)
-    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 # Records -------------------------------------------------------------------------------------------------------------
@@ -445,7 +416,7 @@ class _Listener:
             duplicate_of=None if trial.duplicate_of is None else first + trial.duplicate_of,
             phase=kind,
             split=config.data.test_split if kind in FINAL else config.data.val_split,
-            setting=_setting(trial.setting),
+            setting=without_seed(trial.setting),
             arm=arm,
             tuned=(recipe := {axis.path: trial.setting[axis.path] for axis in plan.study.nuisance}),
             recipe_of_base=recipe == plan.first if recipe else None,

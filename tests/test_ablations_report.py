@@ -25,7 +25,14 @@ from ablations.report.figures import axes_figure, history_figure, interaction_fi
 from ablations.report.importance import decompose, importance, variance_shares, variance_table
 from ablations.report.page import build_ablation_report, findings
 from ablations.report.results import Study, axis_name
-from ablations.report.tables import axes_table, object_size_table, pareto_table, sampled_table, settings_table
+from ablations.report.tables import (
+    axes_table,
+    object_size_table,
+    pareto_table,
+    recipes_table,
+    sampled_table,
+    settings_table,
+)
 from sunets.core.config import ReportConfig, StudyConfig, Suite
 from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
 from sunets.core.stage import StageError
@@ -505,7 +512,42 @@ def test_the_table_states_by_how_much_each_recipe_won() -> None:
         for r, score in zip(finished, (0.5, 0.8, 0.8 + lead, *[0.1] * 9), strict=False):
             r["scores"][made.search_key] = score
     note = next(note for note in settings_table(made).notes if note.startswith("Lead of the chosen recipe"))
-    assert "in points: 0.12 (U-Net depth 1); 30.00 (U-Net depth 2)." in note
+    assert "in points: 0.12 (U-Net depth 1; 1 seed); 30.00 (U-Net depth 2; 1 seed)." in note
+
+
+def test_the_page_shows_the_recipes_that_each_arm_was_chosen_from() -> None:
+    """A mean over the tuning seeds chooses; its lead is shown with an interval, and no other table has these seeds."""
+    plain = study("tuned")
+    rates = [{"train.lr": lr, "train.weight_decay": 0.01} for lr in (0.003, 0.03)]
+    records = [r for r in plain.records if r["phase"] != "tuning"]
+    means = {1: (0.4, 0.3), 2: (0.5, 0.45)}
+    for seed in (100, 101, 102):
+        for depth, scores in means.items():
+            for values, mean in zip(rates, scores, strict=True):
+                arm, place = {"model.unet_depth": depth}, len(records)
+                diverged = (depth, seed, values["train.lr"]) == (2, 102, 0.03)
+                score = None if diverged else mean + 0.01 * (seed - 101)
+                records.append(trial(place, arm, seed, score, "tuning", tuned=values))
+    made = Study("tuned", plain.config, records, plain.label)
+    assert {r["seed"] for r in made.sampled} == {100}
+    assert [made.trials_of([setting]) for setting in made.settings] == [2, 2]
+    table = recipes_table(made)
+    assert table is not None
+    shown = table.view[["U-Net depth", "Learning rate", "Seeds", "Chosen"]].values.tolist()
+    assert shown == [
+        ["1", "0.003", "3", "yes"],
+        ["1", "0.03", "3", ""],
+        ["2", "0.003", "3", "yes"],
+        ["2", "0.03", "2", ""],
+    ]
+    assert table.data["search.miou.mean"].tolist() == pytest.approx([0.4, 0.3, 0.5, 0.445])
+    note = next(note for note in settings_table(made).notes if note.startswith("Lead of the chosen recipe"))
+    assert "in points: +10.00 (U-Net depth 1; 3 seeds); +5.00 (U-Net depth 2; 2 seeds)." in note, (
+        "no spread, no interval"
+    )
+    text = report_page.what_was_run(made)
+    assert "at most 3, were trained on 2 more tuning seeds (101, 102); the one with the best mean" in text
+    assert recipes_table(plain) is None
 
 
 def test_the_page_states_no_value_of_what_a_study_varies() -> None:

@@ -23,9 +23,10 @@ from tiny import TINY, write_checkout
 import sunets.core.stage
 import sunets.tracking.live
 from ablations import __main__ as commands
-from ablations.plan import estimate
+from ablations.choice import confirmed, finalists, spread
+from ablations.plan import estimate, plan_studies
 from ablations.search import Trial
-from ablations.study import confirmed, run_study, spread
+from ablations.study import run_study
 from sunets.core.config import Suite, load
 from sunets.core.metrics import pareto_front
 from sunets.core.record import read_json, read_rows
@@ -223,34 +224,74 @@ def test_a_search_confirms_the_base_and_points_of_its_front(suite: Suite) -> Non
     assert all(not r["reference"] for r in final[1:])
 
 
+def recipe_trial(depth: int, lr: float, score: float | None, seed: int = 100, copy: int | None = None) -> Trial:
+    """Make a trial of a tuned arm; without a score it diverged."""
+    status: Any = "failed" if score is None else "finished"
+    result = {"values": {} if score is None else {"search.miou": score}}
+    setting = {"model.unet_depth": depth, "train.lr": lr, "seed": seed}
+    return Trial("s", 0, setting, status, None, result, copy)
+
+
+def recipe(depth: int, lr: float) -> dict[str, Any]:
+    return {"model.unet_depth": depth, "train.lr": lr}
+
+
 def test_an_arm_without_a_finished_trial_is_not_confirmed(suite: Suite) -> None:
-    def trial(study: str, number: int, score: float | None) -> Trial:
-        status: Any = "failed" if score is None else "finished"
-        result = {"values": {} if score is None else {"search.miou": score}}
-        return Trial(study, number, {"train.lr": float(number), "seed": 100}, status, None, result)
+    study = suite.ablations["tuned"]
+    trials = [recipe_trial(1, 0.0, 0.1), recipe_trial(1, 1.0, 0.3), recipe_trial(1, 2.0, 0.3), recipe_trial(2, 0, None)]
+    assert confirmed(study, "maximize", trials, repr) == [recipe(1, 1.0)]
+    assert confirmed(study, "minimize", trials, repr) == [recipe(1, 0.0)]
 
-    class Plan:
-        study, direction = suite.ablations["tuned"], "maximize"
 
-    trials = [trial("a", 0, 0.1), trial("a", 1, 0.3), trial("a", 2, 0.3), trial("b", 0, None)]
-    assert confirmed(Plan(), trials) == [{"train.lr": 1.0}]  # type: ignore[arg-type]
-    Plan.direction = "minimize"
-    assert confirmed(Plan(), trials) == [{"train.lr": 0.0}]  # type: ignore[arg-type]
+def test_the_best_recipes_of_an_arm_go_to_more_seeds_and_their_mean_decides(suite: Suite) -> None:
+    study = suite.ablations["tuned"].model_copy(update={"seeds": (0, 1), "confirm": 2})
+    trials = [
+        *(recipe_trial(1, lr, score) for lr, score in ((0.1, 0.5), (0.2, 0.7), (0.3, 0.6))),
+        recipe_trial(1, 0.2, 0.7, copy=1),
+        *(recipe_trial(2, lr, score) for lr, score in ((0.1, None), (0.2, 0.4))),
+    ]
+    assert finalists(study, "maximize", trials) == [recipe(1, 0.2), recipe(1, 0.3)], "of the other arm, one finished"
+    assert finalists(study, "minimize", trials) == [recipe(1, 0.1), recipe(1, 0.3)]
+    assert finalists(study.model_copy(update={"confirm": 1}), "maximize", trials) == []
+    assert finalists(study.model_copy(update={"seeds": (0,)}), "maximize", trials) == []
+    again = [*trials, recipe_trial(1, 0.2, 0.1, 101), recipe_trial(1, 0.3, 0.6, 101)]
+    assert confirmed(study, "maximize", again, repr) == [recipe(1, 0.3), recipe(2, 0.2)]
+    diverged = [*trials, recipe_trial(1, 0.2, 0.1, 101), recipe_trial(1, 0.3, None, 101)]
+    assert confirmed(study, "maximize", diverged, repr) == [recipe(1, 0.2), recipe(2, 0.2)]
+
+
+@pytest.mark.slow
+def test_recipes_are_chosen_on_seeds_that_no_score_has(suite: Suite) -> None:
+    again = {"kind": "tuned", "model": "net", "seeds": [101, 0], "trials": 2, "axes": [DEPTHS], "nuisance": [RATE]}
+    suite = load("params.yaml", [f"ablations={{again: {json.dumps(again | {'pruning': False})}}}"])
+    records = run_study(suite, "again")
+    tuning = [r for r in records if r["phase"] == "tuning"]
+    assert [r["number"] for r in records] == list(range(12))
+    assert [r["seed"] for r in tuning] == [100] * 4 + [102] * 4, "the next that the study does not score"
+    assert {r["split"] for r in tuning} == {"val"}
+    final = records[8:]
+    assert [(r["phase"], r["split"], r["seed"]) for r in final] == [("confirmation", "test", s) for s in (101, 0)] * 2
+    for records_of_arm in (final[:2], final[2:]):
+        means: dict[float, list[float]] = {}
+        for r in tuning:
+            if r["arm"] == records_of_arm[0]["arm"]:
+                means.setdefault(r["tuned"]["train.lr"], []).append(r["scores"]["search.miou"])
+        assert {len(scores) for scores in means.values()} == {2}
+        assert {r["tuned"]["train.lr"] for r in records_of_arm} == {max(means, key=lambda lr: sum(means[lr]))}
+    estimate, *_ = plan_studies(suite, ["again"], gpu_tflops=1.0).values()
+    assert (estimate.points, estimate.trainings) == (2, len(records))
 
 
 def test_a_base_on_the_front_stays_the_reference(suite: Suite) -> None:
-    class Plan:
-        study, direction = suite.ablations["search"], "maximize"
-
-        def identity(self, setting: Any) -> int:
-            return setting.get("model.unet_depth", 1)  # that of the base
+    def identity(setting: Any) -> int:
+        return setting.get("model.unet_depth", 1)  # that of the base
 
     def trial(number: int, score: float, gmacs: float) -> Trial:
         values = {"search.miou": score, "cost.gmacs": gmacs}
         return Trial("s", number, {"model.unet_depth": number, "seed": 100}, "finished", None, {"values": values})
 
     trials = [trial(1, 0.1, 1.0), trial(2, 0.2, 2.0)]
-    assert confirmed(Plan(), trials) == [{}, {"model.unet_depth": 2}]  # type: ignore[arg-type]
+    assert confirmed(suite.ablations["search"], "maximize", trials, identity) == [{}, {"model.unet_depth": 2}]
 
 
 def test_the_front_has_no_dominated_point() -> None:

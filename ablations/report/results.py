@@ -24,7 +24,7 @@ from sunets.report.write import NAMES, value_text
 KINDS = {
     "one_at_a_time": "one axis at a time from the default",
     "grid": "every combination",
-    "tuned": "every combination, each tuned with the same number of trials, its best recipe trained again",
+    "tuned": "every combination, each tuned with the same effort, its best recipe trained again",
     "search": "a sampled search for two objectives, points of its front trained again",
 }
 
@@ -50,6 +50,16 @@ class Setting:
     def cost(self, key: str) -> float | None:
         """Return an exact cost of its network."""
         return next((r["cost"][key] for r in self.records if r["cost"].get(key) is not None), None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe of a tuned arm and its validation scores over the tuning seeds."""
+
+    records: list[Record]
+    scores: dict[int, float]
+    """Tuning seed -> score of the finished trials."""
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,33 @@ class Study:
 
     @cached_property
     def sampled(self) -> list[Record]:
-        """Trials of a sampler."""
-        return [r for r in self.records if r["phase"] in ("tuning", "search")]
+        """Trials of a sampler, all with one training seed."""
+        seed = self.config.tuning_seed
+        return [r for r in self.records if r["phase"] in ("tuning", "search") and r["seed"] == seed]
+
+    @cached_property
+    def recipes(self) -> list[Recipe]:
+        """The recipes of each tuned arm that were trained on several tuning seeds, an arm's best mean first."""
+        final = {json.dumps([r["arm"], r["tuned"]]) for r in self.final}
+        groups: dict[str, dict[str, list[Record]]] = {}
+        for r in self.records:
+            if r["phase"] == "tuning" and r.get("duplicate_of") is None:
+                key = json.dumps([r["arm"], r["tuned"]])
+                groups.setdefault(json.dumps(r["arm"]), {}).setdefault(key, []).append(r)
+        recipes = []
+        for arm in groups.values():
+            several = [
+                Recipe(
+                    rows,
+                    {r["seed"]: r["scores"][self.search_key] for r in rows if r["status"] == FINISHED},
+                    chosen=key in final,
+                )
+                for key, rows in arm.items()
+                if len(rows) > 1
+            ]
+            sign = -1 if higher_is_better(self.headline) else 1
+            recipes += sorted(several, key=lambda r: (not r.chosen, sign * float(np.mean([*r.scores.values()]))))
+        return recipes
 
     @cached_property
     def front(self) -> list[Record]:

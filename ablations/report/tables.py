@@ -23,7 +23,7 @@ from sunets.report.comparison import (
     wins_text,
 )
 from sunets.report.records import DIVERGED, FINISHED, quantity
-from sunets.report.statistics import mean_interval
+from sunets.report.statistics import mean_interval, paired_difference
 from sunets.report.tables import SIZE_KEYS, SIZE_NOTE, budget_note, budget_text
 from sunets.report.write import TRIAL_NUMBERS, Paper, Table, join, plural, value_text
 
@@ -73,8 +73,8 @@ def settings_table(study: Study) -> Table:
     ]
     if leads := _leads(study):
         notes.append(
-            f"Lead of the chosen recipe over the next best in validation, one seed, in {q.difference_unit}: "
-            f"{'; '.join(leads)}. A lead within the noise of a seed does not tell which recipe is better."
+            f"Lead of the chosen recipe over the next best in validation, in {q.difference_unit}: {'; '.join(leads)}. "
+            "A lead within the noise of the seeds does not tell which recipe is better."
         )
     twice = [(setting.arm, arm) for setting in study.settings for arm in setting.same_as]
     if twice:
@@ -114,14 +114,21 @@ def object_size_table(study: Study) -> Table | None:
 
 
 def _leads(study: Study) -> list[str]:
-    """Write the lead of the chosen recipe of each tuned arm, such as `0.34 (U-Net depth 1, 1, 1)`."""
+    """Write the lead of the chosen recipe of each tuned arm, such as `0.34 [-0.10, +0.78] (U-Net depth 1, 1, 1)`."""
     leads = []
     for setting in study.settings if study.config.kind == "tuned" else ():
+        if several := [r for r in study.recipes if r.records[0]["arm"] == setting.arm]:
+            sign = 1 if higher_is_better(study.headline) else -1
+            best, second = ({seed: sign * score for seed, score in recipe.scores.items()} for recipe in several[:2])
+            if lead := paired_difference(best, second):
+                text = difference_text(study.shown, lead)
+                leads.append(f"{text} ({arm_text(study, setting.arm)}; {plural(lead.n, 'seed')})")
+            continue
         trials = [r for r in study.sampled if r["arm"] == setting.arm and r.get("duplicate_of") is None]
         scores = sorted(r["scores"][study.search_key] for r in trials if r["status"] == FINISHED)
         if len(scores) > 1:
             best, second = scores[:-3:-1] if higher_is_better(study.headline) else scores[:2]
-            leads.append(f"{study.shown.text(abs(best - second))} ({arm_text(study, setting.arm)})")
+            leads.append(f"{study.shown.text(abs(best - second))} ({arm_text(study, setting.arm)}; 1 seed)")
     return leads
 
 
@@ -174,6 +181,33 @@ def _reference_text(study: Study) -> str:
 def sampled_table(study: Study) -> Table | None:
     """Make the table of a sampler's trials; None without a sampler."""
     return _trials(study, study.sampled, "trials", f"Trials on the validation split for {study.name}.")
+
+
+def recipes_table(study: Study) -> Table | None:
+    """Make the table of the recipes that each arm was chosen from; None where one seed chose."""
+    if not study.recipes:
+        return None
+    q, rows, lines = study.shown, [], []
+    for recipe in study.recipes:
+        first, estimate = recipe.records[0], mean_interval([*recipe.scores.values()])
+        names = {p: value_text(first["arm"][p]) for p in study.axes}
+        numbers = " ".join(str(r["number"]) for r in recipe.records)
+        row = {"study": study.name, **names, **first["tuned"], "n_seeds": estimate.n, TRIAL_NUMBERS: numbers}
+        rows.append(row | {"chosen": recipe.chosen, **estimate_columns(study.search_key, estimate)})
+        line = {axis_name(p): text for p, text in names.items()}
+        line |= {axis_name(p): value_text(value) for p, value in first["tuned"].items()}
+        line |= {"Seeds": str(estimate.n), f"Search {q.heading}": estimate_text(q, estimate)}
+        lines.append(line | {"Chosen": "yes" if recipe.chosen else ""})
+    view = pd.DataFrame(lines)
+    note = (
+        f"Mean over the tuning seeds and its 95 % t-interval, on the {study.sampled[0]['split']} split: by it the "
+        "recipe of each arm is chosen. One that diverged on a seed is behind the others. No other table has these "
+        "seeds."
+    )
+    caption = f"Recipes that each arm of {study.name} was chosen from."
+    return Table(
+        f"{study.name}_recipes", caption, pd.DataFrame(rows), view, (note,), paper=Paper(view, names=len(study.axes))
+    )
 
 
 def pareto_table(study: Study) -> Table | None:

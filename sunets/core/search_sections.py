@@ -91,9 +91,12 @@ class StudyConfig(Section):
     search_seed: Seed = 0
     """Seed of the sampler."""
     tuning_seed: Seed = 100
-    """Training seed of trials that search; never one of `seeds`."""
+    """Training seed of trials that search; never one of `seeds`. Recipes of tuned arms are chosen by it and the ones
+    after it."""
     confirm: int = Field(3, ge=1)
-    """search: best points trained again on `seeds`."""
+    """tuned: best recipes of an arm that are trained on as many tuning seeds as there are `seeds`; the one with the
+    best mean validation score is trained again on `seeds`. 1 lets one seed choose. search: best points that are trained
+    again on `seeds`."""
     pruning: bool = True
     """tuned: stop trials whose validation score at a rung is below the median of all that got there."""
     rungs: tuple[int, ...] | None = None

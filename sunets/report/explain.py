@@ -27,10 +27,10 @@ _KEYS = {
 _KIND = {"cost": "cost", "tuning": "tune", "speed": "speed", "training_time": "train"}
 _STUDY_KEYS: dict[str, tuple[str, ...]] = {
     "_axes": ("axis", "value"), "_variance": ("term",), "_trials": ("number",), "_pareto": ("number",),
-    "_object_size": (),
+    "_object_size": (), "_recipes": (),
 }  # fmt: skip
 """End of the file stem of an ablation's table -> columns that name its rows; without any, a row is a setting of the
-axes."""
+axes, or a recipe of one."""
 Cells = Mapping[str, Any]
 
 
@@ -56,7 +56,7 @@ class Explainer:
         Args:
             benchmark: name of the benchmark.
             table: file stem of a table in `tables/`, such as accuracy; of an ablation, ablations/STUDY, or the same
-                with _axes, _object_size, _variance, _trials or _pareto; zoo/cost_segmentation,
+                with _axes, _object_size, _variance, _recipes, _trials or _pareto; zoo/cost_segmentation,
                 zoo/cost_classification or zoo/speed; or claims.
             row: key or label of a model, a claim, values of a study's axes, or the number of a trial; several are
                 joined by slashes.
@@ -141,7 +141,8 @@ class Explainer:
         file = folder / f"{path.stem.removesuffix(end)}.json"
         trials = {r["number"]: r for r in self._checked(file, "trial")}
         rows = self._rows(path, _STUDY_KEYS.get(end) or (TRIAL_NUMBERS,))
-        keys = _STUDY_KEYS.get(end) or tuple(c for c in rows[0] if any(c in r["arm"] for r in trials.values()))
+        named = [r["arm"] | (r["tuned"] if end == "_recipes" else {}) for r in trials.values()]
+        keys = _STUDY_KEYS.get(end) or tuple(c for c in rows[0] if any(c in values for values in named))
         cells = _row(rows, keys, table, row)
         base, columns = _column(cells, table, column)
 
