@@ -33,7 +33,9 @@ lock:  ## write requirements.lock anew from pyproject.toml, for every platform
 	.work/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links $(UPGRADE) --output-file requirements.lock pyproject.toml
 
+# A kill at the moment when DVC writes its table of locks leaves it empty, and DVC refuses an empty one ever after.
 repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost, ablations, tables and figures
+	@if [ -f .dvc/tmp/rwlock ] && [ ! -s .dvc/tmp/rwlock ]; then rm .dvc/tmp/rwlock; fi
 	$(VENV)/bin/dvc repro
 
 repro-from-nothing: env  ## run every stage again, trainings included, up to date or not

@@ -184,14 +184,31 @@ def test_a_file_that_is_no_preset_is_named_and_hides_no_other(checkout: Path) ->
         use_preset("smoke")
 
 
-def test_make_ui_gives_mlflow_one_address_in_a_path_with_spaces(checkout: Path) -> None:
-    shutil.copy(ROOT / "Makefile", checkout)
-    shutil.copy(ROOT / "requirements.lock", checkout)
-    shutil.copy(ROOT / "pyproject.toml", checkout)
-    program = checkout / ".venv/bin/mlflow"
-    program.parent.mkdir(parents=True)
+@pytest.fixture
+def environment(checkout: Path) -> Path:
+    """Directory of programs of an environment that `make` takes for complete."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
+    programs = checkout / ".venv/bin"
+    programs.mkdir(parents=True)
+    (checkout / ".venv/.stamp").touch()
+    return programs
+
+
+def test_make_repro_removes_a_table_of_locks_that_a_kill_left_empty(checkout: Path, environment: Path) -> None:
+    program, locks = environment / "dvc", checkout / ".dvc/tmp/rwlock"
+    program.write_text("#!/bin/sh\nls .dvc/tmp\n", encoding="utf-8")
+    program.chmod(0o755)
+    locks.parent.mkdir(parents=True)
+    for content, kept in (("", False), ("{}", True)):
+        locks.write_text(content)
+        done = subprocess.run(["make", "repro"], capture_output=True, encoding="utf-8", check=True)
+        assert ("rwlock" in done.stdout.splitlines()) == kept
+
+
+def test_make_ui_gives_mlflow_one_address_in_a_path_with_spaces(environment: Path) -> None:
+    program = environment / "mlflow"
     program.write_text('#!/bin/sh\nfor a in "$@"; do echo "argument: $a"; done\n', encoding="utf-8")
     program.chmod(0o755)
-    (checkout / ".venv/.stamp").touch()
     done = subprocess.run(["make", "ui"], capture_output=True, encoding="utf-8", check=True)
     assert "argument: sqlite:///mlflow.db" in done.stdout.splitlines()  # of the directory in which make runs
