@@ -13,7 +13,7 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env lock repro repro-from-nothing transfer paper test test-fast verify lint check zoo ui clean
+.PHONY: help env lock unlocked repro repro-from-nothing transfer paper test test-fast verify lint check zoo ui clean
 help:  ## list these
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
@@ -33,22 +33,24 @@ lock:  ## write requirements.lock anew from pyproject.toml, for every platform
 	.work/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links $(UPGRADE) --output-file requirements.lock pyproject.toml
 
-# A kill at the moment when DVC writes its table of locks leaves it empty, and DVC refuses an empty one ever after.
-repro: env  ## run the pipeline of params.yaml: data, training, evaluation, cost, ablations, tables and figures
-	@if [ -f .dvc/tmp/rwlock ] && [ ! -s .dvc/tmp/rwlock ]; then rm .dvc/tmp/rwlock; fi
+repro: env unlocked  ## run the pipeline of params.yaml: data, training, evaluation, cost, ablations, tables and figures
 	$(VENV)/bin/dvc repro
 
-repro-from-nothing: env  ## run every stage again, trainings included, up to date or not
+repro-from-nothing: env unlocked  ## run every stage again, trainings included, up to date or not
 	rm -rf .work
 	$(VENV)/bin/dvc repro --force
 
+# A kill at the moment when DVC writes its table of locks leaves it empty, and DVC refuses an empty one ever after.
+unlocked:
+	@if [ -f .dvc/tmp/rwlock ] && [ ! -s .dvc/tmp/rwlock ]; then rm .dvc/tmp/rwlock; fi
+
 # Chains: each preset starts from the weights of the one before. Killed, a chain goes on where it stopped: finished
 # trainings and scores are found by what decides them.
-transfer: env  ## show what pre-training gives, on embedded data: classify shapes, then segment
+transfer: env unlocked  ## show what pre-training gives, on embedded data: classify shapes, then segment
 	$(PY) -m sunets preset transfer_shapes && $(VENV)/bin/dvc repro
 	$(PY) -m sunets preset transfer_segmentation && $(VENV)/bin/dvc repro
 
-paper: env  ## run the authors' recipe: ImageNet, COCO, VOC, multi-scale test, an archive of each model of ARCHIVES
+paper: env unlocked  ## run the authors' recipe: ImageNet, COCO, VOC, multi-scale test, an archive of each model of ARCHIVES
 	$(PY) -m sunets preset imagenet && $(VENV)/bin/dvc repro
 	$(PY) -m sunets preset coco && $(VENV)/bin/dvc repro
 	$(PY) -m sunets preset voc && $(VENV)/bin/dvc repro

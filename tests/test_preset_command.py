@@ -195,14 +195,16 @@ def environment(checkout: Path) -> Path:
     return programs
 
 
-def test_make_repro_removes_a_table_of_locks_that_a_kill_left_empty(checkout: Path, environment: Path) -> None:
-    program, locks = environment / "dvc", checkout / ".dvc/tmp/rwlock"
-    program.write_text("#!/bin/sh\nls .dvc/tmp\n", encoding="utf-8")
-    program.chmod(0o755)
+@pytest.mark.parametrize("target", ["repro", "repro-from-nothing", "transfer", "paper"])
+def test_make_removes_a_table_of_locks_that_a_kill_left_empty(target: str, checkout: Path, environment: Path) -> None:
+    locks = checkout / ".dvc/tmp/rwlock"
+    for name, does in (("dvc", "ls .dvc/tmp"), ("python", "true")):
+        (environment / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (environment / name).chmod(0o755)
     locks.parent.mkdir(parents=True)
     for content, kept in (("", False), ("{}", True)):
         locks.write_text(content)
-        done = subprocess.run(["make", "repro"], capture_output=True, encoding="utf-8", check=True)
+        done = subprocess.run(["make", target], capture_output=True, encoding="utf-8", check=True)
         assert ("rwlock" in done.stdout.splitlines()) == kept
 
 

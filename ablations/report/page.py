@@ -10,16 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ablations.report.figures import DRAWN
-from ablations.report.importance import RESAMPLES, variance_table
+from ablations.report.importance import RESAMPLES
 from ablations.report.results import KINDS, Study, arm_text, axis_name
-from ablations.report.tables import (
-    axes_table,
-    object_size_table,
-    pareto_table,
-    recipes_table,
-    sampled_table,
-    settings_table,
-)
+from ablations.report.tables import MADE
 from sunets.core.config import Suite
 from sunets.core.history import read_history
 from sunets.core.paths import BenchmarkPaths
@@ -127,10 +120,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
 
 
 def _tables(study: Study) -> list[Table]:
-    makers = (
-        settings_table, axes_table, object_size_table, variance_table, recipes_table, pareto_table, sampled_table,
-    )  # fmt: skip
-    return [table for make in makers if (table := make(study)) is not None]
+    return [table for make in MADE if (table := make(study)) is not None]
 
 
 def _figures(study: Study) -> dict[str, Figure]:
@@ -193,7 +183,7 @@ def what_was_run(study: Study) -> str:
             sentences.append(
                 f"The best recipes of each arm, at most {min(c.confirm, c.trials)}, were trained on "
                 f"{plural(len(more), 'more tuning seed')} ({', '.join(map(str, more))}); the one with the best mean on "
-                f"that split was chosen."
+                "that split was chosen."
             )
         if repeated := sum(r.get("duplicate_of") is not None for r in study.sampled):
             sentences.append(

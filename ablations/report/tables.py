@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from ablations.report.results import KINDS, Setting, Study, arm_text, axis_name
+from ablations.report.importance import variance_table
+from ablations.report.results import KINDS, Recipe, Setting, Study, arm_text, axis_name
 from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
 from sunets.report.comparison import (
@@ -118,9 +119,8 @@ def _leads(study: Study) -> list[str]:
     leads = []
     for setting in study.settings if study.config.kind == "tuned" else ():
         if several := [r for r in study.recipes if r.records[0]["arm"] == setting.arm]:
-            sign = 1 if higher_is_better(study.headline) else -1
-            best, second = ({seed: sign * score for seed, score in recipe.scores.items()} for recipe in several[:2])
-            if lead := paired_difference(best, second):
+            better, worse = (r.scores for r in (several[:2] if higher_is_better(study.headline) else several[1::-1]))
+            if lead := paired_difference(better, worse):
                 text = difference_text(study.shown, lead)
                 leads.append(f"{text} ({arm_text(study, setting.arm)}; {plural(lead.n, 'seed')})")
             continue
@@ -169,9 +169,9 @@ def axes_table(study: Study) -> Table | None:
     )
 
 
-def _numbers(settings: Iterable[Setting]) -> str:
-    """Return the trials of settings, by which `sunets explain` finds their records."""
-    return " ".join(str(number) for number in sorted({r["number"] for s in settings for r in s.records}))
+def _numbers(rows: Iterable[Setting | Recipe]) -> str:
+    """Return the trials behind a row of a table, by which `sunets explain` finds their records."""
+    return " ".join(str(number) for number in sorted({r["number"] for row in rows for r in row.records}))
 
 
 def _reference_text(study: Study) -> str:
@@ -191,8 +191,7 @@ def recipes_table(study: Study) -> Table | None:
     for recipe in study.recipes:
         first, estimate = recipe.records[0], mean_interval([*recipe.scores.values()])
         names = {p: value_text(first["arm"][p]) for p in study.axes}
-        numbers = " ".join(str(r["number"]) for r in recipe.records)
-        row = {"study": study.name, **names, **first["tuned"], "n_seeds": estimate.n, TRIAL_NUMBERS: numbers}
+        row = {"study": study.name, **names, **first["tuned"], "n_seeds": estimate.n, TRIAL_NUMBERS: _numbers([recipe])}
         rows.append(row | {"chosen": recipe.chosen, **estimate_columns(study.search_key, estimate)})
         line = {axis_name(p): text for p, text in names.items()}
         line |= {axis_name(p): value_text(value) for p, value in first["tuned"].items()}
@@ -238,3 +237,9 @@ def _trials(study: Study, trials: Sequence[Record], name: str, caption: str, mor
     view[gmacs.heading] = data["cost.gmacs"].map(gmacs.text)
     note = f"Scores of one seed on the {trials[0]['split']} split, used to choose settings, not to compare them.{more}"
     return Table(f"{study.name}_{name}", caption, data, view, (note,), paper=Paper(view, names=1))
+
+
+MADE: tuple[Callable[[Study], Table | None], ...] = (
+    settings_table, axes_table, object_size_table, variance_table, recipes_table, pareto_table, sampled_table,
+)  # fmt: skip
+"""What makes the tables of a study, in the order of the page."""

@@ -141,8 +141,10 @@ class Explainer:
         file = folder / f"{path.stem.removesuffix(end)}.json"
         trials = {r["number"]: r for r in self._checked(file, "trial")}
         rows = self._rows(path, _STUDY_KEYS.get(end) or (TRIAL_NUMBERS,))
-        named = [r["arm"] | (r["tuned"] if end == "_recipes" else {}) for r in trials.values()]
-        keys = _STUDY_KEYS.get(end) or tuple(c for c in rows[0] if any(c in values for values in named))
+        parts = ("arm", "tuned") if end == "_recipes" else ("arm",)
+        keys = _STUDY_KEYS.get(end) or tuple(
+            c for c in rows[0] if any(c in r[part] for r in trials.values() for part in parts)
+        )
         cells = _row(rows, keys, table, row)
         base, columns = _column(cells, table, column)
 
