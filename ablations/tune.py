@@ -2,25 +2,28 @@
 
 The first trial has the recipe of the parameter file, so that the chosen one is never worse on the validation split. The
 next ones have the other combinations of the axes with `values`, such as the starts; Optuna draws the rest from
-`tune.space`. All trials of a benchmark train with one seed, which no row of its tables has. An axis that a model does
-not have, or that its own `train` fixes, is left out of its space; the record says so.
+`tune.space`. All trials of a benchmark train with one seed; the first recipe and the best others then train with more,
+and the best mean is chosen. No row of a table of scores has these seeds. An axis that a model does not have, or that
+its own `train` fixes, is left out of its space; the record says so.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ablations.search import STORAGE, Direction, Search, Setting, Trial, open_storage, search
+from ablations.search import STORAGE, Direction, Search, Setting, Trial, open_storage, repeat, search
 from sunets.core import recipes
-from sunets.core.config import AxisConfig, Config, Suite, flatten, override
+from sunets.core.config import AxisConfig, Config, Suite, derive_seed, flatten, override
 from sunets.core.config import fingerprint as digest_of
 from sunets.core.executor import Job, Send, open_pool
+from sunets.core.finalists import FINALISTS, TUNING_SEEDS
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar, scores_text
@@ -84,6 +87,12 @@ class _Tuning:
     def direction(self) -> Direction:
         return "maximize" if higher_is_better(self.score) else "minimize"
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Training seeds that recipes are chosen by; the first is that of all trials."""
+        more = (derive_seed("tune", self.suite.tune.seed, n) % (1 << 31) for n in range(1, TUNING_SEEDS))
+        return (self.base.seed, *more)
+
     def config(self, setting: Setting) -> Config:
         return override(self.base, setting, source=f"models.{self.key}: tuning")
 
@@ -96,20 +105,29 @@ class _Tuning:
             "score": self.score,
         }
         paths = {"data": str(self.paths.data), "work": str(self.paths.work)}
-        return Job(f"{self.key} trial {number}", f"{__name__}:{run_trial.__name__}", arguments, paths)
+        name = f"{self.key} finalist, training {number}" if "seed" in setting else f"{self.key} trial {number}"
+        return Job(name, f"{__name__}:{run_trial.__name__}", arguments, paths)
+
+    def finalists(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the first trial and the best others, of different recipes; none if there is one recipe."""
+        finished = [t for t in trials if t.status == "finished" and t.duplicate_of is None]
+        others = sorted(finished, key=lambda t: (t.number > 0, -self._score(t)))
+        best = sorted(others[:FINALISTS], key=lambda t: t.number)
+        return best if len(best) > 1 else []
+
+    def _score(self, trial: Trial) -> float:
+        """Return the score of a finished trial, so that larger is better."""
+        score = float(trial.result["values"][self.score])
+        return score if self.direction == "maximize" else -score
 
     def best(self, trials: Sequence[Trial]) -> list[Trial | None]:
         """Return the best trial so far after each; of equal scores the earlier one, None where all have diverged."""
         best: list[Trial | None] = []
         for trial in trials:
             last = best[-1] if best else None
-            better = trial.status == "finished" and (last is None or self._gain(trial, last) > 0)
+            better = trial.status == "finished" and (last is None or self._score(trial) > self._score(last))
             best.append(trial if better else last)
         return best
-
-    def _gain(self, trial: Trial, other: Trial) -> float:
-        gain = float(trial.result["values"][self.score] - other.result["values"][self.score])
-        return gain if self.direction == "maximize" else -gain
 
 
 def plan_tuning(suite: Suite, key: str, manifest: Manifest, paths: BenchmarkPaths) -> _Tuning:
@@ -169,7 +187,7 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None) -> Record:
         train = tuning.base.train
         with open_pool(
             [__name__], paths.data, manifest.digest, device=train.device, threads=train.threads,
-            jobs=min(suite.tune.batch, suite.tune.trials), results=paths.job_results, workers=workers,
+            jobs=max(min(suite.tune.batch, suite.tune.trials), FINALISTS), results=paths.job_results, workers=workers,
         ) as pool:  # fmt: skip
             decides = (head["fingerprint"], manifest.digest, code, library_versions(), pool.device)
             spec = _search(tuning, f"{suite.benchmark}, tuning of {key} ({digest_of(*decides)})")
@@ -184,9 +202,16 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None) -> Record:
 
                 plan = search(spec, storage, tuning.job, identity, progress.end)
                 (trials,) = pool.drive([plan], progress.on_message)
-        record = make_record("tune", **head, **_outcome(tuning, trials))
+                finalists = tuning.finalists(trials)
+                cells = [{**trial.setting, "seed": seed} for trial in finalists for seed in tuning.seeds[1:]]
+                progress.expect(len(cells))
+                again = repeat(
+                    f"{spec.name}, finalists", spec.objectives, cells, storage, tuning.job, progress.end_finalist
+                )
+                scores = _Scores(tuning, finalists, pool.drive(again, progress.on_message) if cells else [])
+        record = make_record("tune", **head, **_outcome(tuning, trials, scores))
         best = tuning.best(trials)
-        rows = [_row(tuning, trial, so_far) for trial, so_far in zip(trials, best, strict=True)]
+        rows = [_row(tuning, trial, so_far, scores) for trial, so_far in zip(trials, best, strict=True)]
         history = [{"number": trial.number, **row} for trial in trials for row in trial.result["history"]]
         recipes.write_tuning(paths, key, record, rows, history)
     if record["status"] == "failed":
@@ -241,9 +266,50 @@ def _record_head(tuning: _Tuning, code: str) -> Record:
     }
 
 
-def _outcome(tuning: _Tuning, trials: Sequence[Trial]) -> Record:
+@dataclass
+class _Scores:
+    """Scores of the finalists over the tuning seeds."""
+
+    tuning: _Tuning
+    finalists: Sequence[Trial]
+    again: Sequence[Trial]
+    """Their trainings on the seeds after the first, a finalist after the other."""
+    by_seed: dict[int, dict[int, float]] = field(init=False)
+    """Number of a finalist -> seed -> score of the trainings that finished."""
+
+    def __post_init__(self) -> None:
+        first, *more = self.tuning.seeds
+        trainings = iter(self.again)
+        self.by_seed = {
+            finalist.number: {
+                seed: trial.result["values"][self.tuning.score]
+                for seed, trial in ((first, finalist), *((seed, next(trainings)) for seed in more))
+                if trial.status == "finished"
+            }
+            for finalist in self.finalists
+        }
+
+    def seeds_of(self, trial: Trial) -> dict[int, float]:
+        """Return the scores of a finalist by seed, or of a trial that repeats one."""
+        return self.by_seed.get(trial.number if trial.duplicate_of is None else trial.duplicate_of, {})
+
+    def of(self, trial: Trial) -> float | None:
+        """Return the score that a trial's recipe is chosen by: of a finalist, the mean over the seeds.
+
+        Of several finalists, those that diverged on more seeds than others have none, nor have the other trials.
+        """
+        if not self.finalists:
+            return trial.result["values"].get(self.tuning.score)
+        scores = self.seeds_of(trial)
+        most = max(map(len, self.by_seed.values()))
+        return statistics.fmean(scores.values()) if len(scores) == most else None
+
+
+def _outcome(tuning: _Tuning, trials: Sequence[Trial], scores: _Scores) -> Record:
     """Return the keys of the record that the trials decide."""
-    best = tuning.best(trials)[-1]
+    sign = 1 if tuning.direction == "maximize" else -1
+    chosen = [(sign * score, trial) for trial in trials if (score := scores.of(trial)) is not None]
+    best = max(chosen, key=lambda pair: pair[0], default=(0.0, None))[1]  # of equal scores, the first
     if best is None:
         remedy = "lower the learning rates of tune.space and of train, and run `python -m ablations tune` again"
         return {
@@ -256,17 +322,24 @@ def _outcome(tuning: _Tuning, trials: Sequence[Trial]) -> Record:
     return {
         "trial": best.number,
         "chosen": best.setting,
-        "scores": best.result["values"],
+        "scores": {tuning.score: scores.of(best)},
         "environment": best.result["environment"],
     }
 
 
-def _row(tuning: _Tuning, trial: Trial, best: Trial | None) -> Record:
-    """Return a trial as a row of the table."""
+def _row(tuning: _Tuning, trial: Trial, best: Trial | None, scores: _Scores) -> Record:
+    """Return a trial as a row of the table.
+
+    `val.*` is what recipes are chosen by, `first` the score of the first seed, `best` the best of those so far;
+    `seed N` are a finalist's scores on the other seeds.
+    """
     head = {name: getattr(trial, name) for name in recipes.COLUMNS}
     values = {k: str(v) if isinstance(v, list) else v for k, v in trial.setting.items()}
-    score = trial.result["values"].get(tuning.score)
-    return head | values | {tuning.score: score, "best": None if best is None else best.result["values"][tuning.score]}
+    first = trial.result["values"].get(tuning.score)
+    row = head | values | {tuning.score: scores.of(trial), "first": first}
+    row["best"] = None if best is None else best.result["values"][tuning.score]
+    of_seeds = scores.seeds_of(trial)
+    return row | {f"seed {seed}": of_seeds.get(seed) for seed in tuning.seeds[1:] if scores.finalists}
 
 
 @dataclass
@@ -292,11 +365,23 @@ class _Progress:
         epoch = f"epoch {row['epoch']}/{self.tuning.base.train.epochs}"
         self._say(f"{name} {epoch}: {scores_text(row)}", last=f"{name} {epoch}")
 
+    def expect(self, trainings: int) -> None:
+        """Add the trainings of the finalists."""
+        self._finalists = trainings
+        self._bars.update(self._task, total=self._total + trainings)
+
     def end(self, trial: Trial) -> None:
         """Take a trial that has ended."""
+        self._end(f"trial {trial.number} of {self._total}", trial)
+
+    def end_finalist(self, trial: Trial) -> None:
+        """Take a training of a finalist that has ended."""
+        self._end(f"finalist, training {trial.number} of {self._finalists}", trial)
+
+    def _end(self, name: str, trial: Trial) -> None:
         values = ", ".join(f"{path}={value}" for path, value in trial.setting.items())
         outcome = trial.reason or scores_text(trial.result["values"])
-        self._say(f"{self.tuning.key} trial {trial.number} of {self._total}: {values}: {outcome}", last=outcome)
+        self._say(f"{self.tuning.key} {name}: {values}: {outcome}", last=outcome)
         self._bars.update(self._task, advance=1)
 
     def _say(self, line: str, last: str) -> None:

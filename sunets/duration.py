@@ -12,6 +12,7 @@ import torch
 
 from sunets.core.cli import GPU_TFLOPS
 from sunets.core.config import Config, ModelConfig, Suite
+from sunets.core.finalists import tuning_trainings
 from sunets.core.hardware import default_workers, device_type, torch_threads
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import first_trial
@@ -69,8 +70,10 @@ def _estimate(suite: Suite, root: Path) -> tuple[float, int]:
         total += math.ceil(len(suite.seeds) / workers) * speed.seconds(config, work)
         if suite.tune.trials:
             trial = replace(training_work(first_trial(suite, key), data), test=())
-            total += math.ceil(suite.tune.trials / min(workers, suite.tune.batch)) * speed.seconds(config, trial)
-    return total, len(suite.models) * (len(suite.seeds) + suite.tune.trials)
+            again = tuning_trainings(suite.tune.trials) - suite.tune.trials
+            turns = math.ceil(suite.tune.trials / min(workers, suite.tune.batch)) + math.ceil(again / workers)
+            total += turns * speed.seconds(config, trial)
+    return total, len(suite.models) * (len(suite.seeds) + tuning_trainings(suite.tune.trials))
 
 
 class Speed:

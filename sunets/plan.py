@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sunets.core.config import Config, ConfigError, DataConfig, ModelConfig, Suite, Task, VariantConfig
+from sunets.core.finalists import tuning_trainings
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import first_trial
 from sunets.data import camvid, cityscapes, coco, imagefolder, synthetic, voc
@@ -156,7 +157,7 @@ def plan_preset(suite: Suite, *, gpu_tflops: float, root: Path = Path()) -> list
     for key, config in configs.items():
         try:
             row = _row(key, config, len(suite.seeds), data, gpu_tflops)
-            if trials := suite.tune.trials:
+            if trials := tuning_trainings(suite.tune.trials):
                 hours = trials * training_work(first_trial(suite, key), data).training_hours(gpu_tflops)
                 row = replace(row, trainings=row.trainings + trials, gpu_hours_train=row.gpu_hours_train + hours)
             rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import sunets.tracking.live
 from ablations.study import run_study
 from ablations.tune import plan_tuning, tune_stage
 from sunets.core.config import ConfigError, Suite, load, override
+from sunets.core.finalists import FINALISTS, TUNING_SEEDS
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.recipes import tuned
 from sunets.core.record import RecordError, read_json, read_records, read_rows, write_json, write_rows
@@ -129,10 +131,18 @@ def test_the_best_recipe_is_chosen_and_the_first_is_that_of_the_parameter_file(c
     assert len({tuple(row[axis] for axis in axes) for row in rows}) == 4
     starts = [(row["train.zero_init_residual"], row["train.zero_init_head"]) for row in rows]
     assert sorted(starts) == [("False", "False"), ("False", "True"), ("True", "False"), ("True", "True")]
-    scores = [row["val.miou"] for row in rows]
-    assert [row["best"] for row in rows] == [max(scores[: n + 1]) for n in range(4)]
-    assert record["trial"] == scores.index(max(scores))
-    assert record["scores"] == {"val.miou": max(scores)}
+    first = [row["first"] for row in rows]
+    assert [row["best"] for row in rows] == [max(first[: n + 1]) for n in range(4)]
+    finalists = [n for n, row in enumerate(rows) if row["val.miou"] is not None]
+    assert finalists == sorted([0, *sorted(range(1, 4), key=lambda n: -first[n])[:2]])
+    more = [name for name in rows[0] if name.startswith("seed ")]
+    assert len(more) == TUNING_SEEDS - 1
+    for n, row in enumerate(rows):
+        seeds = [row["first"], *(row[name] for name in more)]
+        assert (row["val.miou"] == statistics.fmean(seeds)) if n in finalists else seeds[1:] == [None, None]
+    means = [row["val.miou"] or 0.0 for row in rows]
+    assert record["trial"] == means.index(max(means))
+    assert record["scores"] == {"val.miou": max(means)}
     assert [str(record["chosen"][axis]) for axis in axes] == [str(rows[record["trial"]][axis]) for axis in axes]
     params = record["params"]
     assert [params[f"tune.{k}"] for k in ("trials", "epochs", "batch", "seed")] == [4, 1, 2, 0]
@@ -141,7 +151,7 @@ def test_the_best_recipe_is_chosen_and_the_first_is_that_of_the_parameter_file(c
     assert record["seed"] not in load().seeds
     history = read_rows(PATHS.records / "tune/net.history.csv")
     assert [(row["number"], row["epoch"]) for row in history] == [(n, 1) for n in range(4)]
-    assert [row["val.miou"] for row in history] == scores
+    assert [row["val.miou"] for row in history] == first
 
 
 @pytest.mark.slow
@@ -194,7 +204,7 @@ def test_a_trial_that_ends_without_a_result_is_no_trial(
         tune_stage(load(), "net", workers=1)
     assert not (PATHS.records / "tune/net.json").exists()
     tune_stage(load(), "net", workers=1)
-    assert len(made) == 5
+    assert len(made) == 5 + FINALISTS * (TUNING_SEEDS - 1)
     assert made[2] == made[3]
     assert {k: v for k, v in files(baseline).items() if k.startswith("net.")} == files()
 
@@ -206,7 +216,7 @@ def test_a_recipe_that_was_drawn_before_is_not_trained_again(empty: Path, monkey
     rows = read_rows(PATHS.records / "tune/net.csv")
     assert [row["duplicate_of"] is None for row in rows] == [True, True, False, False]
     assert [row["val.miou"] for row in rows[2:]] == [rows[row["duplicate_of"]]["val.miou"] for row in rows[2:]]
-    assert len(made) == 2
+    assert len(made) == 2 * TUNING_SEEDS
     assert record["trial"] in (0, 1)
 
 
