@@ -231,7 +231,8 @@ def tuning(records: Records) -> Figure | None:
         return None
     q, styles = _prefixed("Validation", records.headline), model_styles(records.labels)
     labels = row_labels(records)
-    frames = {labels[m]: frame.rename(columns={"first": "score"}) for m, frame in trials.items()}
+    first = {m: "first" if "first" in frame else records.validation for m, frame in trials.items()}
+    frames = {labels[m]: frame.rename(columns={first[m]: "score"}) for m, frame in trials.items()}
     return draw_trials(frames, [styles[m] for m in trials], "Trial", q)
 
 

@@ -243,8 +243,7 @@ class Records:
         """Return one row per trial of a model's tuning, in order: number, status, values, score and the best so far."""
         path = self.directory / "tune" / f"{model}.csv"
         frame = pd.DataFrame(read_rows(path, ("number", "best")) if path.exists() else [])
-        frame = _numbers(frame, "val.", "best", "first", "seed ") if len(frame) else frame
-        return frame if "first" in frame or not len(frame) else frame.assign(first=frame[self.validation])
+        return _numbers(frame, "val.", "best", "first", "seed ") if len(frame) else frame
 
     def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
         """Return each finished seed's (n_images, K, K) counts, rows are the truth, and the ids of the images."""

@@ -257,15 +257,11 @@ def tuning(records: Records) -> Table | None:
     ]
     seeds = 1 + max(sum(name.startswith("seed ") for name in records.trials(model)) for model in made)
     note = (
-        f"Validation {q.name} at the end of a trial, {'of one seed' if seeds == 1 else f'mean over {seeds} seeds'}. "
-        "Trial 0 has the recipe of the parameter file, the next ones its variants with the other listed values of what "
-        "is tuned; Optuna (TPE) draws the rest."
+        f"Validation {q.name}, mean over {plural(seeds, 'seed')}. Trial 0 has the recipe of the parameter file, the next "
+        "ones its variants with the other listed values of what is tuned; Optuna (TPE) draws the rest."
     )
     if seeds > 1:
-        note += (
-            f" One seed ranks the trials; then trial 0 and the best {FINALISTS - 1} others are trained on {seeds - 1} "
-            "more, and the best mean is chosen."
-        )
+        note += f" One seed ranks them; trial 0 and the best {FINALISTS - 1} others are trained on all."
     efforts = {tuple(r["params"].get(f"tune.{k}") for k in ("trials", "epochs", "seed")) for r in made.values()}
     if len(efforts) == 1:
         fewer = "; the more variants, the fewer are drawn" if len({row.get("drawn") for row in rows}) > 1 else ""
