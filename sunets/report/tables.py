@@ -257,8 +257,8 @@ def tuning(records: Records) -> Table | None:
     ]
     seeds = 1 + max(sum(name.startswith("seed ") for name in records.trials(model)) for model in made)
     note = (
-        f"Validation {q.name}, mean over {plural(seeds, 'seed')}. Trial 0 has the recipe of the parameter file, the next "
-        "ones its variants with the other listed values of what is tuned; Optuna (TPE) draws the rest."
+        f"Validation {q.name}, mean over {plural(seeds, 'seed')}. Trial 0 has the recipe of the parameter file, the "
+        "next ones its variants with the other listed values of what is tuned; Optuna (TPE) draws the rest."
     )
     if seeds > 1:
         note += f" One seed ranks them; trial 0 and the best {FINALISTS - 1} others are trained on all."
