@@ -23,7 +23,7 @@ from sunets.core import recipes
 from sunets.core.config import AxisConfig, Config, Suite, derive_seed, flatten, override
 from sunets.core.config import fingerprint as digest_of
 from sunets.core.executor import Job, Send, open_pool
-from sunets.core.finalists import FINALISTS, TUNING_SEEDS
+from sunets.core.finalists import FINALISTS, TUNING_SEEDS, tuning_trainings
 from sunets.core.metrics import PRIMARY_METRIC, higher_is_better, validation_column
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.progress import progress_bar, scores_text
@@ -184,10 +184,11 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None) -> Record:
     params = ("benchmark", "data", "train", "tune", f"models.{key}")
     with stage(f"tune@{key}", paths, __name__, suite=suite, params=params, data_digest=manifest.digest) as code:
         head = _record_head(tuning, code)
-        train = tuning.base.train
+        train, tune = tuning.base.train, suite.tune
         with open_pool(
             [__name__], paths.data, manifest.digest, device=train.device, threads=train.threads,
-            jobs=max(min(suite.tune.batch, suite.tune.trials), FINALISTS), results=paths.job_results, workers=workers,
+            jobs=max(min(tune.batch, tune.trials), tuning_trainings(tune.trials) - tune.trials),
+            results=paths.job_results, workers=workers,
         ) as pool:  # fmt: skip
             decides = (head["fingerprint"], manifest.digest, code, library_versions(), pool.device)
             spec = _search(tuning, f"{suite.benchmark}, tuning of {key} ({digest_of(*decides)})")
