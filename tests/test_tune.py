@@ -18,8 +18,9 @@ from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
 
 import ablations.tune
 import sunets.tracking.live
+from ablations.search import Trial
 from ablations.study import run_study
-from ablations.tune import plan_tuning, tune_stage
+from ablations.tune import _outcome, _Scores, plan_tuning, tune_stage
 from sunets.core.config import ConfigError, Suite, load, override
 from sunets.core.finalists import FINALISTS, TUNING_SEEDS, tuning_trainings
 from sunets.core.paths import BenchmarkPaths
@@ -238,6 +239,35 @@ def test_a_diverged_trial_is_the_worst_and_all_of_them_are_an_error(empty: Path)
     assert read_records(PATHS.records / "tune/net.json")[0]["status"] == "failed"
     with pytest.raises(ConfigError, match=r"models\.net: not tuned: all 2 trials diverged"):
         train_stage(suite, "net", workers=1)
+
+
+def tuning_trial(number: int, score: float | None, rate: float, copy: int | None = None) -> Trial:
+    """Make a trial of a tuning; without a score it diverged."""
+    status: Any = "failed" if score is None else "finished"
+    result = {"values": {} if score is None else {"val.miou": score}, "environment": {}}
+    return Trial("s", number, {"train.lr": rate}, status, None, result, copy)
+
+
+def test_the_first_and_the_best_two_others_go_to_more_seeds_and_their_mean_decides(empty: Path) -> None:
+    suite = load()
+    tuning = plan_tuning(suite, "net", load_manifest(PATHS.data, suite.data), PATHS)
+    assert len({*tuning.seeds, *suite.seeds}) == TUNING_SEEDS + len(suite.seeds)
+    assert tuning.seeds[0] == tuning.base.seed
+    scores = enumerate((0.1, 0.7, None, 0.5, 0.7, 0.6))
+    trials = [*(tuning_trial(n, score, n / 10) for n, score in scores), tuning_trial(6, 0.7, 0.1, copy=1)]
+    finalists = tuning.finalists(trials)
+    assert [trial.number for trial in finalists] == [0, 1, 4], "of equal recipes one"
+    assert tuning.finalists(trials[:1]) == tuning.finalists(trials[1:3]) == [], "one recipe has no rival"
+    assert [trial.number for trial in tuning.finalists(trials[2:])] == [3, 4, 5], "the first has diverged"
+
+    def chosen(*again: float | None) -> tuple[int | None, Any]:
+        more = [tuning_trial(n, score, 0.0) for n, score in enumerate(again)]
+        outcome = _outcome(tuning, trials, _Scores(tuning, finalists, more))
+        return outcome["trial"], outcome["scores"]["val.miou"]
+
+    assert chosen(0.9, 0.9, 0.1, 0.1, 0.5, 0.5) == (0, pytest.approx(1.9 / 3))
+    assert chosen(0.1, 0.1, 0.4, 0.4, 0.4, 0.4) == (1, pytest.approx(0.5)), "of equal means the first"
+    assert chosen(0.1, 0.1, 0.9, None, 0.2, 0.2) == (4, pytest.approx(1.1 / 3)), "diverging on a seed is worse"
 
 
 # What uses them ------------------------------------------------------------------------------------------------------
