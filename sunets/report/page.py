@@ -85,8 +85,8 @@ FIGURE_CAPTIONS = {
     "accuracy": "{headline} of every seed (dots) and its mean with the 95 % interval of the table.",
     "accuracy_cost": "{headline} against multiply-adds and against parameters. Bars: the 95 % intervals of the table.",
     "training_curves": "Training loss and validation score; mean over the seeds, band: 95 % t-interval.",
-    "tuning": "Validation {headline} of every trial (dots) and the best so far, by trial. Trial 0 is the recipe of the "
-    "parameter file.",
+    "tuning": "Validation {headline} of every trial (dots) and the best so far, by trial, all of one seed. Trial 0 is "
+    "the recipe of the parameter file.",
     "per_class": "IoU of each class, mean over the seeds and 95 % interval over seeds and images.",
     "object_size": "Mean class accuracy on the pixels of small, medium and large objects (connected regions of one "
     f"class that cover less than {MEDIUM}, less than {LARGE}, or at least {LARGE} of the image); bars: 95 % intervals "
