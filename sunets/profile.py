@@ -76,7 +76,7 @@ def profile(
     settings = CostConfig.model_validate({"size": size})
     if console is None:
         console = Console()
-        console = console if console.is_terminal else Console(width=120)
+        console = console if console.is_terminal else Console(width=200)
     names = list(dict.fromkeys(models))
     made_by = {kind: code_hash(f"sunets.profiling.{kind}") for kind in ("cost", "speed")}
     shared: dict[str, dict[str, Any]] = {}
@@ -143,7 +143,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> Table:
     view = view.assign(**speed_columns(data))
     for heading in view:
         first = heading == "Model"
-        table.add_column(str(heading), justify="left" if first else "right", no_wrap=first)
+        table.add_column(str(heading), justify="left" if first else "right", no_wrap=first, overflow="fold")
     for cells in view.itertuples(index=False):
         table.add_row(*cells)
     params = records[0]["params"]

@@ -366,6 +366,7 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     )
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "plain_conv_small" in text
+    assert "…" not in text, "no heading is cut"
     assert "Not counted by any of them: add, avg_pool2d, batch_norm, cat, relu, upsample_bilinear2d." in text
 
     exact = json.loads((tmp_path / "exact.json").read_text())
