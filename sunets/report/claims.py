@@ -344,12 +344,14 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
     e, params = rows[0]["environment"], rows[0]["params"]
     threads = e.get("threads")
     strides = sorted({s["params"]["model.output_stride"] for s, _ in pairs if "model.output_stride" in s["params"]})
+    close = [pair for pair in pairs if _faster(*pair) is None]
+    noise = f", within the noise of the rounds in {len(close)}: {_named(close, key)}" if close else ""
     text = (
-        f"{_ratios(pairs, key)}; at output stride {' and '.join(map(str, strides)) or '?'} alone, batch "
+        f"{_ratios(pairs, key)}{noise}; at output stride {' and '.join(map(str, strides)) or '?'} alone, batch "
         f"{params.get('cost.batch_size', '?')}, {_pixels(rows[0])} pixels, {e.get('gpu') or e.get('cpu')}, "
         f"{plural(threads or 0, 'thread')}"
     )
-    outcomes = (_faster(s["cost"], o["cost"]) for s, o in pairs)
+    outcomes = (_faster(*pair) for pair in pairs)
     return _cost_finding(SPEED, pairs, text, outcomes, "speed.md", (key, "speed.step_iqr_ms"))
 
 
@@ -357,10 +359,10 @@ def _pixels(record: Record) -> str:
     return " x ".join(map(str, record["params"].get("cost.size") or ()))
 
 
-def _faster(sunet: Mapping[str, float], other: Mapping[str, float]) -> bool | None:
+def _faster(sunet: Record, other: Record) -> bool | None:
     """Return whether a step is shorter; None where the interquartile ranges, taken as symmetric, overlap."""
-    spread = sum(cost.get("speed.step_iqr_ms") or 0.0 for cost in (sunet, other))
-    difference = sunet["speed.step_ms"] - other["speed.step_ms"]
+    spread = sum(r["cost"].get("speed.step_iqr_ms") or 0.0 for r in (sunet, other))
+    difference = sunet["cost"]["speed.step_ms"] - other["cost"]["speed.step_ms"]
     return None if abs(difference) <= spread / 2 else difference < 0
 
 
@@ -382,14 +384,21 @@ def _simple(zoo: Sequence[Record]) -> Finding:
 
 def _ratios(pairs: Pairs, key: str) -> str:
     """Write `0.20 to 2.05 times that of the larger network (24 pairs), not smaller in 2: A / B at stride 8 (2.05)`."""
-    ratios = {}
-    for sunet, other in pairs:
+    ratios = [_ratio(pair, key) for pair in pairs]
+    text = f"{min(ratios):.2f} to {max(ratios):.2f} times that of the larger network ({plural(len(ratios), 'pair')})"
+    above = [pair for pair in pairs if _ratio(pair, key) >= 1]
+    return text + (f", not smaller in {len(above)}: {_named(above, key)}" if above else "")
+
+
+def _ratio(pair: tuple[Record, Record], key: str) -> float:
+    return float(pair[0]["cost"][key] / pair[1]["cost"][key])
+
+
+def _named(pairs: Pairs, key: str) -> str:
+    """Write the three pairs of the largest ratios: `A / B at stride 8 (2.05), ...`."""
+    names = []
+    for sunet, other in sorted(pairs, key=lambda pair: -_ratio(pair, key)):
         stride = other["cost"].get("cost.output_stride") or other["params"].get("model.output_stride")
-        name = f"{sunet['label']} / {other['label']}" + (f" at stride {stride:g}" if stride else "")
-        ratios[name] = sunet["cost"][key] / other["cost"][key]
-    low, high = min(ratios.values()), max(ratios.values())
-    text = f"{low:.2f} to {high:.2f} times that of the larger network ({plural(len(ratios), 'pair')})"
-    above = [f"{name} ({ratio:.2f})" for name, ratio in sorted(ratios.items(), key=lambda r: -r[1]) if ratio >= 1]
-    if not above:
-        return text
-    return f"{text}, not smaller in {len(above)}: {', '.join(above[:3])}{', ...' if len(above) > 3 else ''}"
+        at = f" at stride {stride:g}" if stride else ""
+        names.append(f"{sunet['label']} / {other['label']}{at} ({_ratio((sunet, other), key):.2f})")
+    return ", ".join([*names[:3], *(["..."] if names[3:] else [])])
