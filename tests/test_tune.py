@@ -421,6 +421,10 @@ def test_mlflow_shows_a_tuning_with_its_trials_and_a_second_sync_adds_nothing(ba
     trials = [run for run in runs.values() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(float(run.data.params["train.lr"]) for run in trials) == sorted(row["train.lr"] for row in rows)
     assert {run.data.metrics["summary/val.miou.final"] for run in trials} == {row["first"] for row in rows}
+    means = [run.data.metrics["summary/val.miou.mean"] for run in trials if "summary/val.miou.mean" in run.data.metrics]
+    assert sorted(means) == sorted(row["val.miou"] for row in rows if row["val.miou"] is not None)
+    assert len(means) == FINALISTS
+    assert parent.data.metrics["summary/val.miou.mean"] == record["scores"]["val.miou"]
     assert "train.epochs" not in trials[0].data.params
     again = sync(Path("results"))
     assert (again.created, again.updated) == (0, 0)

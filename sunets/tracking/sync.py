@@ -284,10 +284,11 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
         params={**{k: v for k, v in whole.params.items() if k not in tuned}, **legal(chosen)},
         tags={**whole.tags, **legal(left_out | {"kind": "tuning"})},
         points={(f"{CURVES}{score}.best", number): value for number, value in best},
-        metrics=finite_numbers({"trials.failed": sum(row["status"] == "failed" for row in rows)}),
+        metrics=finite_numbers({"trials.failed": sum(row["status"] == "failed" for row in rows)})
+        | _mean(rows[record["trial"] or 0], score),
         headline="",
         columns=(
-            *(f"metrics.`{k}`" for k in (f"{CURVES}{score}.best", f"{SUMMARY}{score}.final")),
+            *(f"metrics.`{k}`" for k in (f"{SUMMARY}{score}.mean", f"{CURVES}{score}.best", f"{SUMMARY}{score}.final")),
             *(f"params.`{axis['path']}`" for axis in record["space"]),
         ),
     )
@@ -298,6 +299,7 @@ def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str
     values = {axis["path"]: plain_text(row[axis["path"]]) for axis in record["space"]}
     outcome = {"status": row["status"], "reason": row["reason"], "scores": {}, "number": row["number"]}
     run = child_run(record | outcome, history)
+    score = next(iter(record["scores"]), "score")
     shown = [f"{path.removeprefix('train.')}={value}" for path, value in values.items()]
     return replace(
         run,
@@ -305,8 +307,15 @@ def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str
         slot=make_slot("tuning", record["benchmark"], record["model"], f"{row['number']}"),
         name=shorten(", ".join([f"{record['label']} #{row['number']}", *shown]), 250),
         params=legal(values),
+        metrics={**run.metrics, **_mean(row, score)},
         headline="",
     )
+
+
+def _mean(row: Mapping[str, Any], score: str) -> dict[str, float]:
+    """Return the mean score by which a recipe was chosen, of a trial that was trained on several seeds."""
+    several = any(name.startswith("seed ") for name in row)
+    return finite_numbers({f"{SUMMARY}{score}.mean": row.get(score)}) if several else {}
 
 
 def _studies(folder: Path) -> list[Family]:
