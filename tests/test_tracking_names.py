@@ -48,7 +48,7 @@ GROUPS = {
     "train": ["aim", "curves", "summary", "variants", ""],
     "study": ["aim", "summary", ""],
     "trial": ["aim", "curves", "summary", ""],
-    "tuning": ["curves", ""],
+    "tuning": ["curves", "summary", ""],
     "tune": ["curves", "summary"],
 }
 """Kind of a run -> the groups of its metrics in MLflow's order: by name, those without a slash last."""
