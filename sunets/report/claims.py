@@ -344,14 +344,14 @@ def _speed(zoo: Sequence[Record], speed: Sequence[Record]) -> Finding:
     e, params = rows[0]["environment"], rows[0]["params"]
     threads = e.get("threads")
     strides = sorted({s["params"]["model.output_stride"] for s, _ in pairs if "model.output_stride" in s["params"]})
-    close = [pair for pair in pairs if _faster(*pair) is None]
+    outcomes = [_faster(*pair) for pair in pairs]
+    close = [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome is None]
     noise = f", within the noise of the rounds in {len(close)}: {_named(close, key)}" if close else ""
     text = (
         f"{_ratios(pairs, key)}{noise}; at output stride {' and '.join(map(str, strides)) or '?'} alone, batch "
         f"{params.get('cost.batch_size', '?')}, {_pixels(rows[0])} pixels, {e.get('gpu') or e.get('cpu')}, "
         f"{plural(threads or 0, 'thread')}"
     )
-    outcomes = (_faster(*pair) for pair in pairs)
     return _cost_finding(SPEED, pairs, text, outcomes, "speed.md", (key, "speed.step_iqr_ms"))
 
 

@@ -285,7 +285,7 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
         tags={**whole.tags, **legal(left_out | {"kind": "tuning"})},
         points={(f"{CURVES}{score}.best", number): value for number, value in best},
         metrics=finite_numbers({"trials.failed": sum(row["status"] == "failed" for row in rows)})
-        | _mean(rows[record["trial"] or 0], score),
+        | _mean(record, rows[record["trial"] or 0]),
         headline="",
         columns=(
             *(f"metrics.`{k}`" for k in (f"{SUMMARY}{score}.mean", f"{CURVES}{score}.best", f"{SUMMARY}{score}.final")),
@@ -299,7 +299,6 @@ def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str
     values = {axis["path"]: plain_text(row[axis["path"]]) for axis in record["space"]}
     outcome = {"status": row["status"], "reason": row["reason"], "scores": {}, "number": row["number"]}
     run = child_run(record | outcome, history)
-    score = next(iter(record["scores"]), "score")
     shown = [f"{path.removeprefix('train.')}={value}" for path, value in values.items()]
     return replace(
         run,
@@ -307,15 +306,15 @@ def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str
         slot=make_slot("tuning", record["benchmark"], record["model"], f"{row['number']}"),
         name=shorten(", ".join([f"{record['label']} #{row['number']}", *shown]), 250),
         params=legal(values),
-        metrics={**run.metrics, **_mean(row, score)},
+        metrics={**run.metrics, **_mean(record, row)},
         headline="",
     )
 
 
-def _mean(row: Mapping[str, Any], score: str) -> dict[str, float]:
+def _mean(record: Record, row: Mapping[str, Any]) -> dict[str, float]:
     """Return the mean score by which a recipe was chosen, of a trial that was trained on several seeds."""
     several = any(name.startswith("seed ") for name in row)
-    return finite_numbers({f"{SUMMARY}{score}.mean": row.get(score)}) if several else {}
+    return finite_numbers({f"{SUMMARY}{score}.mean": row[score] for score in record["scores"]}) if several else {}
 
 
 def _studies(folder: Path) -> list[Family]:
