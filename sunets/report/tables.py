@@ -223,9 +223,10 @@ def tuning(records: Records) -> Table | None:
         return None
     key, q = records.validation, quantity(records.headline)
     paths = dict.fromkeys(axis["path"] for r in made.values() for axis in r["space"])
+    tried = {model: records.trials(model) for model in records.labels}
     rows, shown = [], []
     for model, label in records.labels.items():
-        r, trials = made.get(model), records.trials(model)
+        r, trials = made.get(model), tried[model]
         status, reason = (r["status"], r["reason"]) if r else (NOT_RUN, f"no record in records/tune/{model}.json")
         row: dict[str, Any] = {"model": model, "label": label, "status": status, "reason": reason}
         line: dict[str, Any] = {"Model": label, "Trials": state_text(status, reason) if status != FINISHED else ""}
@@ -255,7 +256,7 @@ def tuning(records: Records) -> Table | None:
     left_out = [
         f"{NAMES.get(p, p)} of {records.labels[m]} ({why})" for m, r in made.items() for p, why in r["left_out"].items()
     ]
-    seeds = 1 + max(sum(name.startswith("seed ") for name in records.trials(model)) for model in made)
+    seeds = 1 + max(sum(name.startswith("seed ") for name in tried[model]) for model in made)
     note = (
         f"Validation {q.name}, mean over {plural(seeds, 'seed')}. Trial 0 has the recipe of the parameter file, the "
         "next ones its variants with the other listed values of what is tuned; Optuna (TPE) draws the rest."
