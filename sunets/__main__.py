@@ -162,6 +162,7 @@ def profile(
         int | None, typer.Option(min=1, max=4096, help="Output stride; default: that of each model.")
     ] = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes.")] = 21,
+    batch_size: Annotated[int, typer.Option(min=1, max=65536, help="Images per pass.")] = 1,
     task: Annotated[str, typer.Option(help="segmentation or classification")] = "segmentation",
     json: Annotated[Path | None, typer.Option(help="Write the exact records as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the exact records as CSV.")] = None,
@@ -178,6 +179,7 @@ def profile(
         size=size,
         output_stride=output_stride,
         num_classes=num_classes,
+        batch_size=batch_size,
         task=task,
         json_path=json,
         csv_path=csv,

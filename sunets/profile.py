@@ -31,6 +31,7 @@ def profile(
     size: Size = (512, 512),
     output_stride: int | None = None,
     num_classes: int = 21,
+    batch_size: int = 1,
     task: str = "segmentation",
     json_path: Path | None = None,
     csv_path: Path | None = None,
@@ -47,6 +48,7 @@ def profile(
         size: (height, width) of the input in pixels.
         output_stride: output stride of every model; None keeps the default of each.
         num_classes: channels of the logits.
+        batch_size: images of an input; counts, memory and times are those of all of them.
         task: segmentation or classification.
         json_path: file for the exact records.
         csv_path: file for the same as a table, one row per model.
@@ -73,7 +75,7 @@ def profile(
     for name in models:
         if name not in list_models(task):
             raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")
-    settings = CostConfig.model_validate({"size": size})
+    settings = CostConfig.model_validate({"size": size, "batch_size": batch_size})
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=200)

@@ -390,6 +390,16 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
     assert [r["cost"] for r in again] == [r["cost"] for r in exact], "a rerun repeats to the last digit"
 
 
+def test_profile_counts_all_images_of_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    one, four = (
+        profile(["sunet_tiny"], size=(32, 32), num_classes=4, batch_size=batch, speed=True)[0] for batch in (1, 4)
+    )
+    assert four["params"]["cost.batch_size"] == 4, "recorded with the figures"
+    for key in ("cost.gmacs", "cost.gmacs_forward_backward"):
+        assert four["cost"][key] == pytest.approx(4 * one["cost"][key])
+    assert "Input 4 x 32 x 32" in " ".join(capsys.readouterr().out.split())
+
+
 def test_run_profile_refuses_what_cannot_be(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     with pytest.raises(ValueError, match="resnet50: no model of the zoo for segmentation"):
