@@ -13,7 +13,7 @@ export PYTHONPATH := .
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help env lock unlocked repro repro-from-nothing transfer paper test test-fast verify lint check zoo ui clean
+.PHONY: help env lock unlocked repro repro-from-nothing transfer paper test test-gpu test-fast verify lint check zoo ui clean
 help:  ## list these
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
@@ -58,6 +58,9 @@ paper: env unlocked  ## run the authors' recipe: ImageNet, COCO, VOC, multi-scal
 
 test: env  ## run the tests
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: env  ## run the tests that need a GPU
+	$(PY) -m pytest -m gpu
 
 test-fast: env  ## run the tests that are not marked slow
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"

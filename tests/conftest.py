@@ -27,6 +27,15 @@ REQUIRE_POSTGRES = os.environ.get("SUNETS_REQUIRE_POSTGRES", "") not in ("", "0"
 """Whether a missing PostgreSQL server is a failure, as in CI, rather than a skip."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, except from a run of the tests that need one (`make test-gpu`).
+
+    The other tests compare with figures of a CPU, and run alike on every machine.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs PostgreSQL so that xdist reports it; put files whose tests are mostly slow first.
 
@@ -40,6 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tests[item.path] += 1
         slow[item.path] += item.get_closest_marker("slow") is not None
     items.sort(key=lambda item: -slow[item.path] / tests[item.path])
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: `make test-gpu`"))
 
 
 def _postgres_reports(config: pytest.Config, *outcomes: str) -> list[pytest.TestReport]:

@@ -330,7 +330,7 @@ def test_a_timing_in_float32_uses_no_tf32(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_the_peak_of_a_network_does_not_depend_on_the_others() -> None:
     nets = {"small": create_model("sunet_tiny", num_classes=5), "large": create_model("sunet64", num_classes=5)}
     alone = measure_speed({"small": nets["small"]}, size=(64, 64), repeats=2, warmup=0, device="cuda")
@@ -382,7 +382,7 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["cost.params_m"]) == exact[0]["cost"]["cost.params_m"]
     assert "memory.peak_mib" not in rows[0]
-    assert (timed[0]["cost"]["memory.peak_mib"] is None) == (not torch.cuda.is_available())
+    assert timed[0]["cost"]["memory.peak_mib"] is None, "no GPU"
     with Image.open(tmp_path / "fields.png") as picture:
         assert len(picture.getcolors(1 << 20) or []) > 50
 
@@ -391,9 +391,7 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
 
 
 def test_profile_counts_all_images_of_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
-    one, four = (
-        profile(["sunet_tiny"], size=(32, 32), num_classes=4, batch_size=batch, speed=True)[0] for batch in (1, 4)
-    )
+    one, four = (profile(["sunet_tiny"], size=(32, 32), num_classes=4, batch_size=batch)[0] for batch in (1, 4))
     assert four["params"]["cost.batch_size"] == 4, "recorded with the figures"
     for key in ("cost.gmacs", "cost.gmacs_forward_backward"):
         assert four["cost"][key] == pytest.approx(4 * one["cost"][key])

@@ -261,9 +261,6 @@ def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_worker_that_differs_is_named(needs: dict[str, Any], message: str, tmp_path: Path) -> None:
-    if needs.get("device") and executor.device_type("auto") == "cuda":
-        needs |= {"device": "cpu"}
-        message = r"train\.device: auto differs from the driver's \(cuda here, cpu there\)"
     with opened(tmp_path, 1) as pool:
         pool.needs.update(needs)
         with pytest.raises(JobError, match=f"job 3 on {socket.gethostname()}: .*{message}"):

@@ -436,7 +436,7 @@ def test_environment_names_what_a_result_depends_on() -> None:
     assert environment(torch.device("cpu"), 3) == found
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_environment_of_a_gpu() -> None:
     found = environment("auto", 1)
     assert found["device"] == "cuda"

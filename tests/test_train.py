@@ -605,8 +605,7 @@ def test_a_training_belongs_to_its_libraries_and_not_to_the_name_of_its_device(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run_fingerprint(tiny_config(train__device="cpu"), manifest)
-    if not torch.cuda.is_available():
-        assert run_fingerprint(tiny_config(train__device="auto"), manifest) == before
+    assert run_fingerprint(tiny_config(train__device="auto"), manifest) == before
     monkeypatch.setattr("sunets.training.fit.library_versions", lambda: {"torchvision": "0"})
     assert run_fingerprint(tiny_config(train__device="cpu"), manifest) != before
 
@@ -623,7 +622,6 @@ def test_images_that_cannot_be_batched_are_refused_before_work(
         check(tiny_config(**values), manifest)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_absent_gpu(manifest: Manifest) -> None:
     with pytest.raises(ConfigError, match=r"train.device: cuda, but torch sees no GPU"):
         check(tiny_config(train__device="cuda"), manifest)
