@@ -27,32 +27,33 @@ REQUIRE_POSTGRES = os.environ.get("SUNETS_REQUIRE_POSTGRES", "") not in ("", "0"
 """Whether a missing PostgreSQL server is a failure, as in CI, rather than a skip."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs, except from a run of the tests that need one (`make test-gpu`).
+def _hides_gpus(config: pytest.Config) -> bool:
+    """Return whether a run sees no GPU: all do, except that of the tests that need one (`make test-gpu`)."""
+    return bool(config.option.markexpr != "gpu")
 
-    The other tests compare with figures of a CPU, and run alike on every machine.
-    """
-    if config.option.markexpr != "gpu":
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from tests that compare with figures of a CPU, so that they run alike on every machine."""
+    if _hides_gpus(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs PostgreSQL so that xdist reports it; put files whose tests are mostly slow first.
 
-    Two workers that take files in this order end at about the same time: the longest file does not start last.
+    Two workers that take files in this order end at about the same time: the longest file does not start last. What
+    needs a hidden GPU is skipped.
     """
     for item in items:
         if "postgres" in getattr(item, "fixturenames", ()):
             item.user_properties.append(("postgres", True))
+        if _hides_gpus(config) and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: `make test-gpu`"))
     slow, tests = Counter[Path](), Counter[Path]()
     for item in items:
         tests[item.path] += 1
         slow[item.path] += item.get_closest_marker("slow") is not None
     items.sort(key=lambda item: -slow[item.path] / tests[item.path])
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a GPU: `make test-gpu`"))
 
 
 def _postgres_reports(config: pytest.Config, *outcomes: str) -> list[pytest.TestReport]:

@@ -391,7 +391,7 @@ def test_run_profile_prints_and_writes(tmp_path: Path) -> None:
 
 
 def test_profile_counts_all_images_of_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
-    one, four = (profile(["sunet_tiny"], size=(32, 32), num_classes=4, batch_size=batch)[0] for batch in (1, 4))
+    one, four = (profile(["plain_conv_small"], size=(32, 32), num_classes=4, batch_size=batch)[0] for batch in (1, 4))
     assert four["params"]["cost.batch_size"] == 4, "recorded with the figures"
     for key in ("cost.gmacs", "cost.gmacs_forward_backward"):
         assert four["cost"][key] == pytest.approx(4 * one["cost"][key])
