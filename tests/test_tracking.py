@@ -362,7 +362,15 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
             )
         )
         tracker.finish(number, records[-1])
+        if number == 0:  # stopped before the second trial's first epoch
+            tracker.plan(1, config, source, phase="grid", arm=arm)
+            tracker.close()
+            assert by_name("bench/ablations")["depth"].info.status == "KILLED"
+            tracker = Tracker("trial", pipeline.suite, "depth")
+            tracker.plan(0, config, source, phase="grid", arm=arm)
+            tracker.finish(0, records[-1], [row(1, 0)])
     tracker.close()
+    assert by_name("bench/ablations")["depth"].info.status == "FINISHED"
     write_json(pipeline.records / "ablations/depth.json", records)
     rows = [{"number": number, **row(1, number)} for number in range(2)]
     write_rows(pipeline.records / "ablations/depth.history.csv", rows)

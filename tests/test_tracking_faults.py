@@ -266,6 +266,44 @@ def test_server_that_never_answers_costs_one_limit(
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("password", ["secret", "se/cret", "se@cret", "se:cr@e/t"])
+def test_no_password_is_shown(password: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg://user:{password}@host:5432/x")
+    assert str(address.failure(OSError("no"))) == "postgresql+psycopg://user:***@host:5432/x: no"
+
+
+COMMIT = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("create table experiments (name text)")
+connection.execute("insert into experiments values ('kept')")
+connection.commit()
+connection.execute("pragma cache_size = 1")
+connection.executemany("insert into experiments values (?)", [("lost" * 1000,)] * 100)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_during_a_commit_does_not_end_tracking(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    subprocess.run([sys.executable, "-c", COMMIT, str(file)], check=False)
+    assert file.with_name("mlflow.db-journal").exists()
+    assert address.check_file(file)
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("select name from experiments").fetchall() == [("kept",)]
+
+
+def test_a_damaged_record_is_no_fault_of_mlflow(db: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.train("sunet_tiny", live=False)
+    (pipeline.records / "train/sunet_tiny.json").write_text("{")
+    sync_or_warn(pipeline.results, "bench")
+    message = capsys.readouterr().err
+    assert message.startswith("MLflow is not brought up to date: ")
+    assert "sunet_tiny.json: " in message
+    assert "sqlite" not in message
+
+
 def test_limit_is_ten_seconds() -> None:
     assert address.LIMIT == 10
 

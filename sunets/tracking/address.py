@@ -49,7 +49,7 @@ def failure(error: BaseException) -> TrackingError:
     # The system's message is shorter and clearer than MLflow's.
     error = next((cause for cause in reversed(chain) if isinstance(cause, OSError)), error)
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    address = re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", tracking_uri())  # no password on a terminal or in a log
+    address = re.sub(r"(://[^/@:]*:).*@", r"\1***@", tracking_uri())  # no password on a terminal or in a log
     return TrackingError(f"{address}: {text[:300].rstrip('.')}")
 
 
@@ -116,7 +116,8 @@ def check_file(file: Path) -> bool:
     with explained():
         if not file.is_file():
             raise OSError("this is not a file")
-        address = f"file:{quote(str(file.resolve()))}?mode=ro"
+        # Read-only, SQLite could not roll back a commit that a kill interrupted; nothing else is written.
+        address = f"file:{quote(str(file.resolve()))}?mode=rw"
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=LIMIT)) as connection:
             tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
         if tables and "experiments" not in tables:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sunets.core.config import Config, Suite
 from sunets.core.hardware import torchrun_process
 from sunets.core.record import Record, make_record
 from sunets.tracking.address import LIMIT, failure, within
-from sunets.tracking.store import PROCESS, Store, process_name
+from sunets.tracking.store import Store
 from sunets.tracking.view import Run, child_run, curve_points, model_run, study_run
 
 REMEDY = "python -m sunets mlflow-sync"
@@ -122,38 +123,23 @@ class Tracker:
 
     @_never_raises
     def _begin(self, parent: Run) -> None:
-        self._parent = self._run(parent).info.run_id
-        try:
+        self._parent = self._open_store.open(parent, None).info.run_id
+        with contextlib.suppress(ImportError):  # psutil
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
             uri, options = self._open_store.uri, {"sampling_interval": 5, "resume_logging": True}
             self._monitor = within(LIMIT, SystemMetricsMonitor, self._parent, tracking_uri=uri, **options)
             self._monitor.start()
-        except ImportError:  # psutil
-            self._monitor = None
 
     @property
     def _open_store(self) -> Store:
         assert self._store is not None  # `_never_raises` has looked
         return self._store
 
-    def _run(self, run: Run, *, fresh: bool = False) -> Any:
-        store = self._open_store
-        tags = {**run.tags, PROCESS: process_name()}
-
-        def compatible(existing: Any) -> bool:
-            return not fresh and all(run.params.get(k, v) == v for k, v in existing.data.params.items())
-
-        opened, created = store.open(replace(run, tags=tags), self._parent or None, compatible)
-        if created:
-            store.log(opened.info.run_id, run.first)
-        if opened.info.status != "RUNNING":
-            store.client.update_run(opened.info.run_id, "RUNNING")
-        return opened
-
     def _child(self, number: int, *, fresh: bool = False) -> _Child:
         if fresh or number not in self._children:
-            run = self._run(child_run(self._planned[number], ended=False), fresh=fresh)
+            planned = child_run(self._planned[number], ended=False)
+            run = self._open_store.open(planned, self._parent, fresh=fresh)
             logged = {
                 (name, step): value
                 for name in run.data.metrics
@@ -198,14 +184,14 @@ class Tracker:
         if self._monitor is not None:
             within(LIMIT, self._monitor.finish)
         store = self._open_store
-        interrupted = [run.run_id for child, run in self._children.items() if child not in self._records]
-        for run_id in interrupted:
-            store.end(run_id, "KILLED")
+        for child, run in self._children.items():
+            if child not in self._records:
+                store.end(run.run_id, "KILLED")
         records = list(self._records.values())
-        if records and records[0]["kind"] == "train" and len(records) == len(self._planned):
+        complete = bool(records) and len(records) == len(self._planned)
+        if complete and self._kind == "train":
             store.finish(model_run(records))
         else:
-            done = bool(records) and records[0]["kind"] == "trial" and not interrupted
-            store.end(self._parent, "FINISHED" if done else "KILLED")
+            store.end(self._parent, "FINISHED" if complete else "KILLED")
         self._store = None
         atexit.unregister(self.close)

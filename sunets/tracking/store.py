@@ -110,19 +110,27 @@ class Store:
             if not token:
                 return runs
 
-    def open(self, run: Run, parent: str | None, compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
-        """Find or create the MLflow run with this key, and write its name, tags, parameters and data set.
+    def open(self, run: Run, parent: str | None, *, fresh: bool = False) -> Any:
+        """Find or create the MLflow run with this key, describe it, and mark it as running in this process.
 
-        An existing run with this key is continued only if `compatible`, since its curves may come from another machine.
+        An existing run is not continued if a `fresh` one is wanted, since its curves come from another machine.
 
         Returns:
-            The run as it was before, and whether it is new.
+            The run as it was before.
         """
-        tags = _all_tags(run, parent)
+
+        def compatible(existing: Any) -> bool:
+            return not fresh and all(run.params.get(k, v) == v for k, v in existing.data.params.items())
+
+        tags = _all_tags(run, parent) | {PROCESS: process_name()}
         chosen, created = self._choose(run, tags, compatible)
         self._write(chosen, run, tags)
         self._show(run)
-        return chosen, created
+        if created:
+            self.log(chosen.info.run_id, run.first)
+        if chosen.info.status != "RUNNING":
+            self.client.update_run(chosen.info.run_id, "RUNNING")
+        return chosen
 
     def _choose(self, run: Run, tags: Mapping[str, str], compatible: Callable[[Any], bool]) -> tuple[Any, bool]:
         """Find or create the run with this key, and make it the only current one in its slot."""

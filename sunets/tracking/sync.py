@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from sunets.core.config import parse_yaml
 from sunets.core.history import read_history
 from sunets.core.metrics import PRIMARY_METRIC
 from sunets.core.names import PREPARED, check_name
@@ -119,6 +121,8 @@ def sync_or_warn(results: Path, benchmark: str) -> None:
     """Run `sync` at the end of a stage: report a failure once, never fail the stage."""
     try:
         sync(results, benchmark)
+    except (RecordError, FileNotFoundError) as error:  # no fault of MLflow's
+        print(f"MLflow is not brought up to date: {error}", file=sys.stderr)
     except Exception as error:
         warn_once(error.__cause__ if isinstance(error, TrackingError) and error.__cause__ else error)
 
@@ -135,6 +139,13 @@ def _histories(path: Path, key: Literal["seed", "number"]) -> dict[int, list[Rec
     return rows
 
 
+def _reported(folder: Path, models: set[str]) -> list[str]:
+    """Leave out models that the last report does not have, since they were removed; without a report keep all."""
+    settings = folder / "tables" / "report.json"
+    shown = read_json(settings).get("models") if settings.exists() else None
+    return sorted(models & {*(shown or models)})
+
+
 def _models(folder: Path) -> list[Family]:
     """Build the runs of every model of a benchmark; `folder` is results/BENCHMARK."""
     base = folder / "records"
@@ -142,10 +153,8 @@ def _models(folder: Path) -> list[Family]:
     table = folder / "tables" / "accuracy.csv"
     shown = {row["model"]: row for row in read_rows(table, ("model",))} if table.exists() else {}
     found = {path.stem for kind in ("train", "evaluate", "cost") for path in json_files(base / kind)}
-    if (settings := folder / "tables" / "report.json").exists():  # as of the last report: others were removed
-        found &= {*(read_json(settings).get("models") or found)}
     families = []
-    for model in sorted(found):
+    for model in _reported(folder, found):
         kinds: tuple[Kind | Literal["timing"], ...] = ("train", "evaluate", "cost", "timing")
         trained, tested, counted, timed = (_records(base / kind / f"{model}.json", kind) for kind in kinds)
         path = base / "history" / f"{model}.csv"
@@ -257,7 +266,8 @@ def _network(record: Record, counted: Record, root: Path) -> Network | None:
 def _tunings(folder: Path) -> list[Family]:
     """Build the runs of the tuning of every model: the best recipe so far, and the trials."""
     families = []
-    for path in json_files(folder / "records" / "tune"):
+    paths = {path.stem: path for path in json_files(folder / "records" / "tune")}
+    for path in (paths[model] for model in _reported(folder, {*paths})):
         for record in read_records(path, "tune"):
             rows = read_rows(path.with_suffix(".csv"), ("number", "status", "best"))
             histories = _histories(path.with_suffix(".history.csv"), "number")
@@ -296,7 +306,8 @@ def _tuning(record: Record, rows: Sequence[Mapping[str, Any]]) -> Run:
 
 def _trial(record: Record, row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Run:
     """Build the run of one trial; what the trials share stands in their parent."""
-    values = {axis["path"]: plain_text(row[axis["path"]]) for axis in record["space"]}
+    cells = {axis["path"]: row[axis["path"]] for axis in record["space"]}  # of a CSV file: True, "[64, 64]"
+    values = {k: plain_text(parse_yaml(v, k) if isinstance(v, str) else v) for k, v in cells.items()}
     outcome = {"status": row["status"], "reason": row["reason"], "scores": {}, "number": row["number"]}
     run = child_run(record | outcome, history)
     shown = [f"{path.removeprefix('train.')}={value}" for path, value in values.items()]
