@@ -103,12 +103,15 @@ def estimate(suite: Suite, name: str, manifest: Manifest, data: DataFacts, speed
         trainings += times
         gmacs.append(work.train.macs / 1e9)
     train = space.config({}).train
-    workers = default_workers(train.threads, device_type(train.device))
+    at_once = study.batch if study.kind == "search" else len(points) * len(study.seeds)
+    if study.kind == "tuned":
+        at_once = len(points) * max(study.batch, len(study.seeds))
+    workers = min(default_workers(train.threads, device_type(train.device)), at_once)
     return Estimate(
         points=len(points) if study.kind != "search" else study.confirm + 1,
         trainings=round(trainings),
         gmacs=(min(gmacs), max(gmacs)),
-        hours_here=seconds / (min(workers, study.batch) if study.kind == "search" else workers) / 3600,
+        hours_here=seconds / workers / 3600,
         hours_gpu=hours_gpu,
         workers=workers,
     )

@@ -226,9 +226,11 @@ def explain(
 
     Tables of the benchmark: accuracy, per_class, object_size, test_time, tuning, cost, speed, training_time, published.
 
-    Of a study: ablations/STUDY (its settings), and with _axes, _variance, _pareto or _trials at the end of the name.
+    Of a study: ablations/STUDY (its settings), and the same with _axes, _object_size, _recipes, _variance, _pareto or
+    _trials at the end of the name.
 
-    Of all benchmarks: claims, zoo/cost_segmentation, zoo/cost_classification. An unknown name lists those that exist.
+    Of all benchmarks: claims, zoo/cost_segmentation, zoo/cost_classification, zoo/speed. An unknown name lists those
+    that exist.
     """
     from sunets.report.explain import explain as trace
 

@@ -251,7 +251,7 @@ def training_work(config: Config, data: DataFacts) -> TrainingWork:
     size: Size = square or augment.crop or data.size
     # As in `sunets.data.loading.scoring_dataset`.
     scored: Size = (square if config.data.task == "classification" else None) or data.size
-    network = _network(config, data)
+    network = _network(config.model, config.data.task, data.classes)
     trained, validated, tested = (
         data.counts[split] for split in (config.data.train_split, config.data.val_split, config.data.test_split)
     )
@@ -271,14 +271,18 @@ def training_work(config: Config, data: DataFacts) -> TrainingWork:
 
 
 def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -> PlanRow:
-    train, network, work = config.train, _network(config, data), training_work(config, data)
+    train, work = config.train, training_work(config, data)
 
-    def memory(network: _Network) -> float:
+    def memory(network: nn.Module) -> float:
         copies = 2 + {"adamw": 2, "sgd": int(train.momentum > 0)}[train.optimizer]
-        parameters = sum(p.numel() for p in _built(network).parameters())
+        parameters = sum(p.numel() for p in network.parameters())
         return (_saved(network, work.size, work.train.batch_size) + 4 * copies * parameters) / GIB
 
-    recomputing = replace(network, model=network.model.model_copy(update={"memory_efficient": True}))
+    network = _network(config.model, config.data.task, data.classes)
+    efficient: float | None = None
+    if isinstance(network, SUNet):
+        recomputing = config.model.model_copy(update={"memory_efficient": True})
+        efficient = memory(_network(recomputing, config.data.task, data.classes))
     return PlanRow(
         model=key,
         trainings=seeds,
@@ -289,7 +293,7 @@ def _row(key: str, config: Config, seeds: int, data: DataFacts, tflops: float) -
         gpu_hours_test=seeds * work.test_hours(tflops),
         images_per_pass=work.train.batch_size,
         memory_gib=memory(network),
-        memory_gib_efficient=memory(recomputing) if isinstance(_built(network), SUNet) else None,
+        memory_gib_efficient=efficient,
     )
 
 
@@ -311,21 +315,11 @@ def forward_passes(variant: VariantConfig, size: Size) -> list[tuple[Size, int]]
 # Counts, cached by network and size.
 
 
-@dataclass(frozen=True)
-class _Network:
-    model: ModelConfig
-    task: Task
-    classes: int
-
-
-def _network(config: Config, data: DataFacts) -> _Network:
-    return _Network(config.model.model_copy(update={"weights": None}), config.data.task, data.classes)
-
-
 @functools.cache
-def _built(network: _Network) -> nn.Module:
+def _network(model: ModelConfig, task: Task, classes: int) -> nn.Module:
+    arguments = model.model_copy(update={"weights": None}).arguments()
     with torch.device("meta"):  # no memory, no initial weights
-        return create_model(**network.model.arguments(), task=network.task, num_classes=network.classes).eval()
+        return create_model(**arguments, task=task, num_classes=classes).eval()
 
 
 class _Operators(TorchDispatchMode):
@@ -339,17 +333,15 @@ class _Operators(TorchDispatchMode):
 
 
 @functools.cache
-def _count(network: _Network, size: Size, backward: bool = False) -> tuple[int, int]:
+def _count(network: nn.Module, size: Size, backward: bool = False) -> tuple[int, int]:
     """Count multiply-adds and operators of a forward (and backward) pass of one image."""
-    model, operators = _built(network), _Operators()
-    x = torch.empty(1, input_channels(model), *size, device="meta")
+    operators, x = _Operators(), torch.empty(1, input_channels(network), *size, device="meta")
     with operators:
-        macs = sum(count_macs(model, x, backward=backward)[""].values())
+        macs = sum(count_macs(network, x, backward=backward)[""].values())
     return macs, operators.count
 
 
 @functools.cache
-def _saved(network: _Network, size: Size, images: int) -> int:
+def _saved(network: nn.Module, size: Size, images: int) -> int:
     """Count the bytes that autograd saves for the backward pass of that many images."""
-    model = _built(network)
-    return saved_bytes(model, torch.empty(images, input_channels(model), *size, device="meta"))
+    return saved_bytes(network, torch.empty(images, input_channels(network), *size, device="meta"))

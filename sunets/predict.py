@@ -24,6 +24,7 @@ from sunets.core.stage import stage
 from sunets.data.manifest import Item, Manifest, load_manifest
 from sunets.data.picture import MIN_SIDE, DataError, open_regular, read_picture
 from sunets.data.preparation import prepare
+from sunets.data.raw_dataset import composed
 from sunets.data.samples import overlay
 from sunets.evaluation.multi_scale import multi_scale_probabilities
 from sunets.models.device import select_device
@@ -85,8 +86,8 @@ def predict_images(
         if (fault := name_fault(files[1].name)) and not name_fault(path.name)
     ]
     first: dict[str, Path] = {}
-    for path in pictures:  # on some file systems, Photo and photo are one name
-        if (other := first.setdefault(path.stem.casefold(), path)) != path:
+    for path in pictures:  # on some file systems, Photo and photo are one name, and so are the two forms of an accent
+        if (other := first.setdefault(composed(path.stem).casefold(), path)) != path:
             faults.append(f"{path}: {other} would write the same files; rename one or use two calls")
     inputs = {path.resolve() for path in [*pictures, Path(checkpoint)]}
     for file in dict.fromkeys(file for files in results.values() for file in files):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -9,7 +10,6 @@ import re
 import statistics
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 from sunets.core.names import overlap, printable
 from sunets.core.record import replacing, write_text
@@ -19,15 +19,6 @@ PRESETS = Path("presets")
 SIDE_MULTIPLE = 16
 """Both sides of the images of a user's data are multiples of this number of pixels, the networks' deepest stride."""
 IMAGES_LOOKED_AT = 20
-
-
-class Replaced(NamedTuple):
-    """What `use_preset` did besides writing params.yaml."""
-
-    copy: Path | None
-    """The copy of the old params.yaml, if one was made."""
-    size: tuple[int, int] | None
-    """(height, width) in pixels that took the place of the preset's `data.size`, for another aspect ratio."""
 
 
 def preset_path(name: str) -> Path:
@@ -54,7 +45,7 @@ def _files() -> list[Path]:
     return sorted(path for path in files if path.suffix == ".yaml" and path.is_file())  # a FIFO would be waited for
 
 
-def use_preset(name: str, root: Path | None = None) -> Replaced:
+def use_preset(name: str, root: Path | None = None) -> tuple[Path | None, tuple[int, int] | None]:
     """Replace params.yaml with a preset; copy it first if neither a commit nor a preset has its content.
 
     The preset for a user's data gets the aspect ratio of its images.
@@ -62,6 +53,10 @@ def use_preset(name: str, root: Path | None = None) -> Replaced:
     Args:
         name: name of the preset.
         root: directory of the data set, instead of the preset's.
+
+    Returns:
+        The copy of the old params.yaml, if one was made; and (height, width) in pixels that took the place of the
+        preset's `data.size`, for another aspect ratio.
 
     Raises:
         FileNotFoundError: no such directory `root`.
@@ -82,7 +77,7 @@ def use_preset(name: str, root: Path | None = None) -> Replaced:
         raise ValueError(f"{PARAMS}: not a regular file; move it away")
     copy = _keep() if PARAMS.exists() else None
     write_text(PARAMS, text)
-    return Replaced(copy, size)
+    return copy, size
 
 
 def _quoted(root: Path) -> str:
@@ -102,7 +97,7 @@ def _quoted(root: Path) -> str:
 
 
 def _with_aspect_ratio(text: str, root: Path | None) -> tuple[str, tuple[int, int] | None]:
-    """Set `data.size` to the median aspect ratio of a user's images, with at most the preset's number of pixels."""
+    """Set `data.size` to the median aspect ratio of a user's images, with about the preset's pixels or fewer."""
     folder = re.search(r"(?ms)^data:\n  name: folder\n  root: (\S+)\n  size: (\[(\d+), (\d+)\])\n", text)
     shapes = _shapes(Path(root or folder[1]) / "images") if folder else []
     if not folder or not shapes:
@@ -120,17 +115,13 @@ def _shapes(directory: Path) -> list[tuple[int, int]]:
     from sunets.data.picture import DataError, read_picture
     from sunets.data.raw_dataset import RawDataset
 
-    try:
-        images = RawDataset(directory.parent).image_files(directory)
-    except DataError:
-        return []
     shapes = []
-    for image in images[:: math.ceil(len(images) / IMAGES_LOOKED_AT) or 1]:
-        try:
-            height, width, _ = read_picture(image).shape
-        except DataError:
-            continue
-        shapes.append((height, width))
+    with contextlib.suppress(DataError):
+        images = RawDataset(directory.parent).image_files(directory)
+        for image in images[:: math.ceil(len(images) / IMAGES_LOOKED_AT) or 1]:
+            with contextlib.suppress(DataError):
+                height, width, _ = read_picture(image).shape
+                shapes.append((height, width))
     return shapes
 
 

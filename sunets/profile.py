@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from sunets.core.config import CostConfig, ModelConfig
+from sunets.core.config import CostConfig, ModelConfig, override
 from sunets.core.provenance import code_hash, command_line, environment, provenance
 from sunets.core.record import make_record, write_json, write_rows
 from sunets.models.zoo import list_models
@@ -75,7 +73,7 @@ def profile(
     for name in models:
         if name not in list_models(task):
             raise ValueError(f"{name}: no model of the zoo for {task}; there are {', '.join(list_models(task))}")
-    settings = CostConfig.model_validate({"size": size, "batch_size": batch_size})
+    settings = override(CostConfig(), {"size": list(size), "batch_size": batch_size}, source="profile")
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=200)
@@ -130,7 +128,8 @@ def profile(
     if speed_json_path is not None and timings:
         write_json(speed_json_path, timings)
     if picture_path is not None and maps:
-        _draw(maps, records, picture_path)
+        shares = {record["label"]: record["cost"]["receptive_field.effective_share"] for record in records}
+        save_files(draw_fields(maps, shares), picture_path)
     return records
 
 
@@ -173,9 +172,3 @@ def _table(records: Sequence[Mapping[str, Any]]) -> Table:
         )
     table.caption = "\n".join(notes)
     return table
-
-
-def _draw(maps: Mapping[str, NDArray[np.float32]], records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the effective receptive fields as a PNG."""
-    shares = {record["label"]: record["cost"]["receptive_field.effective_share"] for record in records}
-    save_files(draw_fields(maps, shares), path)

@@ -443,6 +443,10 @@ def test_hours_here_are_those_of_the_measured_speed(suite: Suite, monkeypatch: p
     made = estimate(suite, "depth", manifest, data, Speed(data), gpu_tflops=1.0)
     # Two seconds for each of 16 images, three times, on two seeds and with two depths; scoring comes on top.
     assert 1.0 < made.hours_here * made.workers * 3600 / (2 * 16 * 3 * 2 * 2) < 1.3
+    monkeypatch.setattr("ablations.plan.default_workers", lambda *_: 64)
+    many = estimate(suite, "depth", manifest, data, Speed(data), gpu_tflops=1.0)
+    assert many.workers == 4, "no more than its trainings"
+    assert many.hours_here * 4 == pytest.approx(made.hours_here * made.workers)
 
 
 def test_plan_needs_no_prepared_data_of_an_embedded_set(

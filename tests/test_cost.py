@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sunets import create_model, zoo_tables
+from sunets.core.config import ConfigError
 from sunets.profile import profile
 from sunets.profiling import multiply_adds
 from sunets.profiling.cost import measure_cost
@@ -406,6 +407,8 @@ def test_run_profile_refuses_what_cannot_be(tmp_path: Path) -> None:
         profile(["sunet_tiny"], size=(15, 64), json_path=out)
     with pytest.raises(ValueError, match="output_stride: one of"):
         profile(["sunet_tiny"], size=(32, 32), output_stride=7, json_path=out)
+    with pytest.raises(ConfigError, match=r"profile: size\.1: .* less than or equal to 16384 \(given: 20000\)"):
+        profile(["sunet_tiny"], size=(64, 20000), json_path=out)
     assert not out.exists()
     with pytest.raises(ValueError, match=r"one\.json: named for two outputs"):
         profile(["sunet_tiny"], size=(64, 64), json_path=tmp_path / "one.json", csv_path=tmp_path / "one.json")

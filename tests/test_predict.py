@@ -115,6 +115,12 @@ def test_every_bad_picture_is_named_before_anything_is_written(checkpoint: Path,
     with pytest.raises(DataError) as raised:
         predict_images(checkpoint, [tmp_path / name for name in names], tmp_path / "out")
     assert len(raised.value.faults) == 6
+    accents = [tmp_path / "a" / "e\u0301.png", tmp_path / "b" / "\u00e9.png"]  # one name on a Mac
+    for path in accents:
+        path.parent.mkdir()
+        path.write_bytes(good.read_bytes())
+    with pytest.raises(DataError, match="would write the same files"):
+        predict_images(checkpoint, accents, tmp_path / "out")
     for name in names[1:]:
         assert str(tmp_path / name) in str(raised.value)
     assert not (tmp_path / "out").exists()

@@ -161,7 +161,7 @@ def test_a_preset_of_the_user_is_taken_as_it_is(checkout: Path, text: str, monke
     monkeypatch.setattr(presets, "PRESETS", checkout / "mine")
     (checkout / "mine").mkdir()
     (checkout / "mine/mine.yaml").write_text(text)
-    assert use_preset("mine").size is None
+    assert use_preset("mine")[1] is None
     assert (checkout / "params.yaml").read_text() == text
 
 
