@@ -44,17 +44,17 @@ def architecture(path: Path) -> list[Path]:
     return save_figure(fig, path)
 
 
+def _panel(ax: Axes, left: float, low: float, w: float, h: float, radius: float, **look: Any) -> None:
+    """A rectangle with round corners."""
+    ax.add_patch(FancyBboxPatch((left, low), w, h, boxstyle=f"round,pad=0,rounding_size={radius}", **look))
+
+
 def _box(
     ax: Axes, x: float, y: float, w: float, h: float, color: str, text: str, *, fill: float = 0.16, size: float = 7.0
 ) -> None:
     """A rounded box centred on (x, y), its colour as frame and, lightened, as ground."""
     ground = tuple(1 - fill * (1 - c) for c in to_rgb(color))
-    ax.add_patch(
-        FancyBboxPatch(
-            (x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0,rounding_size=0.7", facecolor=ground, edgecolor=color,
-            linewidth=1.1, zorder=3,
-        )
-    )  # fmt: skip
+    _panel(ax, x - w / 2, y - h / 2, w, h, 0.7, facecolor=ground, edgecolor=color, linewidth=1.1, zorder=3)
     ax.text(x, y, text, ha="center", va="center", fontsize=size, color=_INK, zorder=4, linespacing=1.25)
 
 
@@ -97,7 +97,8 @@ def _draw_network(ax: Axes) -> tuple[float, float, float]:
         10.2, 63.6, "stacked U-Nets in place of residual blocks: each passes information far across the image and "
         "returns it at the resolution it came in", fontsize=8, color="#444444", va="center",
     )  # fmt: skip
-    ax.imshow(_toy_picture(), extent=(2, 8, y - 3, y + 3), zorder=3, aspect="auto", interpolation="bilinear")
+    picture, labels = _toy_scene()
+    ax.imshow(picture, extent=(2, 8, y - 3, y + 3), zorder=3, aspect="auto", interpolation="bilinear")
     ax.add_patch(plt.Rectangle((2, y - 3), 6, 6, fill=False, edgecolor="#666666", linewidth=0.8, zorder=4))
     _note(ax, 5, y - 4.3, "image\n3 × H × W", va="top")
     ax.text(14.1, 60.3, "Stem", fontsize=8, fontweight="bold", ha="center", color=_INK)
@@ -118,12 +119,7 @@ def _draw_network(ax: Axes) -> tuple[float, float, float]:
         width = shown * inner + (shown - 1) * 1.2 + dots + 2.2
         left = x + 1.2
         _arrow(ax, [(x, y), (left, y)])
-        ax.add_patch(
-            FancyBboxPatch(
-                (left, y - 5.7), width, 11.8, boxstyle="round,pad=0,rounding_size=0.9", facecolor="#F5F7FA",
-                edgecolor="#9AA5B1", linewidth=0.9, zorder=1,
-            )
-        )  # fmt: skip
+        _panel(ax, left, y - 5.7, width, 11.8, 0.9, facecolor="#F5F7FA", edgecolor="#9AA5B1", linewidth=0.9, zorder=1)
         centre = left + width / 2
         ax.text(centre, 60.3, f"Stage {i + 1}", fontsize=8, fontweight="bold", ha="center", color=_INK)
         at = left + 1.1 + inner / 2
@@ -154,7 +150,7 @@ def _draw_network(ax: Axes) -> tuple[float, float, float]:
     _arrow(ax, [(x + 4.6, y), (x + 6.0, y)])
     ax.text(x + 3.0, 60.3, "Head", fontsize=8, fontweight="bold", ha="center", color=_INK)
     end = x + 6.0
-    ax.imshow(_toy_labels(), extent=(end, end + 6, y - 3, y + 3), zorder=3, aspect="auto", interpolation="nearest")
+    ax.imshow(labels, extent=(end, end + 6, y - 3, y + 3), zorder=3, aspect="auto", interpolation="nearest")
     ax.add_patch(plt.Rectangle((end, y - 3), 6, 6, fill=False, edgecolor="#666666", linewidth=0.8, zorder=4))
     _note(ax, end + 3, y - 4.3, "logits, bilinear\nto K × H × W", va="top")
     _note(
@@ -169,12 +165,8 @@ def _draw_network(ax: Axes) -> tuple[float, float, float]:
 def _draw_unet(ax: Axes, zoom: tuple[float, float, float]) -> None:
     """The lower half: every layer of one U-Net of two levels, placed at the resolution it writes."""
     left, right, top, bottom = 2.0, 94.0, 37.6, 1.4
-    ax.add_patch(
-        FancyBboxPatch(
-            (left, bottom), right - left, top - bottom, boxstyle="round,pad=0,rounding_size=1.0", facecolor="#FCFCFD",
-            edgecolor="#9AA5B1", linewidth=0.9, zorder=0,
-        )
-    )  # fmt: skip
+    frame = {"facecolor": "#FCFCFD", "edgecolor": "#9AA5B1", "linewidth": 0.9, "zorder": 0}
+    _panel(ax, left, bottom, right - left, top - bottom, 1.0, **frame)
     zx, zy, half = zoom
     wedge = [(zx - half, zy - 0.4), (zx + half, zy - 0.4), (right - 1, top), (left + 1, top)]
     ax.add_patch(plt.Polygon(wedge, facecolor="#EEF1F5", edgecolor="none", zorder=0.1))
@@ -194,12 +186,7 @@ def _draw_unet(ax: Axes, zoom: tuple[float, float, float]) -> None:
     for name, start, stop, first, last, color in groups:
         ground = tuple(1 - 0.07 * (1 - c) for c in to_rgb(color))
         low, high = rows[last] - h / 2 - 0.8, rows[first] + h / 2 + 0.8
-        ax.add_patch(
-            FancyBboxPatch(
-                (start, low), stop - start, high - low, boxstyle="round,pad=0,rounding_size=0.8", facecolor=ground,
-                edgecolor="none", zorder=0.2,
-            )
-        )  # fmt: skip
+        _panel(ax, start, low, stop - start, high - low, 0.8, facecolor=ground, edgecolor="none", zorder=0.2)
         _note(ax, (start + stop) / 2, low - 1.3, name, fontsize=8, fontweight="bold", color=readable_ink(color))
     layers = [
         (17.2, 0, _POINT, "1×1\nC→N"), (23.7, 1, _DOWN, "3×3\n/2"), (30.2, 1, _DOWN, "3×3"),
@@ -247,23 +234,18 @@ def _draw_unet(ax: Axes, zoom: tuple[float, float, float]) -> None:
     )  # fmt: skip
 
 
-def _toy_picture() -> NDArray:
-    """A small drawn scene for the corner of the figure: no photograph, no licence."""
-    y, x = np.mgrid[0:60, 0:60] / 59.0
-    picture = np.stack([0.62 - 0.25 * y, 0.78 - 0.2 * y, 0.92 - 0.1 * y], -1)
-    picture[y > 0.62] = (0.56, 0.66, 0.42)
-    picture[(x - 0.68) ** 2 + (y - 0.45) ** 2 < 0.05] = (0.85, 0.45, 0.30)
-    picture[(np.abs(x - 0.27) < 0.15) & (np.abs(y - 0.6) < 0.22)] = (0.40, 0.42, 0.60)
-    return picture
-
-
-def _toy_labels() -> NDArray:
+def _toy_scene() -> tuple[NDArray, NDArray]:
+    """A small drawn scene for the corners of the figure, and its labels: no photograph, no licence."""
     y, x = np.mgrid[0:60, 0:60] / 59.0
     labels = np.zeros((60, 60), dtype=np.uint8)
     labels[y > 0.62] = 1
     labels[(x - 0.68) ** 2 + (y - 0.45) ** 2 < 0.05] = 2
     labels[(np.abs(x - 0.27) < 0.15) & (np.abs(y - 0.6) < 0.22)] = 3
-    return colorize(labels, np.array([(225, 231, 238), (0, 158, 115), (213, 94, 0), (0, 114, 178)], dtype=np.uint8))
+    picture = np.stack([0.62 - 0.25 * y, 0.78 - 0.2 * y, 0.92 - 0.1 * y], -1)
+    for label, color in enumerate([(0.56, 0.66, 0.42), (0.85, 0.45, 0.30), (0.40, 0.42, 0.60)], start=1):
+        picture[labels == label] = color
+    palette = [(225, 231, 238), (0, 158, 115), (213, 94, 0), (0, 114, 178)]
+    return picture, colorize(labels, np.array(palette, dtype=np.uint8))
 
 
 def readable_ink(color: str) -> tuple[float, float, float]:
