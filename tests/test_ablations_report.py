@@ -34,9 +34,11 @@ from ablations.report.tables import (
     settings_table,
 )
 from sunets.core.config import ReportConfig, StudyConfig, Suite
-from sunets.core.record import Record, RecordError, make_record, parameters_hash, write_json
+from sunets.core.record import Record, RecordError, make_record, parameters_hash, read_rows, write_json
 from sunets.core.stage import StageError
+from sunets.report.claims import Results
 from sunets.report.explain import Explainer, explain
+from sunets.report.html import _Traces
 from sunets.report.records import ReportError
 from sunets.report.statistics import mean_interval
 from sunets.report.write import value_text, write
@@ -432,6 +434,18 @@ def test_a_search_whose_points_all_diverged_has_a_page(tmp_path: Path) -> None:
     assert "The reference has no score" in (tmp_path / "results/synthetic/ablations.md").read_text()
 
 
+def test_a_tuned_study_whose_trials_all_diverged_has_a_page(tmp_path: Path) -> None:
+    settings, records = tuned()
+    records = [r | {"scores": {}, "status": "failed", "reason": "nan"} for r in records if r["phase"] == "tuning"]
+    write_json(tmp_path / "results/synthetic/records/ablations/rates.json", records)
+    build_ablation_report(suite(rates=settings), tmp_path)
+    page = (tmp_path / "results/synthetic/ablations.md").read_text()
+    assert "No trial has been trained on the seeds yet." in page
+    assert "were stopped" not in page, "none was pruned"
+    records[-1] |= {"status": "pruned"}
+    assert "were stopped" in report_page.what_was_run(Study("rates", settings, records, "SUNet-tiny"))
+
+
 def test_tuned_values_may_be_lists() -> None:
     settings, records = tuned()
     crops = [[64, 64], [96, 96], [128, 128]]
@@ -470,7 +484,9 @@ def test_the_page_names_what_the_base_is_and_how_it_was_trained() -> None:
     text = report_page.what_was_run(Study("depth", moved, records, "SUNet-tiny"))
     assert text.startswith("SUNet-tiny with model.output_stride 8, one axis at a time from the default: U-Net depth (")
     assert "5 epochs, batch 16, adamw, learning rate 0.003, weight decay 0.01; seeds 0, 1, 2, 3" in text
-    assert "scored on the val split only; those below the median" in report_page.what_was_run(study("tuned"))
+    sampled = study("tuned")
+    sampled.records[0]["status"] = "pruned"
+    assert "scored on the val split only; those below the median" in report_page.what_was_run(sampled)
 
 
 def test_the_page_says_which_trainings_are_the_benchmarks_and_which_recipe_came_first() -> None:
@@ -548,6 +564,44 @@ def test_the_page_shows_the_recipes_that_each_arm_was_chosen_from() -> None:
     text = report_page.what_was_run(made)
     assert "at most 3, were trained on 2 more tuning seeds (101, 102); the one with the best mean" in text
     assert recipes_table(plain) is None
+
+
+def test_a_recipe_that_diverged_on_a_seed_is_behind_the_others(tmp_path: Path) -> None:
+    records = [r for r in study("tuned").records if r["phase"] != "tuning" and r["arm"] == {"model.unet_depth": 2}]
+    for rate, mean in ((0.003, 0.4), (0.01, 0.38), (0.03, 0.5)):
+        for seed in (100, 101, 102):
+            score = None if (rate, seed) == (0.03, 102) else mean
+            rates = {"train.lr": rate, "train.weight_decay": 0.01}
+            records.append(trial(len(records), {"model.unet_depth": 2}, seed, score, "tuning", tuned=rates))
+    settings = study("tuned").config
+    write_json(tmp_path / "results/synthetic/records/ablations/rates.json", records)
+    build_ablation_report(suite(rates=settings), tmp_path)
+    results = tmp_path / "results"
+    rows = read_rows(results / "synthetic/ablations/rates_recipes.csv")
+    traces = _Traces(suite(rates=settings), results, Results({}, [], [], {}))
+    for (name,) in traces._rows("rates_recipes", rows, rows):
+        assert "seed 101" in explain(results, "synthetic", "ablations/rates_recipes", name, "search.miou")
+    made = Study("rates", settings, records, "SUNet-tiny")
+    assert [r.records[0]["tuned"]["train.lr"] for r in made.recipes] == [0.003, 0.01, 0.03]
+    table = settings_table(made)
+    assert table is not None
+    assert any("+2.00 (U-Net depth 2; 3 seeds)" in note for note in table.notes)
+
+
+def test_sentences_and_table_have_the_same_verdicts() -> None:
+    made = study("depth")
+    told = {arm: c for path in made.axes for arm, c in made.effects(path).items()}
+    assert len(told) == 3
+    assert {id(c) for c in told.values()} == {id(c) for c in made.compared.values()}
+
+
+def test_axes_that_cannot_be_averaged_have_no_table() -> None:
+    axes: dict[str, Sequence[Any]] = {"model.unet_depth": (1, 2), "model.num_blocks": (1, 2)}
+    arms = [{"model.unet_depth": d, "model.num_blocks": n} for d in (1, 2) for n in (1, 2)]
+    records = [
+        trial(n, arm, 0, 0.4 if len({*arm.values()}) == 1 else None, reference=n == 0) for n, arm in enumerate(arms)
+    ]
+    assert axes_table(Study("joint", config("grid", axes, seeds=[0]), records, "SUNet-tiny")) is None
 
 
 def test_the_page_states_no_value_of_what_a_study_varies() -> None:
@@ -752,7 +806,7 @@ def test_close_values_of_an_axis_are_not_merged() -> None:
     assert [score[0] for score in scores.values()] == pytest.approx([0.4, 0.5, 0.6])
 
 
-@pytest.mark.parametrize("end", ["axes", "variance", "trials", "history"])
+@pytest.mark.parametrize("end", ["axes", "variance", "trials", "history", "recipes", "object_size"])
 def test_a_study_whose_files_another_one_has_is_refused_before_anything_is_deleted(end: str, tmp_path: Path) -> None:
     page = tmp_path / "results/synthetic/ablations/depth_axes.md"
     page.parent.mkdir(parents=True)

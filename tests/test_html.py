@@ -21,7 +21,7 @@ from sunets.core.config import Suite
 from sunets.core.record import RecordError
 from sunets.report.build import _tables
 from sunets.report.html import build_html
-from sunets.report.page import Content, benchmark_page
+from sunets.report.page import benchmark_page
 from sunets.report.records import load_records
 from sunets.report.write import Table, markdown, write
 
@@ -46,8 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Suite]:
         write(table, out / "tables")
     (out / "figures").mkdir()
     Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(out / "figures" / "accuracy.png")
-    content = Content({table.name: table for table in tables}, {"accuracy": "figures/accuracy"})
-    (out / "README.md").write_text(benchmark_page(suite, records, content))
+    (out / "README.md").write_text(benchmark_page(suite, records, tables, {"accuracy": "figures/accuracy"}))
     write(Table("depth", "Ablation depth.", STUDY, STUDY), out / "ablations")
     shown = markdown(STUDY, "Ablation depth.")
     linked = "Trials. [Table of 12 rows](ablations/depth_trials.md), [CSV](ablations/depth_trials.csv)."

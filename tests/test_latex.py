@@ -12,7 +12,7 @@ import pytest
 from test_report import MODELS, SEEDS, fabricate, make_suite
 
 from sunets.report.build import _tables, build_report
-from sunets.report.latex import best_cells, latex_document, latex_escape, latex_table
+from sunets.report.latex import Paper, best_cells, latex_document, latex_escape, latex_table
 from sunets.report.paper import narrowed
 from sunets.report.records import load_records
 from sunets.report.write import Table, write
@@ -39,7 +39,7 @@ def _rows(text: str) -> list[str]:
 
 
 def test_a_table_keeps_the_columns_that_matter_most_and_that_fit() -> None:
-    text = latex_table(WIDE, "A caption.", ["mIoU over images: bootstrap.", "A note."], "tab:x-y")
+    text = latex_table(Paper(WIDE), "A caption.", ["mIoU over images: bootstrap.", "A note."], "tab:x-y")
     head, *rows = _rows(text)
     for kept in ("mIoU", "Difference", "Verdict", "Parameters", "Multiply-adds"):
         assert kept in head
@@ -53,7 +53,7 @@ def test_a_table_keeps_the_columns_that_matter_most_and_that_fit() -> None:
 
 
 def test_numbers_are_aligned_at_the_decimal_point_and_the_best_is_bold() -> None:
-    text = latex_table(WIDE, "A caption.", [], "tab:x-y")
+    text = latex_table(Paper(WIDE), "A caption.", [], "tab:x-y")
     assert "S[table-format=2.2]@{\\,}lS[table-format=+2.2]@{\\,}l" in text
     assert "S[table-format=4.3]" in text
     assert r"\bfseries 71.20 & $\pm$ 1.10" in text
@@ -65,7 +65,7 @@ def test_numbers_are_aligned_at_the_decimal_point_and_the_best_is_bold() -> None
 
 def test_a_list_of_numbers_is_text() -> None:
     view = pd.DataFrame({"U-Net depth": ["1, 1, 1", "12, 1"], "Cost": ["1,234.5", "2.5"]})
-    lines = latex_table(view, "A caption.", (), "tab:x").splitlines()
+    lines = latex_table(Paper(view), "A caption.", (), "tab:x").splitlines()
     assert r"1, 1, 1 & 1234.5 \\" in lines
     assert r"12, 1 & 2.5 \\" in lines
 

@@ -31,7 +31,7 @@ from sunets.report import images as report_images
 from sunets.report.build import build_report
 from sunets.report.comparison import joint_estimate, video_blocks
 from sunets.report.explain import explain
-from sunets.report.page import Content, _cost_findings, limits
+from sunets.report.page import _cost_findings, limits
 from sunets.report.records import Records, ReportError, find_records, load_records
 from sunets.report.statistics import holm
 from sunets.report.write import Table
@@ -307,7 +307,7 @@ def test_page_says_whether_recipes_were_tuned(site, trials, words) -> None:
     records = load_records(suite, root)
     rows = [r | {"params": r["params"] | {"tune.trials": trials}} for r in records.all("train")]
     raw = records.raw | {f"train/{m}.json": [r for r in rows if r["model"] == m] for m in records.labels}
-    sentences = limits(suite, dataclasses.replace(records, raw=raw), Content({}, {}))
+    sentences = limits(dataclasses.replace(records, raw=raw))
     assert any(f"Recipes were {words}." in sentence for sentence in sentences)
 
 

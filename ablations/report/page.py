@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -70,11 +69,10 @@ def build_ablation_report(suite: Suite, root: Path = Path()) -> list[Path]:
 
 def _check_names(studies: Iterable[str]) -> None:
     """Refuse a study `depth_axes` beside a study `depth`, whose table of the axes has this name."""
-    ends = {"axes", "object_size", "variance", "trials", *DRAWN}
+    ends = ("axes", "object_size", "recipes", "variance", "trials", *DRAWN)
     names = set(studies)
     for name in sorted(names):
-        first, _, last = name.rpartition("_")
-        if last in ends and first in names:
+        for first in names & {name.removesuffix(f"_{end}") for end in ends} - {name}:
             raise ReportError(f"ablations.{name}: files of the study {first} have this name; rename one of the two")
 
 
@@ -153,12 +151,11 @@ def what_was_run(study: Study) -> str:
         + (", ".join(_bracketed(map(value_text, a.values))) or f"{a.low:g} to {a.high:g}")
         for a in c.axes
     )
-    varied = {a.path for a in (*c.axes, *c.nuisance)}
-    budget = [
-        text.format(value)
-        for path, text in BUDGET.items()
-        if path not in varied and (value := _shared(study, path)) is not None
-    ]
+    budget = []
+    for path, text in BUDGET.items():
+        value, *others = {r["params"].get(path) for r in study.records}  # others: it may change with an axis
+        if path not in study.varied and value is not None and not others:
+            budget.append(text.format(value))
     fixed = [f"{path} {value_text(value)}" for path, value in c.overrides.items() if path.startswith("model.")]
     base = f"{study.label} with {', '.join(fixed)}" if fixed else study.label
     sentences = [
@@ -172,11 +169,12 @@ def what_was_run(study: Study) -> str:
     if study.sampled:
         nuisance = f" over {', '.join(axis_name(a.path).lower() for a in c.nuisance)}" if c.nuisance else ""
         per = " per arm" if c.kind == "tuned" else ""
+        pruned = any(r["status"] == "pruned" for r in study.sampled)
         sentences.append(
             f"Before that, {c.trials} trials{per}{nuisance}{_alike(study)}: {_drawn(study)}; "
             f"{min(c.batch, c.trials)} at a time, with training seed {c.tuning_seed}, scored on the "
             f"{study.sampled[0]['split']} split only"
-            + ("; those below the median at an early epoch were stopped." if c.kind == "tuned" and c.pruning else ".")
+            + ("; those below the median at an early epoch were stopped." if pruned else ".")
         )
         if study.recipes:
             more = sorted({r["seed"] for recipe in study.recipes for r in recipe.records} - {c.tuning_seed})
@@ -224,12 +222,6 @@ def _alike(study: Study) -> str:
         tried.setdefault(arm_text(study, r["arm"]), []).append(value_text(r["tuned"][paths[0]]))
     values = next(iter(tried.values()))
     return f" ({', '.join(values)} in every arm)" if all(other == values for other in tried.values()) else ""
-
-
-def _shared(study: Study, path: str) -> Any:
-    """Return the value of a parameter that all trials share, else None: another parameter may change with an axis."""
-    values = [r["params"].get(path) for r in study.records]
-    return values[0] if all(value == values[0] for value in values) else None
 
 
 def findings(study: Study) -> list[str]:

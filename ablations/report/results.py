@@ -148,7 +148,9 @@ class Study:
                 if len(rows) > 1
             ]
             sign = -1 if higher_is_better(self.headline) else 1
-            recipes += sorted(several, key=lambda r: (not r.chosen, sign * float(np.mean([*r.scores.values()]))))
+            recipes += sorted(  # as they were ranked: a recipe that diverged on a seed is behind the others
+                several, key=lambda r: (not r.chosen, -len(r.scores), sign * float(np.mean([*r.scores.values()])))
+            )
         return recipes
 
     @cached_property
@@ -226,7 +228,10 @@ class Study:
         return [axis.path for axis in (*self.config.axes, *self.config.nuisance)]
 
     def effects(self, path: str) -> dict[str, Comparison]:
-        """Map each value of an axis to its comparison with the reference's value, adjusted over the axis (Holm)."""
+        """Map each value of an axis to its comparison with the reference's value.
+
+        Adjusted over the axis (Holm); where a value is a single setting, it is the comparison of the table of settings.
+        """
         values, base = self.marginal(path), self.base(path)
         if base not in values:
             return {}
@@ -234,7 +239,10 @@ class Study:
         records = {value: [r for setting in averaged[value] for r in setting.records] for value in values}
         runs = {v: Runs(scores, records[v], self.trials_of(averaged[v])) for v, scores in values.items()}
         reference = runs.pop(base)
-        return compare_all(runs, reference, self.headline, self.report, self.varied)
+        effects = compare_all(runs, reference, self.headline, self.report, self.varied)
+        if self.crossed:
+            return effects
+        return {v: self.compared.get(self.settings.index(averaged[v][0]), effect) for v, effect in effects.items()}
 
     def base(self, path: str) -> str | None:
         """Return the value of an axis that the reference has; None without a reference."""

@@ -23,16 +23,19 @@ from sunets.report.comparison import (
     verdict_text,
     wins_text,
 )
+from sunets.report.latex import Paper
 from sunets.report.records import DIVERGED, FINISHED, quantity
 from sunets.report.statistics import mean_interval, paired_difference
 from sunets.report.tables import SIZE_KEYS, SIZE_NOTE, budget_note, budget_text
-from sunets.report.write import TRIAL_NUMBERS, Paper, Table, join, plural, value_text
+from sunets.report.write import TRIAL_NUMBERS, Table, join, plural, value_text
 
 COSTS = ("cost.params_m", "cost.gmacs", "memory.saved_mib", "receptive_field.effective_share")
 
 
-def settings_table(study: Study) -> Table:
-    """Make the table of settings: score, difference from the reference, cost."""
+def settings_table(study: Study) -> Table | None:
+    """Make the table of settings: score, difference from the reference, cost; None where none was trained."""
+    if not study.settings:
+        return None
     q, rows, lines = study.shown, [], []
     for index, (setting, change) in enumerate(zip(study.settings, study.last_fifths, strict=True)):
         comparison = study.compared.get(index, NO_COMPARISON)
@@ -133,7 +136,7 @@ def _leads(study: Study) -> list[str]:
 
 
 def axes_table(study: Study) -> Table | None:
-    """Make the table of axes, each value averaged over the other axes; None where no axes are combined."""
+    """Make the table of axes, each value averaged over the other axes; None where none can be averaged."""
     if not study.crossed or len(study.axes) < 2 or study.reference is None:
         return None
     q, rows, lines = study.shown, [], []
@@ -151,6 +154,8 @@ def axes_table(study: Study) -> Table | None:
                 q.heading: estimate_text(q, estimate), "Difference": difference_text(q, comparison.difference),
                 "Wins": wins_text(comparison), "Verdict": "reference" if value == base else verdict_text(q, comparison),
             })  # fmt: skip
+    if not rows:  # no setting of the other axes has scores for every value
+        return None
     note = (
         "Mean over the settings of the other axes that have scores for every value and seed, seed by seed; intervals "
         "over the seeds. Differences from the reference's value, paired by seed; verdicts adjusted in an axis (Holm). "

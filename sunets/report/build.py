@@ -17,10 +17,10 @@ from sunets.core.stage import stage
 from sunets.data.manifest import read_split
 from sunets.data.picture import DataError, read_mask, read_picture
 from sunets.report import figures, images, summary, tables, write
-from sunets.report.page import Content, benchmark_page, figure_caption, index_page
+from sunets.report.page import benchmark_page, figure_caption, index_page
 from sunets.report.paper import narrowed, paper_document
 from sunets.report.published import published
-from sunets.report.records import Records, load_records, report_settings
+from sunets.report.records import SETTINGS, Records, load_records
 from sunets.report.style import save_figure
 from sunets.report.write import Table
 
@@ -62,7 +62,7 @@ def _write(suite: Suite, root: Path) -> list[Path]:
     notes = [why_not] if why_not and not kept else []
     _remove_stale(out, private, FIGURES[:-1] if kept else FIGURES)
     written = [path for table in made for path in write.write(table, out / "tables")]
-    settings = report_settings(out)
+    settings = out / SETTINGS
     write_json(settings, suite.report.model_dump(mode="json") | {"models": list(suite.models)})
     written.append(settings)
     for name, figure in drawn.items():
@@ -79,10 +79,9 @@ def _write(suite: Suite, root: Path) -> list[Path]:
                 f"The qualitative figure shows images of {suite.data.name}, which are not ours to publish: "
                 f"`outputs/{suite.benchmark}/figures/qualitative.png`, not committed."
             )
-    content = Content({t.name: t for t in made}, linked, notes)
-    captions = {path: figure_caption(name, content) for name, path in linked.items()}
+    captions = {path: figure_caption(name, records) for name, path in linked.items()}
     page, paper, index = out / "README.md", out / "paper.tex", out.parent / "README.md"
-    write_text(page, benchmark_page(suite, records, content))
+    write_text(page, benchmark_page(suite, records, made, linked, notes))
     write_text(paper, paper_document(suite, made, captions))
     written += [page, paper, *summary.write_summary(records, out), index]
     write_text(index, index_page(out.parent))  # reads the page above

@@ -14,13 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from sunets.core.record import Kind, Record, RecordError
-from sunets.report.comparison import (
-    Comparison,
-    difference_text,
-    estimate_text,
-    joint_estimate,
-    verdict_text,
-)
+from sunets.report.comparison import Comparison, difference_text, estimate_text, joint_estimate, verdict_text
 from sunets.report.published import family, zoo_names
 from sunets.report.records import FINISHED, Records, find_records, quantity, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE

@@ -106,16 +106,22 @@ def video_blocks(images: Sequence[str], length: int) -> list[int]:
 
 def joint_note(records: Records, keys: Sequence[str]) -> str:
     """Say below a table of some scores what its intervals cover."""
-    alone = [k for k in keys if not all(covers_images(records, m, k) for m in records.labels if records.scores(m, k))]
-    if len(alone) == len(keys):
+    scored = {k: [m for m in records.labels if records.scores(m, k)] for k in keys}
+    alone = {k: [m for m in models if not covers_images(records, m, k)] for k, models in scored.items()}
+    if all(alone.values()) and alone == scored:
         return "In brackets: 95 % interval over the seeds alone (logit scale, Student's t)."
     length = VIDEO_BLOCKS.get(records.data_name or "")
     images = f"blocks of {length} consecutive frames of a sequence" if length else "images"
+    names = [
+        quantity(k).name + (f" of {', '.join(records.labels[m] for m in rows)}" if rows != scored[k] else "")
+        for k, rows in alone.items()
+        if rows
+    ]
     return (
         "In brackets: 95 % interval over seeds and test images together (bootstrap of seeds and, within them, of "
         f"{images}; standard error on the logit scale, Student's t); with one seed, over the images alone; none "
         "where a resampled score is 0 or 100 %. The CSV also has the t-interval over the seeds."
-    ) + (f" Over the seeds alone: {', '.join(quantity(key).name for key in alone)}." if alone else "")
+    ) + (f" Over the seeds alone: {', '.join(names)}." if names else "")
 
 
 def estimate_text(q: Quantity, estimate: Estimate | None) -> str:

@@ -13,7 +13,7 @@ from sunets.core.recipes import COLUMNS
 from sunets.core.record import Record, RecordError, read_rows
 from sunets.report.claims import Results, findings, read_results
 from sunets.report.records import FINISHED, Records, ReportError, find_records, quantity, read_checked
-from sunets.report.write import TRIAL_NUMBERS, plural
+from sunets.report.write import NAMES, TRIAL_NUMBERS, plural
 
 CLAIMS = "claims"
 """The table of results/README.md."""
@@ -31,6 +31,15 @@ _STUDY_KEYS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """End of the file stem of an ablation's table -> columns that name its rows; without any, a row is a setting of the
 axes, or a recipe of one."""
+_HEADINGS = {
+    r"Difference.*": r".*\bdifference(\.mean)?", "Verdict": r".*\bverdict", "Wins": r".*\bwins",
+    "Seeds": "n_seeds", "Ours": r"ours\.mean",
+    r"Published parameters \(M\)": "published_params_m", r"Our parameters \(M\)": r"ours\.params_m",
+    r"Trainings|Median time \(s\)": "seconds", "Share of variance .*": "share", "Search .*": r"search\..*",
+    "Epochs": r"train\.epochs", "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
+    **{name: re.escape(path) for path, name in NAMES.items()},
+}  # fmt: skip
+"""Heading on a page -> column of the CSV file, where the heading is not that of a quantity."""
 Cells = Mapping[str, Any]
 
 
@@ -224,7 +233,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> Sequence[Cells]:
 
 
 def _row(rows: Sequence[Cells], keys: Sequence[str], table: str, row: str) -> Cells:
-    names = ["/".join(filter(None, (str(cells[key]) for key in keys))) for cells in rows]
+    names = ["/".join(str(cells[key]) for key in keys if cells[key] not in (None, "")) for cells in rows]
     hit = [cells for cells, name in zip(rows, names, strict=True) if name == row]
     for other in ("label", "our_label", "Claim"):  # what the page shows
         hit = hit or [cells for cells in rows if cells.get(other) == row]
@@ -236,6 +245,8 @@ def _row(rows: Sequence[Cells], keys: Sequence[str], table: str, row: str) -> Ce
 
 def _column(cells: Cells, table: str, column: str) -> tuple[str, list[str]]:
     """Return the record key and the CSV columns that a name stands for."""
+    pattern = "|".join(name for heading, name in _HEADINGS.items() if re.fullmatch(heading, column)) or "(?!)"
+    column = next((name for name in cells if re.fullmatch(pattern, name)), column)
     bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in cells))
     headings = {quantity(b).heading.lower(): b for b in bases} | {quantity(b).name.lower(): b for b in bases}
     if column in cells:

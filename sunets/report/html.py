@@ -27,7 +27,6 @@ from sunets.report.claims import CAPTION, Results, claims_table, read_results
 from sunets.report.explain import CLAIMS, Explainer
 from sunets.report.latex import is_number_column
 from sunets.report.records import ReportError, quantity
-from sunets.report.write import NAMES
 
 FIRST = ("Findings", "Claims", "Limits")
 """Sections that come before the others."""
@@ -173,15 +172,6 @@ _ROW_KEYS = (
     ("term",), ("number",),
 )  # fmt: skip
 """Columns of a CSV file that name its rows; those of a study's settings are its axes."""
-_COLUMNS = {
-    r"Difference.*": r".*\bdifference(\.mean)?", "Verdict": r".*\bverdict", "Wins": r".*\bwins",
-    "Seeds": "n_seeds", "Ours": r"ours\.mean",
-    r"Published parameters \(M\)": "published_params_m", r"Our parameters \(M\)": r"ours\.params_m",
-    r"Trainings|Median time \(s\)": "seconds", "Share of variance .*": "share", "Search .*": r"search\..*",
-    "Epochs": r"train\.epochs", "Default recipe .*": r"val\..*\.default", "Chosen .*": r"val\.[^.]*",
-    **{name: re.escape(path) for path, name in NAMES.items()},
-}  # fmt: skip
-"""Displayed heading -> column of the CSV file, for headings that `explain` does not know."""
 
 
 class _Traces:
@@ -200,17 +190,16 @@ class _Traces:
             for line in lines:
                 claims.append(line[0] or claims[-1])
             rows = [["/".join(filter(None, (claim, line[2])))] for claim, line in zip(claims[1:], lines, strict=True)]
-            return [[self._trace(CLAIMS, row, h, c) for h, c in zip(head, line)] for row, line in zip(rows, lines)]
-        if (path := self._paths.get(caption)) is None:
+            table = CLAIMS
+        elif path := self._paths.get(caption):
+            rows = self._rows(path.stem, read_rows(path.with_suffix(".csv")), lines)
+            table = path.stem if path.parent.name == "tables" else f"{path.parent.name}/{path.stem}"
+        else:
             return [[None] * len(head) for _ in lines]
-        entries = read_rows(path.with_suffix(".csv"), ())
-        table = path.stem if path.parent.name == "tables" else f"{path.parent.name}/{path.stem}"
-        columns = [_csv_column(heading, entries[0] if entries else ()) for heading in head]
-        rows = self._rows(path.stem, entries, lines)
-        return [[self._trace(table, row, h, c) for h, c in zip(columns, line)] for row, line in zip(rows, lines)]
+        return [[self._trace(table, row, h, c) for h, c in zip(head, line)] for row, line in zip(rows, lines)]
 
     def _trace(self, table: str, rows: Sequence[str], column: str, cell: str) -> str | None:
-        judged = column in ("Measured", "Verdict") or column.endswith("verdict")
+        judged = column in ("Measured", "Verdict")
         if not re.match(r"[\[+−-]?\d", cell) and not (judged and cell not in ("", "reference")):
             return None
         try:
@@ -221,18 +210,16 @@ class _Traces:
 
     def _rows(self, stem: str, entries: Sequence[dict[str, Any]], lines: Sequence[Sequence[str]]) -> list[list[str]]:
         """Return the names of the rows of the CSV file that each shown line is made from."""
-        study = self._suite.ablations.get(stem.removesuffix("_object_size"))
-        axes = tuple(axis.path for axis in study.axes) if study else ()
-        keys = next((keys for keys in (*_ROW_KEYS, axes) if entries and set(keys) <= set(entries[0])), ())
-        names = ["/".join(str(entry[key]) for key in keys) for entry in entries]
+        studies, first = self._suite.ablations, entries[0] if entries else {}
+        name = stem if stem in studies else re.sub("_(object_size|recipes)$", "", stem)
+        of_recipes = name != stem and stem.endswith("_recipes")
+        varied = (*studies[name].axes, *(studies[name].nuisance if of_recipes else ())) if name in studies else ()
+        settings = tuple(column for column in first if column in {axis.path for axis in varied})
+        keys = next((keys for keys in (*_ROW_KEYS, settings) if first and set(keys) <= set(first)), ())
+        names = ["/".join(str(entry[key]) for key in keys if entry[key] is not None) for entry in entries]
         if len(entries) == len(lines):
             return [[name] for name in names]
         values = [{str(v) for v in e.values()} | {quantity(str(e.get("metric"))).heading} for e in entries]
         known = set[str]().union(*values)
         shown = [{html.unescape(c) for c in line if not c[:1].isdigit()} & known for line in lines]
         return [[name for name, value in zip(names, values, strict=True) if texts <= value] for texts in shown]
-
-
-def _csv_column(heading: str, columns: Sequence[str] | dict[str, Any]) -> str:
-    pattern = "|".join(column for shown, column in _COLUMNS.items() if re.fullmatch(shown, heading)) or "(?!)"
-    return next((column for column in columns if re.fullmatch(pattern, column)), heading)

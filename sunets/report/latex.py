@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -39,30 +40,35 @@ _NUMBERS = (
 _NUMBER = re.compile(r"([+\-−]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d+))?(?=\s|$)(.*)", re.DOTALL)
 
 
-def latex_table(
-    view: pd.DataFrame,
-    caption: str,
-    notes: Sequence[str],
-    label: str,
-    *,
-    bold: pd.DataFrame | None = None,
-    whole: bool = False,
-    names: int = 0,
-) -> str:
+@dataclass(frozen=True)
+class Paper:
+    """What a table shows in LaTeX where that is not its view."""
+
+    view: pd.DataFrame
+    """Cells as a reader should see them."""
+    bold: pd.DataFrame | None = None
+    """Truth values, one per cell of `view`; the best of each column by default."""
+    notes: tuple[str, ...] | None = None
+    """Those of the table by default."""
+    whole: bool = False
+    """Keep all columns, in smaller print if need be."""
+    names: int = 0
+    """Number of first columns that are kept in any case, since they name the row."""
+
+
+def latex_table(paper: Paper, caption: str, notes: Sequence[str], label: str) -> str:
     """Write a `table` environment that is as wide as its text at most; needs booktabs, siunitx and adjustbox.
 
     Args:
-        view: cells as a reader should see them.
+        paper: what the table shows.
         caption: without markup, as are the notes.
-        notes: printed below the table.
+        notes: printed below the table, unless `paper` has others.
         label: unique in a document.
-        bold: truth value of each cell; None prints the best of each column in bold.
-        whole: keep all columns, in smaller print if need be.
-        names: leading columns that are kept in any case, since they name the row.
     """
-    view = view.fillna("").astype(str)
-    bold = best_cells(view) if bold is None else bold
-    keep = list(range(view.shape[1])) if whole else _fitting(view, names)
+    view = paper.view.fillna("").astype(str)
+    bold = best_cells(view) if paper.bold is None else paper.bold
+    keep = list(range(view.shape[1])) if paper.whole else _fitting(view, paper.names)
+    notes = notes if paper.notes is None else paper.notes
     columns = [_column(view.iloc[:, i], bold.iloc[:, i]) for i in keep]
     lines = [
         r"\begin{table}[htbp]", r"\centering", rf"\caption{{{latex_escape(caption)}}}", rf"\label{{{label}}}",
@@ -73,9 +79,9 @@ def latex_table(
         *(" & ".join(row) + r" \\" for row in zip(*(cells for _, _, cells in columns), strict=True)),
         r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}",
     ]  # fmt: skip
-    if left_out := [str(h).lower() for i, h in enumerate(view.columns) if i not in keep]:
+    if left_out := [str(h).lower().partition(" (")[0] for i, h in enumerate(view.columns) if i not in keep]:
         more = f"{len(left_out)} further column{'s are' if len(left_out) > 1 else ' is'} in the CSV file."
-        notes = [*(n for n in notes if not any(n.partition(":")[0].lower() in h for h in left_out)), more]
+        notes = [*(n for n in notes if n.partition(":")[0].lower() not in left_out), more]
     if notes:
         text = " ".join(latex_text(note) for note in notes)
         lines.append(
@@ -162,7 +168,7 @@ def is_number_column(cells: Iterable[str]) -> bool:
 def _fitting(view: pd.DataFrame, named: int) -> list[int]:
     """Choose the columns that fit, in order: those that name the row, then by `PRIORITY`."""
     numbers = (i for i in range(view.shape[1]) if is_number_column(view.iloc[:, i]))
-    first = max(named, next(numbers, view.shape[1]))
+    first = max(1, named, next(numbers, view.shape[1]))
 
     def rank(i: int) -> tuple[int, int]:
         if i < first:

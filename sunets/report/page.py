@@ -6,9 +6,7 @@ that it changes only when an exact figure does.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +21,41 @@ from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.tables import LARGE, MEDIUM, compared_models, run_failures
-from sunets.report.write import Table, join, markdown, plural
+from sunets.report.write import Table, join, markdown, markdown_cell, plural
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
 """Kinds of records of a benchmark."""
 
 
-@dataclass(frozen=True)
-class Content:
-    """Tables, figures and notes of a page."""
+def benchmark_page(
+    suite: Suite, records: Records, tables: Sequence[Table], figures: Mapping[str, str], notes: Sequence[str] = ()
+) -> str:
+    """Write the page of one benchmark.
 
-    tables: Mapping[str, Table]
-    figures: Mapping[str, str]
-    """Name of a figure -> its path as seen from the page."""
-    notes: Sequence[str] = ()
-    """Reasons for missing figures."""
-
-
-def benchmark_page(suite: Suite, records: Records, content: Content) -> str:
-    """Write the page of one benchmark."""
+    `figures` maps names to paths as seen from the page; `notes` are reasons for missing figures.
+    """
+    shown = {("table", t.name): _table(t) for t in tables}
+    shown |= {("figure", name): _figure(figure_caption(name, records), path) for name, path in figures.items()}
     parts = [
         f"# {suite.report.title}",
         "Made by `dvc repro` (stage `report`) from [`records/`](records): do not edit. `python -m sunets explain "
         "TABLE ROW COLUMN` traces every number to its runs.",
         "## Findings",
-        "\n".join(f"- {sentence}" for sentence in findings(suite, records)),
+        "\n".join(f"- {markdown_cell(sentence)}" for sentence in findings(suite, records)),
         "## What was run",
         _what_was_run(suite, records),
     ]
     for title, names in SECTIONS:
-        body = [
-            _table(content.tables[n]) if kind == "table" else _figure(n, content)
-            for kind, n in names
-            if n in (content.tables if kind == "table" else content.figures)
-        ]
-        if body:
+        if body := [shown[name] for name in names if name in shown]:
             parts += [f"## {title}", *body]
-    noisy = [t for t in content.tables.values() if t.noisy]
+    noisy = [t for t in tables if t.noisy]
     if noisy:
         links = ", ".join(f"[{t.caption.rstrip('.').lower()}](tables/{t.name}.md)" for t in noisy)
         parts += ["## Speed", f"Measured, hence different on every run and machine, and kept apart: {links}."]
     if suite.ablations:
         parts += ["## Ablations", "What changes with the structure of the network: [ablations.md](ablations.md)."]
-    parts += ["## Limits", "\n".join(f"- {sentence}" for sentence in limits(suite, records, content))]
-    parts += ["## How it was made", _how(records, content)]
+    parts += ["## Limits", "\n".join(f"- {markdown_cell(sentence)}" for sentence in [*limits(records), *notes])]
+    parts += ["## How it was made", _how(records)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -105,7 +94,8 @@ def findings(suite: Suite, records: Records) -> list[str]:
     q = quantity(key)
     means = {m: e for m in records.labels if (e := joint_estimate(records, m, key))}
     if not means:
-        return [f"No model has been scored: {run_failures(records)[0]}"]
+        why = next(iter(run_failures(records)), "no pixel of the test split is labelled.")
+        return [f"No model has been scored: {why}"]
     name = records.labels
     ranked = sorted(means, key=lambda m: means[m].mean, reverse=higher_is_better(key))
     best = ranked[0]
@@ -155,7 +145,7 @@ def _cost_findings(records: Records) -> list[str]:
     return sentences
 
 
-def limits(suite: Suite, records: Records, content: Content) -> list[str]:
+def limits(records: Records) -> list[str]:
     """State what the numbers do not say: missing runs, few seeds, one budget, mixed data or code."""
     sentences = run_failures(records)
     for r in records.cost[records.cost.status != FINISHED].itertuples():
@@ -170,8 +160,9 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
     if epochs:
         trials = [n for n in _values(records, "tune.trials") if n != "0"]
         tuned = f"tuned for each model with {join(trials)} trials" if trials else "not tuned for each model"
+        budget = "one budget" if len(epochs) == 1 else "several budgets"
         sentences.append(
-            f"One data set and one budget ({join(epochs)} epochs): more data or longer training may change the "
+            f"One data set and {budget} ({join(epochs)} epochs): more data or longer training may change the "
             f"ranking. Recipes were {tuned}."
         )
     for key, what in (("data_digest", "data"), ("code_hash", "code")):
@@ -185,8 +176,7 @@ def limits(suite: Suite, records: Records, content: Content) -> list[str]:
     unknown = [kind for kind in KINDS if any(r["provenance"]["git_commit"] is None for r in records.all(kind))]
     if unknown:
         sentences.append(commit_unknown(unknown))
-    sentences += [f"Data: {warning}." for warning in records.data_warnings]
-    return [*sentences, *content.notes]
+    return sentences + [f"Data: {warning}." for warning in records.data_warnings]
 
 
 def commit_unknown(kinds: Sequence[str]) -> str:
@@ -257,7 +247,7 @@ def _what_was_run(suite: Suite, records: Records) -> str:
 
 def _grid(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
     align = ["right" if heading == "Records" else "left" for heading in headings]
-    frame = pd.DataFrame(rows, columns=list(headings))
+    frame = pd.DataFrame(rows, columns=list(headings)).map(markdown_cell)
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
@@ -301,18 +291,16 @@ def _table(table: Table) -> str:
     return f"{text}\n\n<sub>Table `{table.name}`: {files}</sub>"
 
 
-def figure_caption(name: str, content: Content) -> str:
+def figure_caption(name: str, records: Records) -> str:
     """Return the caption of a figure of the report."""
-    headline = content.tables["accuracy"].view.columns[2] if "accuracy" in content.tables else ""
-    return FIGURE_CAPTIONS[name].format(headline=re.sub(r"\s*\(.*\)", "", headline))
+    return FIGURE_CAPTIONS[name].format(headline=quantity(records.headline).name)
 
 
-def _figure(name: str, content: Content) -> str:
-    caption, path = figure_caption(name, content), content.figures[name]
+def _figure(caption: str, path: str) -> str:
     return f"![{caption}]({path}.png)\n\n<sub>{caption} [PDF]({path}.pdf)</sub>"
 
 
-def _how(records: Records, content: Content) -> str:
+def _how(records: Records) -> str:
     rows = []
     for kind, what in (
         ("train", "weights and training curves"), ("evaluate", "scores and confusion matrices"),

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pandas as pd
 
 from sunets.core.config import Suite
-from sunets.report.latex import best_cells, latex_document
+from sunets.report.latex import Paper, best_cells, latex_document
 from sunets.report.page import SECTIONS
 from sunets.report.records import quantity
-from sunets.report.write import Paper, Table
+from sunets.report.write import Table
 
 MOST_CLASSES = 6
 """Most classes that are columns; with more, classes are rows and models are columns."""
@@ -47,7 +47,8 @@ def _accuracy(table: Table, cost: pd.DataFrame) -> Paper:
 
 def _per_class(table: Table) -> Paper:
     """Show means alone; make rows of many classes."""
-    view = table.view.fillna("").replace(r"\s*[±\[].*", "", regex=True).rename(columns=lambda c: c.replace("_", " "))
+    means = table.view.fillna("").set_index("Model").replace(r"\s*[±\[].*", "", regex=True)
+    view = means.rename(columns=lambda c: c.replace("_", " ")).reset_index()
     bold = best_cells(view, dict.fromkeys(view.columns[1:], True))
     notes = ("IoU in %, mean over the seeds; the CSV file has the intervals.", *table.notes[1:])
     if view.shape[1] - 2 <= MOST_CLASSES:

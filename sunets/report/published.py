@@ -16,7 +16,7 @@ from sunets.core.metrics import higher_is_better
 from sunets.core.record import Record
 from sunets.report.comparison import joint_estimate
 from sunets.report.records import FINISHED, Records, quantity
-from sunets.report.statistics import Estimate, mean_interval
+from sunets.report.statistics import Estimate, paired_difference
 from sunets.report.tables import model_status, state_text
 from sunets.report.write import Table
 
@@ -211,7 +211,8 @@ def _beside(quote: Quote, records: Records, names: Mapping[str, str], key: str) 
     if quote.metric == PARAMETERS:
         ours = Estimate(cost[key], None, None, 1) if key in cost else None
     elif quote.minus:
-        ours = _difference(records, quote, names, key)
+        other = next((k for k, name in names.items() if name == quote.minus), "")
+        ours = paired_difference(records.scores(key, quote.metric), records.scores(other, quote.metric))
     else:
         ours = joint_estimate(records, key, quote.metric)
     row = {"our_model": key, "our_label": records.labels[key]}
@@ -225,15 +226,6 @@ def _beside(quote: Quote, records: Records, names: Mapping[str, str], key: str) 
     if not quote.other_network and quote.pretrained is not None and started != {quote.pretrained}:
         row["verdict"] = f"not comparable: {'from scratch' if quote.pretrained else 'pre-trained'} here"
     return row
-
-
-def _difference(records: Records, quote: Quote, names: Mapping[str, str], key: str) -> Estimate | None:
-    """Return the mean difference from the network that the quote subtracts, paired by seed."""
-    other = next((k for k, name in names.items() if name == quote.minus), None)
-    subtracted = records.scores(other, quote.metric) if other else {}
-    scores = records.scores(key, quote.metric)
-    values = [value - subtracted[seed] for seed, value in scores.items() if seed in subtracted]
-    return mean_interval(values) if values else None
 
 
 def _compared(quote: Quote, ours: Estimate) -> dict[str, Any]:

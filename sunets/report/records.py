@@ -44,6 +44,8 @@ from sunets.core.trials import check_chosen
 M = TypeVar("M", bound=BaseModel)
 
 FINISHED, FAILED, DIVERGED, NOT_RUN = "finished", "failed", "diverged", "not run"
+SETTINGS = Path("tables/report.json")
+"""File of a benchmark that holds its section `report` and its models, for what reads several benchmarks."""
 
 
 class ReportError(ValueError):
@@ -242,7 +244,8 @@ class Records:
     def trials(self, model: str) -> pd.DataFrame:
         """Return one row per trial of a model's tuning, in order: number, status, values, score and the best so far."""
         path = self.directory / "tune" / f"{model}.csv"
-        frame = pd.DataFrame(read_rows(path, ("number", "best")) if path.exists() else [])
+        made = path.exists() or self.all("tune", model)
+        frame = pd.DataFrame(read_rows(path, ("number", "best")) if made else [])
         return _numbers(frame, "val.", "best", "first", "seed ") if len(frame) else frame
 
     def confusions(self, model: str, variant: str | None = None) -> tuple[list[NDArray], list[str]]:
@@ -295,9 +298,7 @@ def load_records(suite: Suite, root: Path) -> Records:
         RecordError: a file is damaged, a record lacks a field, or it contradicts its parameters or confusion matrices.
     """
     directory = root / "results" / suite.benchmark / "records"
-    labels = {key: entry.label or key for key, entry in suite.models.items()}
-    if len(set(labels.values())) < len(labels):  # tables and figures must not merge two models
-        labels = {key: f"{label} [{key}]" for key, label in labels.items()}
+    labels = _distinct({key: entry.label or key for key, entry in suite.models.items()})
     manifest = _read(_Manifest, root / PREPARED / suite.benchmark / "manifest.json")
     return Records(
         benchmark=suite.benchmark,
@@ -322,7 +323,7 @@ def find_records(results: Path, benchmark: str) -> Records:
         RecordError: a file is damaged, or a record lacks a field.
     """
     directory = results / benchmark / "records"
-    settings = _read(_Settings, report_settings(results / benchmark))
+    settings = _read(_Settings, results / benchmark / SETTINGS)
     found = sorted({p.stem for kind in ("train", "evaluate", "cost") for p in json_files(directory / kind)})
     names = [name for name in found if settings.models is None or name in settings.models]
     if not names:
@@ -333,7 +334,7 @@ def find_records(results: Path, benchmark: str) -> Records:
     return Records(
         benchmark=benchmark,
         directory=directory,
-        labels={name: next((r["label"] for r in records if r["model"] == name), name) for name in names},
+        labels=_distinct({name: next((r["label"] for r in records if r["model"] == name), name) for name in names}),
         seeds=tuple(dict.fromkeys(r["seed"] for r in records if r["seed"] is not None and r["kind"] != "tune")) or (0,),
         variants=tuple(dict.fromkeys(r["variant"] for r in evaluated)) or ("single_scale",),
         task=records[0]["task"],
@@ -342,16 +343,17 @@ def find_records(results: Path, benchmark: str) -> Records:
     )
 
 
+def _distinct(labels: dict[str, str]) -> dict[str, str]:
+    """Add its key to each label if two models share one: tables and figures must not merge them."""
+    shared = len(set(labels.values())) < len(labels)
+    return {key: f"{label} [{key}]" if shared else label for key, label in labels.items()}
+
+
 class _Settings(ReportConfig):
-    """Content of the file `report_settings`."""
+    """Content of the file `SETTINGS`."""
 
     models: tuple[str, ...] | None = None
     """Keys of the models that the benchmark has: records of one that was removed may still be there."""
-
-
-def report_settings(directory: Path) -> Path:
-    """Return the file that holds the section `report` and the models of a benchmark, for what reads several."""
-    return directory / "tables" / "report.json"
 
 
 def read_checked(path: Path, kind: Kind) -> list[Record]:
@@ -435,10 +437,8 @@ def _read_all(
             raw[name] = read_records(directory / name, "timing")
         if evaluated := raw.get(f"evaluate/{model}.json"):
             _check_scores(directory, model, evaluated, classes)
-        name = f"tune/{model}.json"
-        tunings = raw.get(name, [])
-        for record in tunings:
-            check_chosen(record, directory / name)
+        for record in raw.get(f"tune/{model}.json", []):
+            check_chosen(record, directory / "tune" / f"{model}.json")
     if not raw:
         raise FileNotFoundError(f"{directory}: no records of any model; run `dvc repro` first")
     return raw

@@ -229,10 +229,9 @@ def tuning(records: Records) -> Table | None:
         r, trials = made.get(model), tried[model]
         status, reason = (r["status"], r["reason"]) if r else (NOT_RUN, f"no record in records/tune/{model}.json")
         row: dict[str, Any] = {"model": model, "label": label, "status": status, "reason": reason}
-        line: dict[str, Any] = {"Model": label, "Trials": state_text(status, reason) if status != FINISHED else ""}
+        line: dict[str, Any] = {"Model": label, "Trials": state_text(status, reason)}
         if r is not None and status == FINISHED:
             default, chosen = trials.set_index("number")[key].get(0), r["scores"][key]
-            default = None if pd.isna(default) else default
             row |= {
                 "trials": len(trials),
                 "drawn": max(0, len(trials) - math.prod(len(a["values"]) for a in r["space"] if a.get("values"))),
@@ -243,12 +242,8 @@ def tuning(records: Records) -> Table | None:
                 f"{key}.default": default,
                 key: chosen,
             }
-            line |= {
-                "Trials": str(len(trials)),
-                "Drawn": str(row["drawn"]),
-                "Diverged": str(row["diverged"]),
-                "Epochs": str(row["train.epochs"]),
-            }
+            line |= {name: str(row[name.lower()]) for name in ("Trials", "Drawn", "Diverged")}
+            line["Epochs"] = str(row["train.epochs"])
             line |= {NAMES.get(k, k): "" if row[k] is None else value_text(row[k]) for k in paths}
             line |= {f"Default recipe ({q.unit})": q.text(default), f"Chosen ({q.unit})": q.text(chosen)}
         rows.append(row)
@@ -368,7 +363,11 @@ def _caveats(records: Records) -> list[str]:
     boundary = "Boundary F: boundary F-score (Csurka et al., 2013), mean over the images; pixels match within "
     boundary += f"{shares} of the image diagonal. The confusion matrices do not tell it, so it is not checked by them."
     scored = {m: list(scores.values()) for m in records.labels if (scores := records.scores(m))}
-    alike = [records.labels[m] for m, scores in scored.items() if len(scores) > 1 and mean_interval(scores).low is None]
+    alike = [
+        records.labels[m]
+        for m, scores in scored.items()
+        if len(scores) > 1 and mean_interval(scores).low is None and not covers_images(records, m, records.headline)
+    ]
     folder = records.directory / "confusion"
     unchecked = [records.labels[m] for m in scored if not (folder / f"{m}.npz").exists()]
     return [

@@ -16,25 +16,10 @@ from typing import Any
 import pandas as pd
 
 from sunets.core.record import write_text
-from sunets.report.latex import is_number_column, latex_table
+from sunets.report.latex import Paper, is_number_column, latex_table
 
 TRIAL_NUMBERS = "trial_numbers"
 """Column of a CSV file of an ablation: the trials behind a row, by which `explain` finds their records."""
-
-
-@dataclass(frozen=True)
-class Paper:
-    """What a table shows in LaTeX where that is not its view."""
-
-    view: pd.DataFrame
-    bold: pd.DataFrame | None = None
-    """Truth values, one per cell of `view`; the best of each column by default."""
-    notes: tuple[str, ...] | None = None
-    """Those of the table by default."""
-    whole: bool = False
-    """Keep all columns, in smaller print if need be."""
-    names: int = 0
-    """Number of first columns that are kept in any case, since they name the row."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +51,10 @@ def write(table: Table, directory: Path) -> list[Path]:
     benchmark = (directory.parent if directory.name in ("tables", "ablations") else directory).name
     seeds = int(frame["n_seeds"].max()) if "n_seeds" in frame and frame["n_seeds"].notna().any() else 0
     named = f"{table.caption.rstrip('.')}; benchmark {benchmark}" + (f", {plural(seeds, 'seed')}." if seeds else ".")
-    paper_notes = table.notes if paper.notes is None else paper.notes
     label = f"tab:{benchmark}-{table.name}"
     texts = {
         ".md": markdown(view, table.caption, table.notes),
-        ".tex": latex_table(
-            paper.view, named, paper_notes, label, bold=paper.bold, whole=paper.whole, names=paper.names
-        ),
+        ".tex": latex_table(paper, named, table.notes, label),
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
     }
     files = {directory / f"{table.name}{suffix}": text for suffix, text in texts.items()}
@@ -83,15 +65,16 @@ def write(table: Table, directory: Path) -> list[Path]:
 
 def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str:
     """Write a GitHub table with its caption above and notes below; number columns are right-aligned."""
-    escaped = view.map(_markdown_cell)
-    escaped.columns = pd.Index([_markdown_cell(c) for c in view.columns])
+    escaped = view.map(markdown_cell)
+    escaped.columns = pd.Index([markdown_cell(c) for c in view.columns])
     align = ["right" if is_number_column(view.iloc[:, i]) else "left" for i in range(view.shape[1])]
     body = escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
-    below = "".join(f"\n{_markdown_cell(note)}\n" for note in notes)
-    return f"**{_markdown_cell(caption)}**\n\n{body}\n{below}"
+    below = "".join(f"\n{markdown_cell(note)}\n" for note in notes)
+    return f"**{markdown_cell(caption)}**\n\n{body}\n{below}"
 
 
-def _markdown_cell(text: object) -> str:
+def markdown_cell(text: object) -> str:
+    """Put a text on one line and escape what Markdown would take for a column or for HTML."""
     return re.sub(r"\s*\n\s*", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
