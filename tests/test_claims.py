@@ -206,8 +206,11 @@ def test_global_information_is_held_against_a_network_that_sees_a_neighbourhood(
     ],
 )
 def test_resolution_is_held_against_networks_that_see_the_whole_image(tmp_path, boundary, verdict) -> None:
-    models = {"sunet_tiny": (0.7, 0.2), "a": (0.7, 0.3), "b": (0.7, 0.3), "plain": (0.2, 0.2)}
-    benchmark(tmp_path, "synthetic", models, boundary=boundary | {"plain": 0.99}, field={"plain": 27})
+    models = {"sunet_tiny": (0.7, 0.2), "a": (0.7, 0.3), "b": (0.7, 0.3), "plain": (0.2, 0.2)} | {
+        "unmeasured": (0.2, 0.2)
+    }
+    benchmark(tmp_path, "synthetic", models, boundary=boundary | {"plain": 0.99, "unmeasured": 0.99},
+              field={"plain": 27, "unmeasured": None})  # fmt: skip
     assert found(tmp_path, claims.RESOLUTION).verdict == verdict
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from test_report import MODELS, SEEDS, fabricate, make_suite
 
 from sunets.core.config import Suite
 from sunets.core.record import RecordError
-from sunets.report import tables
+from sunets.report import style, tables
 from sunets.report.build import build_report
 from sunets.report.comparison import joint_note
 from sunets.report.explain import explain
@@ -77,6 +79,13 @@ def test_a_note_is_left_out_with_its_column_alone() -> None:
     text = latex_table(Paper(view), "A caption.", ["A: failed (cannot be built).", "saved for a thing 11: note."], "t")
     assert "cannot be built" in text
     assert "thing 11: note" not in text
+
+
+def test_a_page_of_many_figures_warns_of_nothing() -> None:
+    with warnings.catch_warnings(action="error"), plt.rc_context(style.STYLE):
+        for _ in range(25):
+            plt.figure()
+        plt.close("all")
 
 
 def test_without_a_labelled_pixel_the_page_says_why_nothing_is_scored(plain: Records) -> None:

@@ -211,7 +211,8 @@ def _by_object_size(records: Records, models: Sequence[str]) -> str:
 def _resolution(records: Records) -> list[Finding]:
     key, local = "score.boundary_f", _local(records)
     sunets, others = _split(records)
-    others = [m for m in others if m not in local]
+    measured = _cost(records, "receptive_field.theoretical_px")
+    others = [m for m in others if m in measured and m not in local]
     outcomes, texts = [], []
     for sunet in sunets:
         compared = _compare(records, sunet, others, key)

@@ -37,6 +37,7 @@ WIDTH = 7.0
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same bytes on every machine
     "text.parse_math": False,  # a $ in the name of a model or class is a dollar
+    "figure.max_open_warning": 0,  # a page draws all of its figures before it writes any
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
