@@ -103,9 +103,8 @@ def estimate(suite: Suite, name: str, manifest: Manifest, data: DataFacts, speed
         trainings += times
         gmacs.append(work.train.macs / 1e9)
     train = space.config({}).train
-    at_once = study.batch if study.kind == "search" else len(points) * len(study.seeds)
-    if study.kind == "tuned":
-        at_once = len(points) * max(study.batch, len(study.seeds))
+    seeds, batch = len(study.seeds), study.batch
+    at_once = {"search": batch, "tuned": len(points) * max(batch, seeds)}.get(study.kind, len(points) * seeds)
     workers = min(default_workers(train.threads, device_type(train.device)), at_once)
     return Estimate(
         points=len(points) if study.kind != "search" else study.confirm + 1,

@@ -141,7 +141,9 @@ def _histories(path: Path, key: Literal["seed", "number"]) -> dict[int, list[Rec
 
 def _reported(folder: Path, models: set[str]) -> list[str]:
     """Leave out models that the last report does not have, since they were removed; without a report keep all."""
-    settings = folder / "tables" / "report.json"
+    from sunets.report.records import SETTINGS  # its package imports pandas, which live tracking must not
+
+    settings = folder / SETTINGS
     shown = read_json(settings).get("models") if settings.exists() else None
     return sorted(models & {*(shown or models)})
 
