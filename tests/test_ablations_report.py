@@ -446,6 +446,17 @@ def test_a_tuned_study_whose_trials_all_diverged_has_a_page(tmp_path: Path) -> N
     assert "were stopped" in report_page.what_was_run(Study("rates", settings, records, "SUNet-tiny"))
 
 
+def test_no_label_or_reason_breaks_the_page(tmp_path: Path) -> None:
+    settings, records = one_at_a_time()
+    records = [r | {"label": "a|b <c", "reason": r["reason"] and "lr > 1 | <nan>"} for r in records]
+    write_json(tmp_path / "results/synthetic/records/ablations/depth.json", records)
+    build_ablation_report(suite(depth=settings), tmp_path)
+    page = (tmp_path / "results/synthetic/ablations.md").read_text()
+    assert "a\\|b &lt;c, one axis at a time" in page
+    assert "lr > 1 \\| &lt;nan>" in page
+    assert not re.search(r"(?<!\\)\|b|<c|<nan", page)
+
+
 def test_tuned_values_may_be_lists() -> None:
     settings, records = tuned()
     crops = [[64, 64], [96, 96], [128, 128]]

@@ -24,7 +24,7 @@ from sunets.report.records import FAILED, ReportError, read_checked
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.style import save_figure
 from sunets.report.tables import budget_text
-from sunets.report.write import Table, join, markdown, plural, value_text, write
+from sunets.report.write import Table, bullets, join, markdown, markdown_cell, plural, value_text, write
 
 CAPTIONS = {
     "axes": "{score} by the value of each axis: every seed (dots), mean and 95 % t-interval. Square and band: the "
@@ -126,7 +126,7 @@ def _figures(study: Study) -> dict[str, Figure]:
 
 
 def _section(study: Study, tables: Iterable[Table], figures: Iterable[str]) -> list[str]:
-    parts = [f"## {study.name}", what_was_run(study), "\n".join(f"- {sentence}" for sentence in findings(study))]
+    parts = [f"## {study.name}", markdown_cell(what_was_run(study)), bullets(findings(study))]
     for table in tables:
         stem = f"ablations/{table.name}"
         if len(table.view) <= PAGE_ROWS and not table.name.endswith("_trials"):
@@ -139,7 +139,7 @@ def _section(study: Study, tables: Iterable[Table], figures: Iterable[str]) -> l
         parts.append(f"![{study.name}: {name}]({stem}.png)\n\n*{text}* ([PDF]({stem}.pdf))")
     if failed := [r for r in study.records if r["status"] == FAILED]:
         trials = (f"trial {r['number']} ({arm_text(study, r['arm'])}, seed {r['seed']}): {r['reason']}" for r in failed)
-        parts.append("Trials that diverged:\n\n" + "\n".join(f"- {trial}" for trial in trials))
+        parts.append("Trials that diverged:\n\n" + bullets(trials))
     return parts
 
 

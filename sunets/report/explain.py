@@ -96,7 +96,7 @@ class Explainer:
     def _benchmark(self, path: Path, records: Records, table: str, row: str, column: str) -> list[str]:
         rows = self._rows(path, _KEYS[table])
         cells = _row(rows, _KEYS[table], table, row)
-        base, columns = _column(cells, table, column)
+        base, columns = _column(tuple(cells), table, column)
         lines = _values(cells, columns)
         model = str(cells["our_model"] if table == "published" else cells["model"])
         if table == "published":
@@ -135,7 +135,7 @@ class Explainer:
         kind, name = ("speed", "speed") if table == "zoo/speed" else ("cost", "records")
         file = self._results / "zoo" / f"{name}.json"
         cells = _row(self._rows(path, ("model",)), ("model",), table, row)
-        base, columns = _column(cells, table, column)
+        base, columns = _column(tuple(cells), table, column)
         used = [r for r in self._checked(file, kind) if r["model"] == cells["model"]]
         if not used:
             raise RecordError(f"{file}: has no record of {cells['model']}, a row of {path}; run `make zoo` again")
@@ -155,7 +155,7 @@ class Explainer:
             c for c in rows[0] if any(c in r[part] for r in trials.values() for part in parts)
         )
         cells = _row(rows, keys, table, row)
-        base, columns = _column(cells, table, column)
+        base, columns = _column(tuple(cells), table, column)
 
         def behind(row: Cells) -> list[Record]:
             """Return the trials of a row."""
@@ -199,7 +199,7 @@ class Explainer:
         rows: list[Cells] = [finding.cells for finding in made]
         cells = _row(rows, ("Claim", "Benchmark"), CLAIMS, row)
         finding = made[rows.index(cells)]
-        _, chosen = _column(cells, CLAIMS, column)
+        _, chosen = _column(tuple(cells), CLAIMS, column)
         lines = _values(cells, chosen)
         others = (name for name, value in cells.items() if value and name not in ("Claim", *chosen))
         lines += [f"{name.lower()}: {cells[name]}" for name in others]
@@ -243,18 +243,19 @@ def _row(rows: Sequence[Cells], keys: Sequence[str], table: str, row: str) -> Ce
     raise ReportError(f"{row}: {problem} of table {table}; there are {', '.join(names)}")
 
 
-def _column(cells: Cells, table: str, column: str) -> tuple[str, list[str]]:
-    """Return the record key and the CSV columns that a name stands for."""
+@functools.cache  # the HTML page asks for every cell of a column
+def _column(names: tuple[str, ...], table: str, column: str) -> tuple[str, tuple[str, ...]]:
+    """Return the record key and the CSV columns, of those of a table, that a name stands for."""
     pattern = "|".join(name for heading, name in _HEADINGS.items() if re.fullmatch(heading, column)) or "(?!)"
-    column = next((name for name in cells if re.fullmatch(pattern, name)), column)
-    bases = list(dict.fromkeys(_SUFFIX.sub("", c) for c in cells))
+    column = next((name for name in names if re.fullmatch(pattern, name)), column)
+    bases = list(dict.fromkeys(_SUFFIX.sub("", name) for name in names))
     headings = {quantity(b).heading.lower(): b for b in bases} | {quantity(b).name.lower(): b for b in bases}
-    if column in cells:
-        return _SUFFIX.sub("", column), [column]
+    if column in names:
+        return _SUFFIX.sub("", column), (column,)
     base = column if column in bases else headings.get(column.lower())
     if base is None:
         raise ReportError(f"{column}: no column of table {table}; there are {', '.join(bases)}")
-    return base, [c for c in cells if _SUFFIX.sub("", c) == base]
+    return base, tuple(name for name in names if _SUFFIX.sub("", name) == base)
 
 
 def _values(cells: Cells, columns: Iterable[str]) -> list[str]:

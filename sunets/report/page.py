@@ -21,7 +21,7 @@ from sunets.report.published import published_everywhere
 from sunets.report.records import FINISHED, Records, quantity
 from sunets.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE
 from sunets.report.tables import LARGE, MEDIUM, compared_models, run_failures
-from sunets.report.write import Table, join, markdown, markdown_cell, plural
+from sunets.report.write import Table, bullets, join, markdown, markdown_cell, plural
 
 KINDS: tuple[Kind, ...] = ("train", "evaluate", "cost", "speed")
 """Kinds of records of a benchmark."""
@@ -41,7 +41,7 @@ def benchmark_page(
         "Made by `dvc repro` (stage `report`) from [`records/`](records): do not edit. `python -m sunets explain "
         "TABLE ROW COLUMN` traces every number to its runs.",
         "## Findings",
-        "\n".join(f"- {markdown_cell(sentence)}" for sentence in findings(suite, records)),
+        bullets(findings(suite, records)),
         "## What was run",
         _what_was_run(suite, records),
     ]
@@ -54,7 +54,7 @@ def benchmark_page(
         parts += ["## Speed", f"Measured, hence different on every run and machine, and kept apart: {links}."]
     if suite.ablations:
         parts += ["## Ablations", "What changes with the structure of the network: [ablations.md](ablations.md)."]
-    parts += ["## Limits", "\n".join(f"- {markdown_cell(sentence)}" for sentence in [*limits(records), *notes])]
+    parts += ["## Limits", bullets([*limits(records), *notes])]
     parts += ["## How it was made", _how(records)]
     return "\n\n".join(parts) + "\n"
 

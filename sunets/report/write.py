@@ -8,7 +8,7 @@ holds both exact and noisy figures; `Table.noisy` tells which.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,11 @@ def markdown(view: pd.DataFrame, caption: str, notes: Sequence[str] = ()) -> str
 def markdown_cell(text: object) -> str:
     """Put a text on one line and escape what Markdown would take for a column or for HTML."""
     return re.sub(r"\s*\n\s*", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """Write a Markdown list."""
+    return "\n".join(f"- {markdown_cell(sentence)}" for sentence in sentences)
 
 
 def plural(count: int, noun: str) -> str:
