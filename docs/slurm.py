@@ -72,9 +72,6 @@ def main() -> int:
         Path(".work/slurm").mkdir(parents=True, exist_ok=True)
         cluster.adapt(minimum_jobs=options.jobs, maximum_jobs=options.jobs)  # replaces workers that SLURM ends
         environment = os.environ | {"DASK_SCHEDULER_ADDRESS": cluster.scheduler_address}
-        if options.gpu:  # the first stage takes the device of the workers, so one must be there
-            print("waiting for SLURM to start the first worker", file=sys.stderr)
-            cluster.wait_for_workers(1)
         signal.signal(signal.SIGINT, lambda *_: None)  # the command gets it too, and ends in its own time
         command = subprocess.Popen(options.command, env=environment)
         signal.signal(signal.SIGTERM, lambda *_: command.terminate())

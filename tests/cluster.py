@@ -80,8 +80,9 @@ def cluster(
         for _ in range(workers):
             made.add_worker(folder, *options, **env)
         until(lambda: answers(port))
-        with Client(made.address, set_as_default=False) as client:  # a late worker would find no job left
-            client.wait_for_workers(workers, timeout=90)
+        if workers:  # a late one would find no job left
+            with Client(made.address, set_as_default=False) as client:
+                client.wait_for_workers(workers, timeout=90)
         yield made
     finally:
         for process in (scheduler, *made.workers):

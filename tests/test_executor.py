@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def test_a_worker_that_differs_is_named(needs: dict[str, Any], message: str, tmp
 # Ends ----------------------------------------------------------------------------------------------------------------
 
 
-def driver(folder: Path, function: str, count: int, **env: str) -> subprocess.Popen[str]:
+def driver(folder: Path, function: str, count: int, device: str = "cpu", **env: str) -> subprocess.Popen[str]:
     """A process that runs jobs as a command does."""
     code = (
         # A shell's background jobs, such as this test run may be, ignore SIGINT.
@@ -281,7 +282,7 @@ def driver(folder: Path, function: str, count: int, **env: str) -> subprocess.Po
         "app = typer.Typer()\n"
         "@app.command()\n"
         "def go():\n"
-        f"    with t.opened(folder, {count}) as pool:\n"
+        f"    with t.opened(folder, {count}, device={device!r}) as pool:\n"
         f"        jobs = [t.job({function!r}, number, folder) for number in range({count})]\n"
         "        pool.drive([t.at_once(jobs)])\n"
         "run(app)"
@@ -409,6 +410,49 @@ def test_a_gpu_is_a_resource_of_a_worker(tmp_path: Path, monkeypatch: pytest.Mon
         with opened(tmp_path, device="cuda", workers=None) as pool:
             (results,) = pool.drive([at_once(jobs)])
         assert {r["visible"] for r in results} == {"3", "7"}
+
+
+@pytest.mark.slow
+def test_the_first_worker_decides_the_device_of_a_command_that_started_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = io.StringIO()
+    with cluster.cluster(tmp_path, 0) as made, ThreadPoolExecutor() as starter:
+        monkeypatch.setenv(executor.SCHEDULER, made.address)
+        monkeypatch.setattr(sys, "stderr", errors)
+
+        def connect() -> None:
+            until(errors.getvalue)
+            made.add_worker(tmp_path, "--resources", "GPU=1")
+
+        started = starter.submit(connect)
+        with opened(tmp_path, device="auto", workers=None) as pool:
+            assert pool.device == "cuda"
+        started.result()
+    assert errors.getvalue() == f"{made.address}: waiting for a worker\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", ["driver", "scheduler"])
+def test_waiting_for_a_worker_ends_with_the_driver_or_its_scheduler(ends: str, tmp_path: Path) -> None:
+    with cluster.cluster(tmp_path, 0) as made:
+        process = driver(tmp_path, "linger", 1, device="auto", DASK_SCHEDULER_ADDRESS=made.address)
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == f"{made.address}: waiting for a worker\n"
+            if ends == "driver":
+                process.send_signal(signal.SIGTERM)
+            else:
+                made.scheduler.kill()
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    if ends == "driver":
+        assert (process.returncode, errors) == (143, "stopped; run again to go on\n")
+    else:
+        gone = f"DASK_SCHEDULER_ADDRESS: {made.address}: the Dask scheduler is gone; start it and run again to go on"
+        assert (process.returncode, errors) == (2, f"error: {gone}\n")
 
 
 @pytest.mark.slow

@@ -54,10 +54,7 @@ spec.loader.exec_module(slurm)
 
 @contextlib.contextmanager
 def cluster(options):
-    yield argparse.Namespace(
-        adapt=lambda **bounds: None, scheduler_address="tcp://nowhere",
-        wait_for_workers=lambda number: print(number, "worker connected", flush=True),
-    )
+    yield argparse.Namespace(adapt=lambda **bounds: None, scheduler_address="tcp://nowhere")
     print("cancelled", flush=True)
 
 slurm.slurm_cluster = cluster
@@ -91,13 +88,3 @@ def test_a_stop_waits_for_the_command_and_cancels_the_workers(number: int, tmp_p
         rest = run.stdout.read()
     assert rest == "ended in its own time\ncancelled\n"
     assert run.returncode == 3
-
-
-@pytest.mark.parametrize("given", [["--gpu"], []])
-def test_the_command_starts_after_the_first_worker_with_a_gpu(given: list[str], tmp_path: Path) -> None:
-    """A stage without a worker to ask would take the login node's device, and GPU workers would refuse its jobs."""
-    pytest.importorskip("dask_jobqueue")
-    command = [sys.executable, "-c", "print('started', flush=True)"]
-    arguments = [sys.executable, "-c", STOPPED, str(PATH), *given, "--", *command]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.splitlines() == ["1 worker connected"] * bool(given) + ["started", "cancelled"]

@@ -28,12 +28,17 @@ from typing import Any, TypeVar
 
 from sunets.core.config import fingerprint
 from sunets.core.failure import line_for_user
-from sunets.core.hardware import default_workers, device_type, torchrun_process, visible_gpus
+from sunets.core.hardware import (
+    SCHEDULER,
+    default_workers,
+    device_type,
+    scheduler_address,
+    torchrun_process,
+    visible_gpus,
+)
 from sunets.core.provenance import SOURCE_ROOT, file_hash, library_versions, module_closure
 from sunets.core.record import read_values, write_values
 
-SCHEDULER = "DASK_SCHEDULER_ADDRESS"
-"""Environment variable with the address of a Dask scheduler, on whose workers jobs run if it is set."""
 CONNECT_SECONDS = 10
 """Timeout of the connection to the scheduler."""
 _LOST = {
@@ -294,7 +299,7 @@ def open_pool(
     needs |= {"train.device": device, "topic": ""}
     torchrun = torchrun_process()[2] > 1  # all of its processes run the same training at the same time
     with contextlib.ExitStack() as stack:
-        if (address := os.environ.get(SCHEDULER)) and not torchrun:
+        if address := scheduler_address():
             count = workers or sys.maxsize
             executor, messages = stack.enter_context(_cluster(address, needs))
         else:
@@ -347,15 +352,27 @@ def _cluster(address: str, needs: dict[str, Any]) -> Iterator[tuple[Executor, An
     except (OSError, ValueError, TypeError):  # the last for tls:// without certificates
         remedy = "start `dask scheduler`, or unset the variable"
         raise JobError(f"{SCHEDULER}: no answer from {address}; {remedy}") from None
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    if not workers:
-        print(f"{address}: waiting for a worker", file=sys.stderr)
-    gpus = any("GPU" in worker.get("resources", {}) for worker in workers)
-    on_gpu = needs["train.device"] == "cuda" or (needs["train.device"] == "auto" and gpus)
-    needs |= {"device": "cuda" if on_gpu else "cpu", "topic": f"sunets-{client.id}"}
-    messages: Any = queue.SimpleQueue()
-    client.subscribe_topic(needs["topic"], lambda event: messages.put(event[1]))
     try:
+        on_gpu = _on_gpu(client, needs["train.device"], address)
+        needs |= {"device": "cuda" if on_gpu else "cpu", "topic": f"sunets-{client.id}"}
+        messages: Any = queue.SimpleQueue()
+        client.subscribe_topic(needs["topic"], lambda event: messages.put(event[1]))
         yield client.get_executor(pure=False, resources={"GPU": 1} if on_gpu else None), messages  # pure merges calls
     finally:
         client.close(timeout=2)
+
+
+def _on_gpu(client: Any, device: str, address: str) -> bool:
+    """Return whether jobs need a worker's GPU; for auto, waits for the first worker, which decides it."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if not workers:
+        print(f"{address}: waiting for a worker", file=sys.stderr)
+    if device != "auto":
+        return device == "cuda"
+    try:
+        while not workers:
+            client.wait_for_workers(1)
+            workers = client.scheduler_info(n_workers=-1)["workers"]
+    except OSError:
+        raise JobError(f"{SCHEDULER}: {address}: {_LOST['CancelledError']}") from None
+    return any("GPU" in worker.get("resources", {}) for worker in workers.values())

@@ -6,6 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+SCHEDULER = "DASK_SCHEDULER_ADDRESS"
+"""Environment variable with the address of a Dask scheduler, on whose workers jobs run if it is set."""
+
+
+def scheduler_address() -> str | None:
+    """Return the address of the scheduler on whose workers jobs run; None if they run here, as under `torchrun`."""
+    return None if torchrun_process()[2] > 1 else os.environ.get(SCHEDULER) or None
+
 
 def device_type(name: str) -> str:
     """Resolve `train.device` to cpu or cuda; auto is cuda where torch sees a GPU."""
