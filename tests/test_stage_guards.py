@@ -222,6 +222,8 @@ def test_when_every_seed_diverges_the_terminal_says_so_and_the_pipeline_goes_on(
     scored = evaluate_stage(wild, "plain", workers=1)
     assert [(r["seed"], r["status"]) for r in scored] == [(0, "failed"), (1, "failed")]
     assert all("its training failed: the loss became" in r["reason"] for r in scored)
+    elsewhere = evaluate_stage(load("params.yaml", ["train.lr=1e30", "train.device=cuda"]), "plain")
+    assert [r["environment"]["device"] for r in elsewhere] == ["cpu", "cpu"], "trained on a cluster, told from here"
     with pytest.raises(ValueError, match=r"plain, seed 0: another training failed: train.lr is 1e\+30 there, 0.003"):
         evaluate_stage(suite, "plain", workers=1)
 

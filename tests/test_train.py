@@ -622,9 +622,23 @@ def test_images_that_cannot_be_batched_are_refused_before_work(
         check(tiny_config(**values), manifest)
 
 
-def test_absent_gpu(manifest: Manifest) -> None:
-    with pytest.raises(ConfigError, match=r"train.device: cuda, but torch sees no GPU"):
-        check(tiny_config(train__device="cuda"), manifest)
+def test_an_absent_gpu_is_missed_where_the_training_runs(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A login node needs none, and `torchrun` runs no job elsewhere."""
+    config = tiny_config(train__device="cuda")
+    absent = pytest.raises(ConfigError, match=r"train.device: cuda, but torch sees no GPU")
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    with absent:
+        check(config, manifest)
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://scheduler:8786")
+    check(config, manifest)
+    assert run_fingerprint(config, manifest) != run_fingerprint(tiny_config(train__device="cpu"), manifest)
+    with absent:
+        fit(config, manifest, work_dir=tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with absent:
+        check(config, manifest)
 
 
 # Starting from a checkpoint.

@@ -108,7 +108,8 @@ def evaluate_stage(suite: Suite, key: str, *, workers: int | None = None) -> lis
                 [at_once(jobs)], lambda name, variant: print(f"{name}: {variant} scored", flush=True)
             )
         by_seed = dict(zip(trained_seeds, results, strict=True))
-        host = next(iter(results), {}).get("environment") or environment(first.device, first.threads)
+        here = "cpu" if first.device == "cpu" else "auto"  # a login node may have no GPU
+        host = next(iter(results), {}).get("environment") or environment(here, first.threads)
         records, arrays = [], {}
         for seed, config in stated.items():
             for variant in suite.evaluate.variants:

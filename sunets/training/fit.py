@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from sunets.core.config import Config, ConfigError, fingerprint
+from sunets.core.hardware import device_type, scheduler_address
 from sunets.core.lock import locked
 from sunets.core.provenance import code_hash, library_versions
 from sunets.data.loading import check_scoring, make_dataset
@@ -145,7 +146,8 @@ def check_config(config: Config, manifest: Manifest) -> None:
         ConfigError, DataError: names the key and what is allowed.
     """
     train, size = config.train, world_size()
-    select_device(train.device)
+    if not scheduler_address():  # whose workers check theirs
+        select_device(train.device)
     for key in ("train_split", "val_split"):
         split = getattr(config.data, key)
         if not manifest.splits.get(split):
@@ -180,7 +182,7 @@ def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:
         START: start_digest(config) if config.train.init_from else None,
         "hash of the code": _code(),
         "libraries": library_versions(),
-        "device": select_device(config.train.device).type,
+        "device": device_type(config.train.device),
     }
 
 
