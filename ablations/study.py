@@ -134,9 +134,9 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Train one setting up to an epoch, or to the end and score it; runs in a worker process.
 
     Args:
-        arguments: config and cost (plain), training (its `run_fingerprint`), until (last epoch or None), final
-            (scored on the test split, as score.*, rather than on the validation split, as search.*), objectives,
-            variant (the test-time variant that is scored), data and work (directories).
+        arguments: config and cost (plain), training (the driver's `run_fingerprint`, which tells results apart), until
+            (last epoch or None), final (scored on the test split, as score.*, rather than on the validation split, as
+            search.*), objectives, variant (the test-time variant that is scored), data and work (directories).
         send: takes the row of each epoch.
 
     Returns:
@@ -161,7 +161,7 @@ def run_trial(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         send(row)
         return until is not None and bool(row["epoch"] >= until)
 
-    work_dir = work / arguments["training"]
+    work_dir = work / run_fingerprint(config, manifest)  # of this device, not the driver's
     try:
         with waiting_for(work_dir):
             trained = fit(config, manifest, work_dir=work_dir, stop_early=stop_early)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import pkgutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from tiny import TINY, NoTracker, write_checkout
 import sunets.tracking.live
 from ablations.study import run_study
 from sunets.core.config import load, override
+from sunets.core.executor import JobError
 from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import read_json
+from sunets.data.manifest import load_manifest
 from sunets.stages.evaluate import evaluate_stage
 from sunets.stages.prepare import prepare_stage
 from sunets.stages.train import train_stage
+from sunets.training.fit import run_fingerprint
+from sunets.training.loop import TrainingError
 
 PARAMS: dict[str, Any] = {
     **TINY,
@@ -75,6 +80,36 @@ def test_a_cluster_that_loses_a_worker_trains_and_scores_the_same(
     assert written(driver) == alone
     timing = read_json(driver / "results/tiny/records/timing/net.json")
     assert [entry["resumed"] for entry in timing].count(True) == (1 if shared else 0)
+
+
+@pytest.mark.slow
+def test_a_worker_misses_its_gpu_and_the_driver_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_checkout(tmp_path / "driver", PARAMS))
+    monkeypatch.setattr(sunets.tracking.live, "Tracker", NoTracker)
+    missed = r"^net seed \d on \S+: train\.device: cuda, but torch sees no GPU here"
+    with cluster(Path.cwd(), 1, "--resources", "GPU=1", preload="sunets.stages.train") as made:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", made.address)
+        with pytest.raises(JobError, match=missed):
+            train_stage(load("params.yaml", ["train.device=cuda"]), "net")
+
+
+@pytest.mark.parametrize("job", ["sunets.stages.train:train_one", "ablations.study:run_trial"])
+def test_a_training_s_directory_is_named_by_the_device_that_trains(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver may see no GPU where its workers have one: a training on a CPU must not go on from theirs."""
+    monkeypatch.chdir(write_checkout(tmp_path / "worker", PARAMS))
+    config, directories = load("params.yaml").config("net", 0), []
+
+    def fit(*_: Any, work_dir: Path, **__: Any) -> None:
+        directories.append(work_dir)
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(f"{job.partition(':')[0]}.fit", fit)
+    paths = {"data": "data/prepared/tiny", "work": ".work"}
+    arguments = paths | {"config": config.model_dump(mode="json"), "training": "of the driver", "until": None}
+    assert pkgutil.resolve_name(job)(arguments, print)["reason"] == "enough"
+    assert directories == [Path(".work", run_fingerprint(config, load_manifest(Path(paths["data"]), config.data)))]
 
 
 def busy(pid: int) -> bool:

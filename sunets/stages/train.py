@@ -33,7 +33,8 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
     """Train one configuration, in a worker process; sends each epoch's row.
 
     Args:
-        arguments: config (plain), training (its `run_fingerprint`), data and work (directories).
+        arguments: config (plain), training (the driver's `run_fingerprint`, which tells results apart), data and
+            work (directories).
         send: takes the rows.
 
     Returns:
@@ -54,7 +55,7 @@ def train_one(arguments: Mapping[str, Any], send: Send) -> dict[str, Any]:
         outcome["rows"].append(row)
         send(row)
 
-    work_dir = Path(arguments["work"], arguments["training"])
+    work_dir = Path(arguments["work"], run_fingerprint(config, manifest))  # of this device, not the driver's
     try:
         with waiting_for(work_dir):
             result = fit(config, manifest, work_dir=work_dir, on_epoch=on_epoch)
