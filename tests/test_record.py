@@ -436,6 +436,25 @@ def test_environment_names_what_a_result_depends_on() -> None:
     assert environment(torch.device("cpu"), 3) == found
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023", "535.104.05"),
+        ("NVIDIA UNIX aarch64 Kernel Module  540.3.0  Release Build  (builder)  Tue 2024", "540.3.0"),
+        ("NVIDIA UNIX Open Kernel Module for x86_64  595.58.03  Release Build  (dvs-builder@U22-I3-AM02)", "595.58.03"),
+        ("NVIDIA UNIX Open Kernel Module for aarch64  580.95  Release Build", "580.95"),
+        ("unreadable", None),
+    ],
+)
+def test_the_driver_s_version_is_that_of_either_kernel_module(
+    line: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "version"
+    file.write_text(f"NVRM version: {line}\nGCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n")
+    monkeypatch.setattr(core_provenance, "Path", lambda _: file)
+    assert core_provenance._driver_version() == expected
+
+
 @pytest.mark.gpu
 def test_environment_of_a_gpu() -> None:
     found = environment("auto", 1)

@@ -86,7 +86,7 @@ def _cpu_name() -> str:
 
 
 def _driver_version() -> str | None:
-    return _search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version"))
+    return _search(r"NVRM version:.*?\s(\d+\.[\d.]+)\s", Path("/proc/driver/nvidia/version"))
 
 
 def _search(pattern: str, path: Path) -> str | None:
