@@ -21,12 +21,13 @@ from typing import Any
 import cluster
 import numpy as np
 import pytest
+import torch
 from cluster import until
 
 from sunets.core import executor
 from sunets.core.executor import Job, JobError, at_once, open_pool
 from sunets.core.failure import line_for_user
-from sunets.core.hardware import default_workers
+from sunets.core.hardware import default_workers, visible_gpus
 
 HERE = Path(__file__).resolve()
 
@@ -238,11 +239,28 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert default_workers(1, "cuda") == 2
     with opened(tmp_path, device="cuda", workers=None) as pool:
         assert pool.device == "cuda"
         (results,) = pool.drive([at_once([job("gpu", number, tmp_path) for number in range(4)])])
     assert {r["visible"] for r in results} == {"2", "5"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen", "expected"),
+    [(None, 2, ["0", "1"]), ("2,5", 2, ["2", "5"]), ("3,-1,4", 1, ["3"]), ("-1", 0, []), ("", 0, [])],
+)
+def test_a_worker_is_given_no_gpu_that_cuda_does_not_see(
+    visible: str | None, seen: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus() == expected
+    assert default_workers(1, "cuda") == max(1, len(expected))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +275,7 @@ def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"libraries": {"torch": "0.4"}}, r"torch differs from the driver's \([\d.+a-z]+ here, 0\.4 there\)"),
         (
             {"device": "cuda", "train.device": "auto"},
-            r"train\.device: auto differs from the driver's \(cpu here, cuda there",
+            r"train\.device: auto is cpu here, since torch sees no GPU, but cuda for the driver; check the GPU",
         ),
     ],
 )
@@ -267,6 +285,24 @@ def test_a_worker_that_differs_is_named(needs: dict[str, Any], message: str, tmp
         with pytest.raises(JobError, match=f"job 3 on {socket.gethostname()}: .*{message}"):
             pool.drive([at_once([job("square", 3, tmp_path / "log")])])
     assert not (tmp_path / "log").exists()
+
+
+def test_a_worker_with_a_gpu_that_nobody_was_told_of_learns_how_to_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, 1, device="auto") as pool:
+        monkeypatch.setattr(executor, "device_type", lambda _: "cuda")
+        with pytest.raises(JobError, match=r"auto is cuda here, .* no worker with `--resources GPU=1`; start such"):
+            pool.drive([at_once([job("square", 3, tmp_path / "log")])])
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", "7", '"digest"', "\xff"])
+def test_a_worker_s_damaged_manifest_is_named(content: str, tmp_path: Path) -> None:
+    with opened(tmp_path, 1) as pool:
+        path = tmp_path / "data/manifest.json"
+        path.write_text(content, encoding="latin-1")
+        with pytest.raises(JobError, match=rf"job 3 on .*: {path}: damaged; run `python -m sunets prepare` there"):
+            pool.drive([at_once([job("square", 3, tmp_path / "log")])])
 
 
 # Ends ----------------------------------------------------------------------------------------------------------------
@@ -401,11 +437,15 @@ def test_a_killed_scheduler_is_one_line_and_a_stopped_driver_stops_its_jobs(
 
 
 @pytest.mark.slow
-def test_a_gpu_is_a_resource_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_a_resource_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     with cluster.cluster(tmp_path, 1) as made:
+        monkeypatch.setenv(executor.SCHEDULER, made.address)
+        with opened(tmp_path, device="cuda", workers=None):
+            assert capfd.readouterr().err == f"{made.address}: waiting for a worker with `--resources GPU=1`\n"
         for visible in "37":
             made.add_worker(tmp_path, "--resources", "GPU=1", CUDA_VISIBLE_DEVICES=visible)
-        monkeypatch.setenv(executor.SCHEDULER, made.address)
         jobs = [job("gpu", number, tmp_path) for number in range(6)]
         with opened(tmp_path, device="cuda", workers=None) as pool:
             (results,) = pool.drive([at_once(jobs)])

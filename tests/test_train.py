@@ -627,7 +627,8 @@ def test_an_absent_gpu_is_missed_where_the_training_runs(
 ) -> None:
     """A login node needs none, and `torchrun` runs no job elsewhere."""
     config = tiny_config(train__device="cuda")
-    absent = pytest.raises(ConfigError, match=r"train.device: cuda, but torch sees no GPU")
+    absent = pytest.raises(ConfigError, match=r"cuda, but torch sees no GPU here with CUDA_VISIBLE_DEVICES='-1'")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     with absent:
         check(config, manifest)

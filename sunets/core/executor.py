@@ -47,6 +47,13 @@ _LOST = {
     "CancelledError": "the Dask scheduler is gone; start it and run again to go on",
 }
 """Exceptions of an executor that lost a worker or its scheduler: what happened, and the remedy."""
+_OTHER_DEVICE = {
+    "cuda": "but the driver found no worker with `--resources GPU=1`; start such workers and run again, or set "
+    "train.device to cpu",
+    "cpu": "since torch sees no GPU, but cuda for the driver; check the GPU and CUDA_VISIBLE_DEVICES here, or start "
+    "this worker without `--resources GPU=1`",
+}
+"""Device that auto is on a worker: why that is not the driver's, and the remedy."""
 Result = dict[str, Any]
 """Plain values, and numpy arrays at the top level."""
 Send = Callable[[Any], None]
@@ -118,17 +125,21 @@ def _check(needs: dict[str, Any]) -> None:
     manifest = Path(needs["data"], "manifest.json").absolute()
     if not manifest.is_file():
         raise JobError(f"{manifest}: no such file; prepare the data there, and start workers in the checkout")
-    digest, device = json.loads(manifest.read_bytes())["digest"], needs["train.device"]
+    try:
+        digest = json.loads(manifest.read_bytes())["digest"]
+    except (ValueError, KeyError, TypeError):
+        raise JobError(f"{manifest}: damaged; run `python -m sunets prepare` there") from None
     compared = {str(SOURCE_ROOT / file): (_file_digest(file), there) for file, there in needs["code"].items()} | {
         str(manifest): (digest, needs["digest"]),
         **{name: (library_versions()[name], there) for name, there in needs["libraries"].items()},
-        f"train.device: {device}": (device_type(device), needs["device"]),
     }
     for name, (here, there) in compared.items():
         if here != there:
             raise JobError(
                 f"{name} differs from the driver's ({here} here, {there} there); fix that, restart workers, run again"
             )
+    if (here := device_type(needs["train.device"])) != needs["device"]:
+        raise JobError(f"train.device: auto is {here} here, {_OTHER_DEVICE[here]}")
 
 
 @functools.cache
@@ -324,7 +335,7 @@ def _processes(count: int, device: str, modules: Sequence[str]) -> Iterator[tupl
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
     messages, gpus = context.SimpleQueue(), context.SimpleQueue()
-    visible = visible_gpus() if device == "cuda" else [""]
+    visible = (visible_gpus() if device == "cuda" else []) or [""]
     for number in range(count):
         gpus.put(visible[number % len(visible)])
     executor = ProcessPoolExecutor(count, context, _start_process, (messages, gpus))
@@ -364,15 +375,22 @@ def _cluster(address: str, needs: dict[str, Any]) -> Iterator[tuple[Executor, An
 
 def _on_gpu(client: Any, device: str, address: str) -> bool:
     """Return whether jobs need a worker's GPU; for auto, waits for the first worker, which decides it."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    if not workers:
-        print(f"{address}: waiting for a worker", file=sys.stderr)
+
+    def have_gpu() -> list[bool]:
+        """Return whether each of the connected workers has a GPU as a resource."""
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        return ["GPU" in worker.get("resources", {}) for worker in workers]
+
+    gpus = have_gpu()
+    if not (any(gpus) if device == "cuda" else gpus):
+        which = " with `--resources GPU=1`" if device == "cuda" else ""
+        print(f"{address}: waiting for a worker{which}", file=sys.stderr)
     if device != "auto":
         return device == "cuda"
     try:
-        while not workers:
+        while not gpus:
             client.wait_for_workers(1)
-            workers = client.scheduler_info(n_workers=-1)["workers"]
+            gpus = have_gpu()
     except OSError:
         raise JobError(f"{SCHEDULER}: {address}: {_LOST['CancelledError']}") from None
-    return any("GPU" in worker.get("resources", {}) for worker in workers.values())
+    return any(gpus)

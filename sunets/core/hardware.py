@@ -26,13 +26,14 @@ def visible_gpus() -> list[str]:
     """List the values of `CUDA_VISIBLE_DEVICES` that select one GPU each."""
     import torch
 
-    return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    count = torch.cuda.device_count()  # CUDA ignores an invalid value, such as -1, and those after it
+    return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")[:count]
 
 
 def default_workers(threads: int, device: str) -> int:
     """Choose the number of concurrent jobs: one per visible GPU, or as many as the CPU cores allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(visible_gpus()) if device == "cuda" else max(1, cores // threads)
+    return max(1, len(visible_gpus()) if device == "cuda" else cores // threads)
 
 
 def torchrun_process() -> tuple[int, int, int]:

@@ -17,12 +17,14 @@ def select_device(name: str) -> torch.device:
         ConfigError: no GPU for cuda, or fewer GPUs than processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: cuda, but torch sees no GPU here; set auto or cpu")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible!r}"
+        raise ConfigError(f"train.device: cuda, but torch sees no GPU here{hidden}; set auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local, gpus = torchrun_process()[1], torch.cuda.device_count()
     if local >= gpus:
-        raise ConfigError(f"--nproc-per-node: at most the machine's {gpus} GPUs; more processes were started")
+        raise ConfigError(f"--nproc-per-node: at most {gpus}, the number of visible GPUs; more processes were started")
     return torch.device("cuda", local)
 
 
