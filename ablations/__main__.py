@@ -49,7 +49,7 @@ def tune(
 
     With tune.trials 0 nothing is tried. The environment variables of `run` apply here too.
     """
-    suite = load(params, settings or [])
+    suite = cli.read_suite(params, settings, key)
     if suite.tune.trials:
         from ablations.tune import tune_stage
 

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from sunets.core.cli import GPU_TFLOPS, PARAMS, GpuTflops, Params, Settings, add_version, run
-from sunets.core.config import Suite, flatten, load
+from sunets.core.cli import GPU_TFLOPS, PARAMS, GpuTflops, Params, Settings, add_version, read_suite, run
+from sunets.core.config import flatten
 from sunets.core.paths import BenchmarkPaths
 from sunets.extras import extras_named
 from sunets.presets import list_presets, preset_path, use_preset
@@ -35,17 +35,13 @@ Workers = Annotated[
 ]
 
 
-def _suite(params: Path, settings: list[str] | None) -> Suite:
-    return load(params, settings or [])
-
-
 @app.command(rich_help_panel=PIPELINE)
 def prepare(params: Params = PARAMS, settings: Settings = None, download: bool = False) -> None:
     """Check the data set, or draw the embedded one, and write its manifest to data/prepared/BENCHMARK/."""
     from sunets.data.preparation import download as fetch
     from sunets.stages.prepare import prepare_stage
 
-    suite = _suite(params, settings)
+    suite = read_suite(params, settings)
     if download:
         fetch(suite.data)
     written = BenchmarkPaths(suite.benchmark).data / "manifest.json"
@@ -67,7 +63,7 @@ def train(key: Key, params: Params = PARAMS, settings: Settings = None, workers:
     """Train one model on every seed; resumes interrupted trainings."""
     from sunets.stages.train import train_stage
 
-    train_stage(_suite(params, settings), key, workers=workers)
+    train_stage(read_suite(params, settings, key), key, workers=workers)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -75,7 +71,7 @@ def evaluate(key: Key, params: Params = PARAMS, settings: Settings = None, worke
     """Score one trained model on the test split, with every seed and test-time variant."""
     from sunets.stages.evaluate import evaluate_stage
 
-    evaluate_stage(_suite(params, settings), key, workers=workers)
+    evaluate_stage(read_suite(params, settings, key), key, workers=workers)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -83,7 +79,7 @@ def cost(key: Key, params: Params = PARAMS, settings: Settings = None) -> None:
     """Count one model's parameters, multiply-adds, saved memory and receptive field (exact figures)."""
     from sunets.stages.cost import cost_stage
 
-    cost_stage(_suite(params, settings), key)
+    cost_stage(read_suite(params, settings, key), key)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -91,7 +87,7 @@ def speed(params: Params = PARAMS, settings: Settings = None) -> None:
     """Time all models of the benchmark, interleaved in one run (noisy figures)."""
     from sunets.stages.cost import speed_stage
 
-    speed_stage(_suite(params, settings))
+    speed_stage(read_suite(params, settings))
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -107,7 +103,7 @@ def report(
     from sunets.report.html import build_html
     from sunets.tracking.sync import sync_or_warn
 
-    suite = _suite(params, settings)
+    suite = read_suite(params, settings)
     if html:
         typer.echo(build_html(suite, Path()))
         return
@@ -128,7 +124,7 @@ def archive(
     """Write and check an archive of label images for the PASCAL VOC server."""
     from sunets import predict
 
-    typer.echo(predict.archive(_suite(params, settings), key, split=split, variant=variant, seed=seed))
+    typer.echo(predict.archive(read_suite(params, settings, key), key, split=split, variant=variant, seed=seed))
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -142,7 +138,7 @@ def plan(
     from sunets.plan import plan_preset
 
     path = preset_path(preset) if preset else params
-    plan_preset(_suite(path, settings), gpu_tflops=gpu_tflops)
+    plan_preset(read_suite(path, settings), gpu_tflops=gpu_tflops)
 
 
 @app.command(name="list", rich_help_panel=TOOLS)
@@ -234,7 +230,7 @@ def explain(
     """
     from sunets.report.explain import explain as trace
 
-    typer.echo(trace(Path("results"), _suite(params, settings).benchmark, table, row, column))
+    typer.echo(trace(Path("results"), read_suite(params, settings).benchmark, table, row, column))
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -246,7 +242,7 @@ def verify(
     """Check that the results of params.yaml belong to this code and these parameters; exit status 1 if not."""
     from sunets.verify import verify as check
 
-    verdict = check(_suite(PARAMS, None))
+    verdict = check(read_suite(PARAMS, None))
     for line in verdict.notes:
         typer.echo(line)
     faults = verdict.faults + ([] if allow_earlier_code else verdict.earlier)
@@ -298,7 +294,7 @@ def preset(
 def config(params: Params = PARAMS, settings: Settings = None) -> None:
     """Check the parameter file and print every parameter with its dotted name."""
     console = Console(soft_wrap=True, highlight=False)
-    for key, value in flatten(_suite(params, settings)).items():
+    for key, value in flatten(read_suite(params, settings)).items():
         console.print(f"{key} = {value}", markup=False)
 
 

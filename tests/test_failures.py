@@ -19,8 +19,10 @@ import typer
 from checkout import ENV, ROOT
 from typer.testing import CliRunner
 
+import ablations.__main__
 from sunets.__main__ import app
 from sunets.core import cli
+from sunets.core.config import load
 from sunets.core.failure import line_for_user
 from sunets.core.process import is_ours
 from sunets.core.record import replacing, write_json
@@ -222,6 +224,19 @@ def test_workers_in_a_directory_with_a_long_path(tmp_path: Path) -> None:
     assert lines[-1].startswith("error: ")
     assert "set TMPDIR to a shorter one" in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("tuning", ["tune.trials=0", "tune.trials=2"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "cost", "archive", "tune"])
+def test_a_misspelt_model_is_named_with_those_that_there_are(
+    name: str, tuning: str, tmp_path: Path, call: Callable[..., str]
+) -> None:
+    """Before data, recipes or weights are missed, which no such model would ever have."""
+    shutil.copy(ROOT / "presets/smoke.yaml", tmp_path / "params.yaml")
+    commands = ablations.__main__.app if name == "tune" else app
+    error = call(tmp_path, name, "typo", "--set", tuning, code=2, app=commands)
+    known = ", ".join(load(tmp_path / "params.yaml").models)
+    assert error == f"error: models.typo: no such key; there are {known}\n"
 
 
 def test_a_picture_that_is_no_png_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sunets.core.config import Suite, load
 from sunets.core.failure import line_for_user
 from sunets.core.process import Stopped, stop_on_signals
 from sunets.core.version import __version__
@@ -24,6 +25,18 @@ GpuTflops = Annotated[
 GPU_TFLOPS = 10.0
 """Its default."""
 PARAMS = Path("params.yaml")
+
+
+def read_suite(params: Path, settings: list[str] | None, model: str | None = None) -> Suite:
+    """Read the parameter file, and check that it has the model that a command is about.
+
+    Raises:
+        ConfigError: the file or a setting is not valid, or there is no such model; names those that there are.
+    """
+    suite = load(params, settings or [])
+    if model is not None:
+        suite.config(model, suite.seeds[0])
+    return suite
 
 
 def add_version(app: typer.Typer) -> None:
