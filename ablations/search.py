@@ -188,6 +188,14 @@ def _distribution(axis: AxisConfig) -> BaseDistribution:
     return FloatDistribution(axis.low, axis.high, log=axis.log)
 
 
+def _ranked(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial as the sampler ranks it: a diverged one last, behind pruned ones, rather than not at all."""
+    if trial.state != TrialState.FAIL:
+        return trial
+    # Without intermediate values, whatever it reached before it diverged.
+    return create_trial(state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions)
+
+
 def _draw(
     spec: Search, told: Sequence[FrozenTrial], size: int, identity: Callable[[Setting], str], seen: dict[str, int]
 ) -> list[tuple[Setting, int | None]]:
@@ -197,11 +205,12 @@ def _draw(
         ConfigError: no setting of the space can be trained.
     """
     seed = derive_seed(spec.seed, len(told)) % (1 << 32)
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=startup_trials(spec.trials), multivariate=True, constant_liar=True
-    )
+    # The sampler draws near the best tenth of the trials; while diverged ones are among them, draws are random.
+    learns = 10 * sum(trial.state != TrialState.FAIL for trial in told) >= len(told)
+    startup = startup_trials(spec.trials) if learns else len(told) + 1
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
     study = optuna.create_study(directions=list(spec.objectives.values()), sampler=sampler)
-    study.add_trials(told)
+    study.add_trials([_ranked(trial) for trial in told])
     space = {path: _distribution(axis) for path, axis in spec.space.items()}
     values = {path: {_choice(value): value for value in axis.values} for path, axis in spec.space.items()}
 

@@ -335,6 +335,50 @@ def test_settings_that_make_the_same_training_are_one_and_impossible_ones_are_dr
         direct(narrow, tmp_path, lambda setting: same_for_wide({"width": 4}))
 
 
+ONE: Any = {"search.miou": "maximize"}
+TWO: Any = {"search.miou": "maximize", "cost.gmacs": "minimize"}
+
+
+def diverging(monkeypatch: pytest.MonkeyPatch, *optimizers: str) -> None:
+    """Let trainings with some optimizers diverge in the second epoch; the others score by their rate."""
+
+    def train(arguments: dict[str, Any], send: Any) -> dict[str, Any]:
+        setting = arguments["setting"]
+        if setting["optimizer"] in optimizers:
+            return {"status": "failed", "reason": "the loss became nan", "values": {}, "curve": [[1, 0.99]]}
+        values = {"search.miou": setting["train.lr"], "cost.gmacs": setting["train.lr"] ** 2}
+        return {"status": "finished", "reason": None, "values": values, "curve": [[1, 0.1], [2, values["search.miou"]]]}
+
+    monkeypatch.setattr(sys.modules[__name__], "train", train)
+
+
+def optimizers(objectives: Any, tmp_path: Path, trials: int = 40) -> list[str]:
+    """Search among four optimizers; returns those of the trials."""
+    space = {"optimizer": AxisConfig(path="optimizer", values=("a", "b", "c", "d")), "train.lr": RATE}
+    made = direct(Search("diverging", objectives, space, fixed={}, trials=trials, batch=4, seed=0), tmp_path)
+    return [trial.setting["optimizer"] for trial in made]
+
+
+@pytest.mark.parametrize("objectives", [ONE, TWO])
+def test_the_sampler_learns_where_trainings_diverge(
+    objectives: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverging(monkeypatch, "b", "c")
+    drawn = optimizers(objectives, tmp_path)
+    blind = 12  # the first ten, and the rest of their batch
+    assert sum(name in "bc" for name in drawn[:blind]) >= 4
+    assert sum(name in "bc" for name in drawn[blind:]) <= 10, "half of 28 would be chance"
+    stored = told(str(tmp_path / "diverging.journal"))["diverging"]
+    assert [row[0] for row in stored] == ["FAIL" if name in "bc" else "COMPLETE" for name in drawn]
+
+
+def test_where_all_have_diverged_draws_are_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diverging(monkeypatch, "a", "b", "c", "d")
+    drawn = optimizers(ONE, tmp_path)
+    monkeypatch.setattr("ablations.search.startup_trials", lambda trials: trials)
+    assert drawn == optimizers(ONE, tmp_path), "no place is taken as the best of those that diverged"
+
+
 def test_the_machine_s_fault_is_no_result_and_is_repeated(journal: str, tmp_path: Path) -> None:
     def cells(storage: Any) -> list[Any]:
         settings = [{"fails": number == 1, "seed": number} for number in range(4)]
