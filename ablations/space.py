@@ -32,7 +32,7 @@ Arm = dict[str, Any]
 SECTIONS = ("model.", "train.")
 """What may vary within a study: the data are prepared once, and all trials are scored alike."""
 MAX_CORNERS = 256
-"""Settings of a sampled space that are checked before the search; the search draws anew where one is impossible."""
+"""Most settings of a sampled space that are checked before the search, which draws anew where another is impossible."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,9 @@ def check_study(space: Space) -> tuple[Point, ...]:
     points: dict[str, Point] = {}
     for setting in settings:
         rungs(space.suite, name, setting)
-        space.check_recipe(setting)
         arm, key = space.arm(setting), space.identity(setting)
+        if study.kind == "tuned":
+            _check_tuned(space, setting)
         if key not in points:
             points[key] = Point(setting, arm)
         elif arm != points[key].arm:
@@ -160,6 +161,10 @@ class Space:
     name: str
     manifest: Manifest
     built: dict[str, nn.Module] = field(default_factory=dict)
+    started: set[str] = field(default_factory=set)
+    """Networks whose weights of `train.init_from` were found to fit, so that no draw reads them again."""
+    faults: dict[str, str | None] = field(default_factory=dict)
+    """Identity of a setting -> why it cannot be trained; None where it can."""
 
     @property
     def study(self) -> StudyConfig:
@@ -215,9 +220,11 @@ class Space:
             ConfigError: the setting cannot be trained.
         """
         config, network = self.config(setting), self.network(setting)
+        start = fingerprint(config.model, config.train.init_from)
         with self._naming(setting):
-            if config.train.init_from:
+            if config.train.init_from and start not in self.started:
                 check(config, self.manifest)
+                self.started.add(start)
             else:  # the same without its network's weights
                 check_config(config, self.manifest)
                 check_batch_norm(network, config, self.manifest)
@@ -251,14 +258,27 @@ class Space:
         return values
 
     def identity(self, setting: Arm) -> str:
-        """Return the digest of a setting's training; settings of the same network and recipe have the same."""
+        """Return the digest of a setting's training; settings of the same network and recipe have the same.
+
+        Raises:
+            ConfigError: the setting cannot be trained.
+        """
         tree, network = self.config(setting).model_dump(mode="json"), self.network(setting)
         if isinstance(network, SUNet):
             structure = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
             tree["model"] = {"sunet": structure, "weights": tree["model"]["weights"]}
         else:
             tree["model"] = resolve_config(self.config(setting)).model.model_dump(mode="json")
-        return fingerprint(tree)
+        key = fingerprint(tree)
+        if key not in self.faults:  # a search asks again and again where its space is small
+            try:
+                self.check_recipe(setting)
+                self.faults[key] = None
+            except ConfigError as error:
+                self.faults[key] = str(error)
+        if fault := self.faults[key]:
+            raise ConfigError(fault)
+        return key
 
 
 class _WithoutDrawing(TorchFunctionMode):
@@ -268,6 +288,26 @@ class _WithoutDrawing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in self.drawing else func(*args, **(kwargs or {}))
+
+
+def _check_tuned(space: Space, setting: Arm) -> None:
+    """Check that an arm has a recipe to draw, at least where few values tell.
+
+    Raises:
+        ConfigError: the network can be trained with none.
+    """
+    corners = itertools.product(*(axis_values(axis) for axis in space.study.nuisance))
+    faults = []
+    for corner in itertools.islice(corners, MAX_CORNERS):
+        try:
+            space.check_recipe(setting | _setting(space.study.nuisance, corner))
+            break
+        except ConfigError as error:
+            faults.append(error)
+    else:
+        # Of more, others may be possible, which the draws find out.
+        if next(corners, None) is None:
+            raise ConfigError(f"{faults[0]}; no other value of nuisance is possible there either")
 
 
 def _with_reference(points: dict[str, Point], base_key: str, base_arm: Arm) -> tuple[Point, ...]:

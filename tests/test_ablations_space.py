@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import InMemoryStorage
 from tiny import tiny_config
 
+from ablations.search import Search, search
 from ablations.space import Point, Space, check_study, input_size, rungs, trial_config
-from sunets.core.config import ConfigError, Suite
+from sunets.core.config import AxisConfig, ConfigError, Suite
+from sunets.core.executor import Job
 from sunets.data.manifest import Manifest
 from sunets.training.fit import fit
 
@@ -139,6 +142,50 @@ def test_identity_looks_at_what_is_trained_and_not_at_how_it_is_written(manifest
     ]
     assert len({space.identity(s) for s in same}) == 1
     assert space.identity({"model.skip": "sum"}) != space.identity({})
+
+
+LEVELS = {"path": "model.unet_depth", "values": [[1, 1, 1], [2, 2, 2]]}
+LARGE = {"model.unet_depth": 1, "train.augment": {"crop": [64, 64]}}
+IMAGES = {"path": "train.micro_batch_size", "values": [None, 1]}
+
+
+@pytest.mark.parametrize("kind", ["search", "tuned"])
+def test_a_combination_that_cannot_be_trained_is_drawn_anew(kind: str, manifest: Manifest) -> None:
+    # With one image, two levels leave a BatchNorm of the last stage a single value per channel; each alone is possible.
+    shared: dict[str, Any] = {"trials": 8, "overrides": LARGE}
+    sections: dict[str, Any] = {"search": {"axes": [LEVELS, IMAGES]}, "tuned": {"axes": [LEVELS], "nuisance": [IMAGES]}}
+    space = Space(suite(kind=kind, **shared, **sections[kind]), "study", manifest)
+    if kind == "tuned":
+        check_study(space)
+    impossible = {"model.unet_depth": [2, 2, 2], "train.micro_batch_size": 1, "seed": 100}
+    with pytest.raises(ConfigError, match=r"train\.micro_batch_size: with one image per forward pass"):
+        space.identity(impossible)
+    axes = {axis["path"]: AxisConfig.model_validate(axis) for axis in (LEVELS, IMAGES)}
+    spec = Search("s", {"score": "maximize"}, axes, fixed={"seed": 100}, trials=8, batch=8, seed=0)
+    jobs = next(search(spec, InMemoryStorage(), lambda n, setting, until: Job("j", "m:f", setting, {}), space.identity))
+    assert len(jobs) == 3, "those of the four combinations that can be trained"
+    assert impossible not in [job.arguments for job in jobs]
+
+
+def test_an_arm_that_no_recipe_fits_is_refused_before_any_training(manifest: Manifest) -> None:
+    study: dict[str, Any] = {"kind": "tuned", "trials": 1, "overrides": LARGE, "axes": [LEVELS]}
+    with pytest.raises(
+        ConfigError, match=r"ablations\.study: model\.unet_depth=\[2, 2, 2\].*no other value of nuisance"
+    ):
+        points(manifest, **study, nuisance=[{**IMAGES, "values": [1]}])
+    assert len(points(manifest, **study, nuisance=[{**IMAGES, "values": [1, 2]}])) == 2
+
+
+def test_drawn_recipes_read_the_weights_they_start_from_once(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = fit(tiny_config(model__width=8), manifest, work_dir=tmp_path)
+    overrides = {"train.init_from": str(trained.weights_path), "model.width": 8}
+    axes = [{"path": "train.lr", "values": [0.1, 0.2]}]
+    space, read = Space(suite("plain_conv_small", axes=axes, overrides=overrides), "study", manifest), []
+    monkeypatch.setattr("ablations.space.check", lambda *arguments: read.append(arguments))
+    assert len({space.identity({"train.lr": rate}) for rate in (0.1, 0.2)}) == 2
+    assert len(read) == 1
 
 
 def test_a_network_of_the_baselines_written_out_is_the_base(manifest: Manifest) -> None:
