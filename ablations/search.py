@@ -115,6 +115,7 @@ def search(
     study = _Study(storage, spec.name, spec.objectives, {p: _distribution(axis) for p, axis in spec.space.items()})
     (first, direction), *_ = spec.objectives.items()
     sign = 1 if direction == "maximize" else -1
+    identity = _remembered(identity)
     reached: dict[int, list[float]] = {rung: [] for rung in spec.rungs}
     seen: dict[str, int] = {}
     done: list[Trial] = []
@@ -186,6 +187,24 @@ def _distribution(axis: AxisConfig) -> BaseDistribution:
     assert axis.low is not None
     assert axis.high is not None
     return FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _remembered(identity: Callable[[Setting], str]) -> Callable[[Setting], str]:
+    """Check each setting once: where a space is small, the same ones are drawn again and again."""
+    answers: dict[str, str | ConfigError] = {}
+
+    def remembered(setting: Setting) -> str:
+        written = json.dumps(setting, sort_keys=True)
+        if written not in answers:
+            try:
+                answers[written] = identity(setting)
+            except ConfigError as error:
+                answers[written] = error
+        if isinstance(answer := answers[written], ConfigError):
+            raise answer.with_traceback(None)
+        return answer
+
+    return remembered
 
 
 def _ranked(trial: FrozenTrial) -> FrozenTrial:

@@ -163,8 +163,6 @@ class Space:
     built: dict[str, nn.Module] = field(default_factory=dict)
     started: set[str] = field(default_factory=set)
     """Networks whose weights of `train.init_from` were found to fit, so that no draw reads them again."""
-    faults: dict[str, str | None] = field(default_factory=dict)
-    """Identity of a setting -> why it cannot be trained; None where it can."""
 
     @property
     def study(self) -> StudyConfig:
@@ -263,22 +261,14 @@ class Space:
         Raises:
             ConfigError: the setting cannot be trained.
         """
+        self.check_recipe(setting)
         tree, network = self.config(setting).model_dump(mode="json"), self.network(setting)
         if isinstance(network, SUNet):
             structure = dataclasses.asdict(network.config) | {"dilation": dilation_schedule(network.config)}
             tree["model"] = {"sunet": structure, "weights": tree["model"]["weights"]}
         else:
             tree["model"] = resolve_config(self.config(setting)).model.model_dump(mode="json")
-        key = fingerprint(tree)
-        if key not in self.faults:  # a search asks again and again where its space is small
-            try:
-                self.check_recipe(setting)
-                self.faults[key] = None
-            except ConfigError as error:
-                self.faults[key] = str(error)
-        if fault := self.faults[key]:
-            raise ConfigError(fault)
-        return key
+        return fingerprint(tree)
 
 
 class _WithoutDrawing(TorchFunctionMode):

@@ -1,15 +1,17 @@
 """Stage `tune`: the recipe of one model, chosen on the validation split with the same effort as every other's.
 
 The first trial has the recipe of the parameter file, so that the chosen one is never worse on the validation split. The
-next ones have the other combinations of the axes with `values`, such as the starts; Optuna draws the rest from
-`tune.space`. All trials of a benchmark train with one seed; the first recipe and the best others then train with more,
-and the best mean is chosen. No row of a table of scores has these seeds. An axis that a model does not have, or that
-its own `train` fixes, is left out of its space; the record says so.
+next ones have the other combinations of the axes with `values`, such as the starts, if all fit into the trials; Optuna
+draws the rest from `tune.space`, anew where a recipe cannot be trained. All trials of a benchmark train with one seed;
+the first recipe and the best others then train with more, and the best mean is chosen. No row of a table of scores has
+these seeds. An axis that a model does not have, or that its own `train` fixes, is left out of its space; the record
+says so.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from ablations.search import STORAGE, Direction, Search, Setting, Trial, open_storage, repeat, search
 from sunets.core import recipes
-from sunets.core.config import AxisConfig, Config, Suite, derive_seed, flatten, override
+from sunets.core.config import AxisConfig, Config, ConfigError, Suite, derive_seed, flatten, override
 from sunets.core.config import fingerprint as digest_of
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.finalists import FINALISTS, TUNING_SEEDS, tuning_trainings
@@ -32,9 +35,10 @@ from sunets.core.record import Record, make_record, parameters
 from sunets.core.stage import StageError, stage
 from sunets.data.manifest import Manifest, load_manifest
 from sunets.models.initialization import build_network, has_residual_branches
-from sunets.models.zoo import resolve_config
+from sunets.models.zoo import create_model, resolve_config
 from sunets.stages.train import train_one
-from sunets.training.fit import check, run_fingerprint
+from sunets.training.fit import check, check_config, run_fingerprint
+from sunets.training.recipe import check_batch_norm, input_size
 
 STARTS = ("train.zero_init_residual", "train.zero_init_head")
 
@@ -77,6 +81,8 @@ class _Tuning:
     space: dict[str, AxisConfig]
     left_out: dict[str, str]
     """Path of an axis that the model does not have -> why."""
+    network: nn.Module
+    """The model's, without memory (on the meta device); the same in every trial."""
 
     @property
     def score(self) -> str:
@@ -95,6 +101,42 @@ class _Tuning:
 
     def config(self, setting: Setting) -> Config:
         return override(self.base, setting, source=f"models.{self.key}: tuning")
+
+    def identity(self, setting: Setting) -> str:
+        """Return the digest of a recipe.
+
+        Raises:
+            ConfigError: the model cannot be trained by it.
+        """
+        config = self.config(setting)
+        self._check(config)
+        return digest_of(config)
+
+    def check_space(self) -> None:
+        """Check each value of each axis alone, of a range its ends; a combination that is impossible is drawn anew.
+
+        Raises:
+            ConfigError: names axis and value.
+        """
+        for path, axis in self.space.items():
+            for value in axis.values or (axis.low, axis.high):
+                try:
+                    config = self.config({path: value})
+                    self._check(config)
+                    if (size := input_size(config, self.manifest)) != input_size(self.base, self.manifest):
+                        with torch.no_grad():
+                            self.network(torch.empty(1, config.model.in_channels or 3, *size, device="meta"))
+                except (ValueError, RuntimeError) as error:
+                    reason = " ".join(str(error).split())
+                    raise ConfigError(f"tune.space: {path}={value}: models.{self.key}: {reason}") from None
+
+    def _check(self, config: Config) -> None:
+        """Check what differs between the trials: as `sunets.training.fit.check` does, without initial weights."""
+        try:
+            check_config(config, self.manifest)
+            check_batch_norm(self.network, config, self.manifest)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def job(self, number: int, setting: Setting, until: int | None) -> Job:
         config = self.config(setting)
@@ -148,7 +190,12 @@ def plan_tuning(suite: Suite, key: str, manifest: Manifest, paths: BenchmarkPath
         if _same_start(base, manifest, path):
             del free[path]
             left_out[path] = "replaced by train.init_from"
-    return _Tuning(suite, key, manifest, paths, base, free, left_out)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        arguments = {name: value for name, value in base.model.arguments().items() if name != "weights"}
+        network = create_model(**arguments, task=manifest.task, num_classes=manifest.num_classes).eval()
+    tuning = _Tuning(suite, key, manifest, paths, base, free, left_out, network)
+    tuning.check_space()
+    return tuning
 
 
 def _same_start(base: Config, manifest: Manifest, path: str) -> bool:
@@ -197,11 +244,7 @@ def tune_stage(suite: Suite, key: str, *, workers: int | None = None) -> Record:
                 open_storage(os.environ.get(STORAGE) or str(journal), f"{suite.benchmark}/tune/{key}") as storage,
                 _Progress(tuning) as progress,
             ):
-
-                def identity(setting: Setting) -> str:
-                    return digest_of(tuning.config(setting))
-
-                plan = search(spec, storage, tuning.job, identity, progress.end)
+                plan = search(spec, storage, tuning.job, tuning.identity, progress.end)
                 (trials,) = pool.drive([plan], progress.on_message)
                 finalists = tuning.finalists(trials)
                 cells = [{**trial.setting, "seed": seed} for trial in finalists for seed in tuning.seeds[1:]]
@@ -233,17 +276,20 @@ def _search(tuning: _Tuning, name: str) -> Search:
         trials=tune.trials,
         batch=tune.batch,
         seed=tune.seed,
-        first=_first_recipes(tuning.space, base),
+        first=_first_recipes(tuning.space, base, tune.trials),
     )
 
 
-def _first_recipes(space: Mapping[str, AxisConfig], base: Mapping[str, Any]) -> tuple[Setting, ...]:
+def _first_recipes(space: Mapping[str, AxisConfig], base: Mapping[str, Any], trials: int) -> tuple[Setting, ...]:
     """Return the recipe `base` and its variants with every other combination of the axes that have values.
 
     A few random draws would leave some combinations out, and give luck a say in which network gets its best start.
+    Where not all fit into the trials, the recipe goes first alone: the first of them by order would be no fair choice.
     """
     choices = {path: axis.values for path, axis in space.items() if axis.values}
     recipe = {path: base[path] for path in space}
+    if math.prod(map(len, choices.values())) > trials:
+        return (recipe,)
     variants = [recipe | dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     return (recipe, *(variant for variant in variants if variant != recipe))
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from optuna.storages import InMemoryStorage
 from tiny import DEPTH_STUDY, NET, PLAIN, TINY, NoTracker, write_checkout
 
 import ablations.tune
 import sunets.tracking.live
-from ablations.search import Trial
+from ablations.search import Trial, search
 from ablations.study import run_study
-from ablations.tune import _outcome, _Scores, plan_tuning, tune_stage
+from ablations.tune import _outcome, _Scores, _search, plan_tuning, tune_stage
 from sunets.core.config import ConfigError, Suite, load, override
 from sunets.core.finalists import FINALISTS, TUNING_SEEDS, tuning_trainings
 from sunets.core.paths import BenchmarkPaths
@@ -239,6 +240,49 @@ def test_a_diverged_trial_is_the_worst_and_all_of_them_are_an_error(empty: Path)
     assert read_records(PATHS.records / "tune/net.json")[0]["status"] == "failed"
     with pytest.raises(ConfigError, match=r"models\.net: not tuned: all 2 trials diverged"):
         train_stage(suite, "net", workers=1)
+
+
+def planned(train: dict[str, Any] | None = None, **tune: Any) -> Any:
+    """Plan the tuning of `net` with other values of sections `train` and `tune`."""
+    suite = write(PARAMS | {"train": PARAMS["train"] | (train or {})}, **tune)
+    return plan_tuning(suite, "net", load_manifest(PATHS.data, suite.data), PATHS)
+
+
+@pytest.mark.parametrize(
+    ("axis", "words"),
+    [
+        ({"path": "train.micro_batch_size", "values": [None, 1]}, "with one image per forward pass, a BatchNorm of"),
+        ({"path": "train.class_weights", "values": [None, [1, 2]]}, "5 values, one per class, not 2"),
+        ({"path": "train.augment.scale", "values": [None, [0.5, 2]]}, "needs train.augment.crop"),
+    ],
+)
+def test_a_value_that_cannot_be_trained_is_refused_before_the_first_trial(
+    empty: Path, axis: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(space=[RATE, axis])
+    message = str(caught.value)
+    assert message.startswith(f"tune.space: {axis['path']}={axis['values'][1]}: models.net: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_combination_that_cannot_be_trained_is_drawn_anew(empty: Path) -> None:
+    crops = {"path": "train.augment.crop", "values": [[64, 64], [32, 32]]}
+    images = {"path": "train.micro_batch_size", "values": [None, 1]}
+    # One image of 32 x 32 pixels leaves a BatchNorm a single value per channel.
+    tuning = planned({"augment": {"crop": [64, 64]}}, space=[crops, images], trials=4, batch=4)
+    jobs = next(search(_search(tuning, "s"), InMemoryStorage(), tuning.job, tuning.identity))
+    recipes = [job.arguments["config"]["train"] for job in jobs]
+    tried = {(recipe["augment"]["crop"][0], recipe["micro_batch_size"]) for recipe in recipes}
+    assert tried == {(64, None), (64, 1), (32, None)}
+
+
+@pytest.mark.parametrize("trials", [4, 3])
+def test_combinations_go_first_if_all_fit_and_are_drawn_otherwise(trials: int, empty: Path) -> None:
+    first = _search(planned(space=[RATE, RESIDUAL, HEAD], trials=trials), "s").first
+    assert first[0] == {RATE["path"]: 0.003, RESIDUAL["path"]: False, HEAD["path"]: False}
+    assert len(first) == (4 if trials == 4 else 1)
 
 
 def tuning_trial(number: int, score: float | None, rate: float, copy: int | None = None) -> Trial:

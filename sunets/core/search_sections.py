@@ -44,8 +44,8 @@ class TuneConfig(Section):
     """Tuning of every model's recipe before its trainings, with equal effort, on the validation split."""
 
     trials: int = Field(0, ge=0, le=1_000_000)
-    """Recipes tried per model: that of the parameter file, its other combinations of the axes with values, then drawn
-    ones; 0 disables tuning."""
+    """Recipes tried per model: that of the parameter file, its other combinations of the axes with values if all fit,
+    then drawn ones; 0 disables tuning."""
     epochs: int | None = Field(None, ge=1, le=1_000_000)
     """Epochs of a trial; None takes those of the training."""
     batch: int = Field(4, ge=1, le=10_000)
