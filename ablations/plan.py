@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, study_config
+from ablations.space import MAX_CORNERS, Arm, Space, axis_values, check_study, most_jobs, study_config
 from sunets.core.config import Config, ConfigError, StudyConfig, Suite
 from sunets.core.hardware import default_workers, device_type
 from sunets.core.paths import BenchmarkPaths
@@ -23,8 +23,8 @@ from sunets.plan import LAUNCH_SECONDS, DataFacts, dataset_facts, print_estimate
 ASSUMPTIONS = """\
 Time here: the multiply-adds of all trainings and scores, at the rate of forward and backward passes on random images,
 measured just now on one thread of the CPU (of the first networks, for three seconds); on a GPU, as in the last column.
-Assumes that reading images takes no time and that workers do not slow each other, and counts every training: none is
-pruned, or shared with another study or the benchmark.
+Assumes that reading images takes no time and that all workers are busy and do not slow each other, and counts every
+training: none is pruned, or shared with another study or the benchmark.
 One GPU: the larger of the operations (2 per multiply-add) at a sustained {tflops:g} TFLOP/s (--gpu-tflops) and
 {launch:g} microseconds for every operator of a step, which limits small networks; one training at a time, with images
 read fast enough."""
@@ -103,9 +103,7 @@ def estimate(suite: Suite, name: str, manifest: Manifest, data: DataFacts, speed
         trainings += times
         gmacs.append(work.train.macs / 1e9)
     train = space.config({}).train
-    seeds, batch = len(study.seeds), study.batch
-    at_once = {"search": batch, "tuned": len(points) * max(batch, seeds)}.get(study.kind, len(points) * seeds)
-    workers = min(default_workers(train.threads, device_type(train.device)), at_once)
+    workers = min(default_workers(train.threads, device_type(train.device)), most_jobs(study, len(points)))
     return Estimate(
         points=len(points) if study.kind != "search" else study.confirm + 1,
         trainings=round(trainings),

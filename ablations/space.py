@@ -64,12 +64,18 @@ def study_config(suite: Suite, name: str) -> StudyConfig:
 def trial_config(suite: Suite, name: str, setting: Arm, seed: int) -> Config:
     """Build the configuration of one trial.
 
+    `{seed}` in `train.init_from` is replaced by the first of the study's seeds where the seed is none of them, as those
+    of tuning, of which no file exists.
+
     Raises:
         ConfigError: an unknown path or a value that is not allowed; names the study.
     """
     study = study_config(suite, name)
+    values = {**study.overrides, **setting}
     try:
-        return suite.config(study.model, seed, {**study.overrides, **setting})
+        if seed not in study.seeds:
+            values["train.init_from"] = suite.config(study.model, study.seeds[0], values).train.init_from
+        return suite.config(study.model, seed, values)
     except ConfigError as error:
         raise ConfigError(f"ablations.{name}: {_shown(setting) or 'overrides'}: {error}") from None
 
@@ -146,6 +152,16 @@ def rungs(suite: Suite, name: str, setting: Arm) -> tuple[int, ...]:
             f"the warm-up: {', '.join(map(str, possible)) or 'there is none here'}"
         )
     return study.rungs
+
+
+def most_jobs(study: StudyConfig, points: int) -> int:
+    """Return how many trainings of a study can run at a time, in the phase that has most."""
+    seeds, batch = len(study.seeds), min(study.batch, study.trials)
+    if study.kind == "search":
+        return max(batch, (1 + study.confirm) * seeds)
+    if study.kind == "tuned":
+        return points * max(batch, min(study.confirm, study.trials) * (seeds - 1), seeds)
+    return points * seeds
 
 
 def axis_values(axis: AxisConfig) -> tuple[Any, ...]:

@@ -37,7 +37,7 @@ from ablations.search import (
     repeat,
     search,
 )
-from ablations.space import Arm, Point, Space, check_study, rungs, study_config
+from ablations.space import Arm, Point, Space, check_study, most_jobs, rungs, study_config
 from sunets.core.config import Config, CostConfig, Suite, fingerprint
 from sunets.core.executor import Job, Send, open_pool
 from sunets.core.executor import Plan as PlanOf
@@ -89,9 +89,16 @@ class _Plan(Space):
 
     @cached_property
     def benchmark_trainings(self) -> set[str]:
-        """Return the fingerprints of the trainings of stage `train`; a trial that has one shares its directory."""
-        configs = (self.suite.config(self.study.model, seed) for seed in self.suite.seeds)
-        return {run_fingerprint(config, self.manifest) for config in configs}
+        """Return the fingerprints of the trainings of stage `train`; a trial that has one shares its directory.
+
+        Those whose file of `train.init_from` is absent are no trial's, since a trial has read its own.
+        """
+        configs = [self.suite.config(self.study.model, seed) for seed in self.suite.seeds]
+        return {
+            run_fingerprint(config, self.manifest)
+            for config in configs
+            if not config.train.init_from or Path(config.train.init_from).is_file()
+        }
 
     @property
     def direction(self) -> Direction:
@@ -230,7 +237,6 @@ def run_study(suite: Suite, name: str, *, workers: int | None = None, fresh: boo
     space = Space(suite, name, manifest)
     points = check_study(space)
     base = space.config({})
-    parts = {"tuned": len(points) * min(study.confirm, study.trials), "search": 1 + study.confirm}
     with (
         stage(
             f"ablate@{name}", paths, __name__, suite=suite, data_digest=manifest.digest,
@@ -241,8 +247,7 @@ def run_study(suite: Suite, name: str, *, workers: int | None = None, fresh: boo
         ) as code,
         open_pool(
             [__name__], paths.data, manifest.digest, device=base.train.device, threads=base.train.threads,
-            jobs=parts.get(study.kind, len(points)) * max(study.batch, len(study.seeds)), results=paths.job_results,
-            workers=workers,
+            jobs=most_jobs(study, len(points)), results=paths.job_results, workers=workers,
         ) as pool,
     ):  # fmt: skip
         headline = next(iter(suite.evaluate.variants))

@@ -82,6 +82,19 @@ def test_a_range_of_whole_numbers_is_refused(group: str) -> None:
         Suite.checked(tree, "file")
 
 
+@pytest.mark.parametrize("kind", ["tuned", "search"])
+def test_trainings_on_other_seeds_start_from_the_weights_of_the_first(kind: str) -> None:
+    sections: dict[str, Any] = {"search": {"axes": [RATE]}, "tuned": {"axes": [DEPTHS], "nuisance": [RATE]}}
+    made = suite(kind=kind, trials=1, seeds=[3, 4], **sections[kind])
+    for overrides, path in (({}, "a/{}.pt"), ({"train.init_from": "b/{seed}.pt"}, "b/{}.pt")):
+        tree = made.model_dump(mode="json")
+        tree["train"]["init_from"] = "a/{seed}.pt"
+        tree["ablations"]["study"]["overrides"] = overrides
+        for seed, start in ((3, 3), (4, 4), (100, 3), (0, 3)):
+            config = trial_config(Suite.model_validate(tree), "study", {"train.lr": 0.01}, seed)
+            assert (config.seed, config.train.init_from) == (seed, path.format(start))
+
+
 def test_overrides_move_the_base_even_along_an_axis(manifest: Manifest) -> None:
     found = points(manifest, axes=[STRIDES, SCHEDULES], overrides={"model.output_stride": 8})
     assert [list(p.arm.values()) for p in found] == [[8, "multi_grid"], [16, "multi_grid"], [8, "uniform"], [8, "none"]]

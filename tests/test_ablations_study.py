@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -26,9 +27,11 @@ from ablations import __main__ as commands
 from ablations.choice import confirmed, finalists, spread
 from ablations.plan import estimate, plan_studies
 from ablations.search import Trial
-from ablations.study import run_study
-from sunets.core.config import Suite, load
+from ablations.space import check_study, most_jobs
+from ablations.study import _Plan, run_study
+from sunets.core.config import StudyConfig, Suite, load
 from sunets.core.metrics import pareto_front
+from sunets.core.paths import BenchmarkPaths
 from sunets.core.record import read_json, read_rows
 from sunets.data.manifest import load_manifest
 from sunets.duration import Speed
@@ -280,6 +283,34 @@ def test_recipes_are_chosen_on_seeds_that_no_score_has(suite: Suite) -> None:
         assert {r["tuned"]["train.lr"] for r in records_of_arm} == {max(means, key=lambda lr: sum(means[lr]))}
     estimate, *_ = plan_studies(suite, ["again"], gpu_tflops=1.0).values()
     assert (estimate.points, estimate.trainings) == (2, len(records))
+
+
+def test_weights_that_only_the_benchmark_starts_from_may_be_absent(suite: Suite) -> None:
+    study = PARAMS["ablations"]["depth"] | {"overrides": {"train.init_from": None}}
+    made = load("params.yaml", ["train.init_from=absent{seed}.pt", f"ablations={{depth: {json.dumps(study)}}}"])
+    manifest = load_manifest(Path("data/prepared/tiny"), suite.data)
+    plan = _Plan(made, "depth", manifest, points=(), paths=BenchmarkPaths("tiny"), fingerprint="", origin={})
+    check_study(plan)
+    assert plan.benchmark_trainings == set()
+    assert plan.job("grid", 0, {"seed": 0}, None)
+    assert len(dataclasses.replace(plan, suite=suite).benchmark_trainings) == 2
+
+
+@pytest.mark.parametrize(
+    ("study", "points", "jobs"),
+    [
+        ({"kind": "grid", "seeds": [0, 1]}, 3, 6),
+        ({"kind": "search", "trials": 9, "batch": 4, "confirm": 1, "seeds": [0]}, 1, 4),
+        ({"kind": "search", "trials": 9, "batch": 4, "confirm": 3, "seeds": [0, 1]}, 1, 8),
+        ({"kind": "tuned", "trials": 9, "batch": 4, "confirm": 1, "seeds": [0, 1]}, 3, 12),
+        ({"kind": "tuned", "trials": 2, "batch": 4, "confirm": 1, "seeds": [0]}, 3, 6),
+        ({"kind": "tuned", "trials": 9, "batch": 4, "confirm": 3, "seeds": [0, 1, 2]}, 3, 18),
+    ],
+)
+def test_the_most_jobs_at_a_time_are_those_of_the_widest_phase(study: dict[str, Any], points: int, jobs: int) -> None:
+    nuisance = [RATE] if study["kind"] == "tuned" else []
+    config = StudyConfig.model_validate({"model": "net", "axes": [DEPTHS], "nuisance": nuisance, **study})
+    assert most_jobs(config, points) == jobs
 
 
 def test_a_base_on_the_front_stays_the_reference(suite: Suite) -> None:
