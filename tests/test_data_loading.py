@@ -1,6 +1,8 @@
 """Loading: what a sample looks like, and that it depends on seed, pass and index alone."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -142,6 +144,37 @@ def test_cache_changes_nothing(small):
     first, second, again = (list(train_batches(d, **kwargs)) for d in (*sets, sets[0]))
     assert equal(first, second)
     assert equal(first, again)
+
+
+CACHED = """
+import multiprocessing, resource, sys
+from pathlib import Path
+
+def read():
+    from sunets.core.config import AugmentConfig, DataConfig, SyntheticConfig
+    from sunets.data.loading import make_dataset, train_batches
+    from sunets.data.manifest import load_manifest
+    config = DataConfig(cache=True, synthetic=SyntheticConfig(image_size=32, train=300, val=1, test=1))
+    dataset = make_dataset(load_manifest(Path(sys.argv[1]), config), "train", config, AugmentConfig(), 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    assert len(list(train_batches(dataset, batch_size=50, seed=0, epoch=0, workers=1))) == 6
+
+if __name__ == "__main__":
+    job = multiprocessing.get_context("forkserver").Process(target=read)
+    job.start()
+    job.join(60)
+    sys.exit(job.exitcode)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere loader processes cannot be forked")
+def test_a_large_cached_split_is_read_by_loader_processes_of_a_job(tmp_path):
+    """Jobs side by side start by `forkserver`, which then is the default of their own processes."""
+    prepare(DataConfig(synthetic=SyntheticConfig(image_size=32, train=300, val=1, test=1)), tmp_path / "data")
+    (tmp_path / "job.py").write_text(CACHED)
+    command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_size_is_height_and_width(small):

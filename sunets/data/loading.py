@@ -7,6 +7,7 @@ number of training processes and resuming change no bit of either.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -368,9 +369,17 @@ def eval_batches(
 
 
 def _loader(dataset: ImageDataset, batches: Any, workers: int) -> DataLoader[tuple[Tensor, Any]]:
-    # a separate generator: the loader draws a base seed for its workers, which would advance the training's generator
+    # Forked processes inherit a cached split. By another start method, such as that of jobs side by side, each of its
+    # tensors would be sent as an open file. Fork is safe here: they compute with one thread, and never on a GPU.
+    context = "fork" if workers and sys.platform == "linux" else None
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=_identity, generator=torch.Generator()
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_identity,
+        multiprocessing_context=context,
+        # a separate one: the loader draws a base seed for its workers, which would advance the training's generator
+        generator=torch.Generator(),
     )
 
 
