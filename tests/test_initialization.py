@@ -1,5 +1,7 @@
 """Starts at zero: what is set to zero, what is left alone, and that training moves all of it."""
 
+import copy
+import dataclasses
 import re
 
 import pytest
@@ -9,8 +11,9 @@ from tiny import SUNET, tiny_config, tiny_manifest
 from torch import nn
 from torch.nn import functional
 
-from sunets.core.config import ConfigError, ModelConfig
-from sunets.models.initialization import build_network, has_residual_branches, zero_init_
+from sunets.core.config import ConfigError, ModelConfig, override
+from sunets.models import initialization
+from sunets.models.initialization import build_network, has_residual_branches, match_normalisation_, zero_init_
 from sunets.models.sunet import UNet
 from sunets.models.weights import load_trained
 from sunets.models.zoo import create_model
@@ -155,3 +158,91 @@ def test_loaded_weights_win(tmp_path):
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
     assert isinstance(model.head, nn.Conv2d)
     assert model.head.weight.any()
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OURS = (0.3, 0.5, 0.7), (0.31, 0.27, 0.2)
+DILATED = {"model__name": "dilated_resnet18", "model__width": None, "model__output_stride": 32}
+
+
+def normalised(pixels, mean, std):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (pixels - mean) / std
+
+
+def draw_statistics_(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("dilated_resnet18", SEGMENTATION),
+        ("resnet18", "classification"),
+        ("lraspp_mobilenet_v3_large", SEGMENTATION),
+        ("unet_resnet34", SEGMENTATION),
+        ("segformer_b0", SEGMENTATION),  # its first convolution has a bias
+        pytest.param("densenet201", "classification", marks=pytest.mark.slow),
+        pytest.param("deeplabv3_resnet50", SEGMENTATION, marks=pytest.mark.slow),
+        pytest.param("deeplabv3plus_resnet50", SEGMENTATION, marks=pytest.mark.slow),
+    ],
+)
+def test_published_weights_find_the_features_of_images_normalised_otherwise(name, task):
+    torch.manual_seed(0)
+    model = create_model(name, task=task, num_classes=3).eval()
+    draw_statistics_(model)
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    features = []
+    layers[layers[0].bias is None].register_forward_hook(lambda _, __, output: features.append(output.clone()))
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        model(normalised(pixels, *IMAGENET))
+        match_normalisation_(model, *OURS)
+        model(normalised(pixels, *OURS))
+    published, ours = (output[..., 4:-4, 4:-4] for output in features)  # without what zero padding reaches
+    torch.testing.assert_close(ours, published, rtol=1e-4, atol=1e-5)
+
+
+def test_published_weights_are_matched_to_the_data_once(tmp_path, monkeypatch):
+    """Where a training starts from them; not where a trained network is loaded, or pre-training replaces them."""
+    manifest = dataclasses.replace(tiny_manifest(tmp_path), mean=OURS[0], std=OURS[1])
+    torch.manual_seed(0)
+    published = create_model("dilated_resnet18", num_classes=manifest.num_classes, output_stride=32).eval()
+    draw_statistics_(published)
+    monkeypatch.setattr(initialization, "create_model", lambda *_, **__: copy.deepcopy(published))  # no download
+    config = tiny_config(**DILATED, model__weights="IMAGENET1K_V1")
+    model, _ = build_network(config, manifest)
+    pixels = torch.rand(1, 3, 64, 64)
+    for network in (model.eval(), published):
+        network.backbone[0].padding = (0, 0)  # at the border, padding has another colour
+    with torch.inference_mode():
+        expected = published(normalised(pixels, *IMAGENET))
+        torch.testing.assert_close(model(normalised(pixels, *OURS)), expected, rtol=1e-4, atol=1e-4)  # of 20 layers
+
+    path = fit(override(config, {"train.epochs": 1}), manifest, work_dir=tmp_path / "work").weights_path
+    trained, _ = load_trained(path)
+    again, _ = build_network(override(config, {"train.init_from": str(path)}), manifest)
+    assert torch.equal(
+        trained.backbone[0].weight, torch.load(path, weights_only=True)["state_dict"]["backbone.0.weight"]
+    )
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in trained.state_dict().items())
+    plain, _ = build_network(tiny_config(**DILATED), manifest)
+    assert torch.equal(plain.backbone[0].weight, published.backbone[0].weight)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(3, 4, 3, bias=False), nn.GroupNorm(2, 4)],
+        [nn.Conv2d(3, 4, 3, bias=False)],
+        [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False)],
+        [nn.Conv2d(12, 4, 3), nn.BatchNorm2d(4)],
+        [nn.Linear(3, 4)],
+    ],
+)
+def test_published_weights_of_another_structure_are_refused(layers):
+    with pytest.raises(ValueError, match=r"^weights: .* a bias or a BatchNorm after it"):
+        match_normalisation_(nn.Sequential(*layers), *OURS)

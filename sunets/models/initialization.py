@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from sunets.models.sunet import UNet
 from sunets.models.tensor_file import CheckpointError, read_file
 from sunets.models.weights import load_trained, starting_file
 from sunets.models.zoo import create_model, head_parameters
+
+# Of the images that all published weights were trained on, 0..1.
+_PUBLISHED_MEAN = (0.485, 0.456, 0.406)
+_PUBLISHED_STD = (0.229, 0.224, 0.225)
 
 
 def zero_init_(model: nn.Module, *, residual: bool, head: bool) -> None:
@@ -95,6 +100,44 @@ def _logit_layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
+def match_normalisation_(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Make a network with published weights take images normalised by `mean` and `std` instead of ImageNet's, in place.
+
+    The first convolution is scaled; the constant that it then lacks goes into its bias, or out of the running mean of
+    the BatchNorm after it. The network computes the same, but that zero padding now has the colour `mean`.
+
+    Args:
+        model: a network with published weights, not trained further.
+        mean: RGB mean, 0..1, of the images that it is to take.
+        std: RGB standard deviation.
+
+    Raises:
+        ValueError: its first convolution does not take RGB, or has neither a bias nor a BatchNorm after it.
+    """
+    leaves = [module for module in model.modules() if not list(module.children())]
+    first = next((index for index, module in enumerate(leaves) if isinstance(module, nn.Conv2d)), len(leaves))
+    conv, norm = [*leaves[first:], None, None][:2]
+    shifted = None
+    if isinstance(conv, nn.Conv2d) and conv.in_channels == 3:
+        shifted = conv.bias
+        if shifted is None and isinstance(norm, _BatchNorm):
+            shifted = norm.running_mean
+    if not isinstance(conv, nn.Conv2d) or shifted is None:
+        raise ValueError(
+            "weights: published ones are for a network whose first convolution takes RGB and has a bias or a BatchNorm "
+            "after it; leave them out"
+        )
+    ours, theirs = (
+        [torch.tensor(values, dtype=torch.float64) for values in pair]
+        for pair in ((mean, std), (_PUBLISHED_MEAN, _PUBLISHED_STD))
+    )
+    with torch.no_grad():
+        weight = conv.weight.double()
+        shift = weight.sum((2, 3)) @ ((ours[0] - theirs[0]) / theirs[1])
+        conv.weight.copy_(weight * (ours[1] / theirs[1]).view(1, 3, 1, 1))
+        shifted.copy_(shifted.double() + (-shift if conv.bias is None else shift))
+
+
 def build_network(config: Config, manifest: Manifest) -> tuple[nn.Module, str | None]:
     """Build and initialise the network of a training, on the CPU.
 
@@ -104,6 +147,8 @@ def build_network(config: Config, manifest: Manifest) -> tuple[nn.Module, str | 
     train = config.train
     torch.manual_seed(derive_seed(config.seed, "init"))
     model = create_model(**config.model.arguments(), task=manifest.task, num_classes=manifest.num_classes)
+    if config.model.weights is not None:
+        match_normalisation_(model, manifest.mean, manifest.std)
     zero_init_(model, residual=train.zero_init_residual, head=train.zero_init_head)
     init_summary = _initialise(model, config, manifest) if train.init_from else None
     for module in model.modules():
