@@ -352,6 +352,59 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_run_after_a_kill_puts_the_earlier_result_back(tmp_path, link):
+    """A kill between two renames leaves the only whole result under another name."""
+    root, out = make_camvid(tmp_path / "camvid"), tmp_path / "data"
+    place = tmp_path / "disk" / "camvid" if link else out
+    if link:
+        place.mkdir(parents=True)
+        out.symlink_to(place)
+    prepare(camvid(root), out)
+    before = files(out)
+    place.rename(place.with_name(f".{place.name}.old"))
+    image = root / "val" / "val_000.png"
+    content = image.read_bytes()
+    image.write_text("no image")
+    assert "decoded" in faults_of(camvid(root), out)[0]
+    assert files(out) == before
+    image.write_bytes(content)
+    place.rename(place.with_name(f".{place.name}.old"))
+    prepare(camvid(root), out)
+    assert files(out) == before
+    assert [p.name for p in place.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_link_to_another_disk_stays(tmp_path):
+    out, place = tmp_path / "checkout" / "data", tmp_path / "disk" / "synthetic"
+    for directory in (out.parent, place):
+        directory.mkdir(parents=True)
+    out.symlink_to(place)
+    for seed in (0, 1):
+        manifest = prepare(synthetic(seed=seed), out)
+        assert load_manifest(out, synthetic(seed=seed)) == manifest
+        assert manifest.splits["train"][0].image.is_relative_to(out)
+        assert (out.is_symlink(), out.resolve()) == (True, place)
+        assert ([p.name for p in out.parent.iterdir()], [p.name for p in place.parent.iterdir()]) == (
+            ["data"],
+            ["synthetic"],
+        )
+    shutil.rmtree(place)
+    for target in (place, out):  # gone, and itself
+        out.unlink()
+        out.symlink_to(target)
+        (fault,) = faults_of(synthetic(), out)
+        assert fault == f"{out}: a link to no directory ({target}); make that, or remove the link"
+        assert not place.exists()
+
+
+def test_a_link_that_an_earlier_version_left_is_cleared(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / ".data.old").symlink_to(tmp_path / "disk")
+    prepare(synthetic(), tmp_path / "data")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "disk"]
+
+
 def test_load_manifest_refuses(tmp_path):
     with pytest.raises(DataError, match="prepare"):
         load_manifest(tmp_path / "data", synthetic())

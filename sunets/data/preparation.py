@@ -79,13 +79,18 @@ def prepare(config: DataConfig, out_dir: Path, *, min_side: int | None = None) -
     listed = config.name == "folder" and root is not None and (root / "splits").exists()
     decides = config.model_copy(update={"workers": 0, "cache": False})
     key = fingerprint(decides, min_side, listed, code_hash(__name__), pillow_version, np.__version__)
-    with _locked(out_dir):
+    with _locked(out_dir) as place:
         if cached_key(out_dir) == _with_manifest(key, out_dir):
             try:
                 return load_manifest(out_dir, config)
             except DataError:
                 pass  # changed or damaged: preparing again reports or repairs it
-        return _prepare(config, out_dir, root, min_side, key)
+        return _prepare(config, out_dir, place, root, min_side, key)
+
+
+def _old(place: Path) -> Path:
+    """Return the name of the earlier result while it is replaced."""
+    return place.with_name(f".{place.name}.old")
 
 
 def _with_manifest(key: str, out_dir: Path) -> str:
@@ -95,26 +100,38 @@ def _with_manifest(key: str, out_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(out_dir: Path) -> Iterator[None]:
-    """Hold the lock of a directory; wait briefly for another `prepare` that holds it."""
-    file = out_dir.with_name(f".{out_dir.name}.lock")
+def _locked(out_dir: Path) -> Iterator[Path]:
+    """Hold the lock of a directory; wait briefly for another `prepare` that holds it.
+
+    Yields the directory to replace: the target of a link, which stays. What a killed run moved away is put back.
+    """
+    place = out_dir
+    if out_dir.is_symlink():
+        with contextlib.suppress(OSError, RuntimeError):  # a link to itself
+            place = out_dir.resolve()
+        if not place.is_dir() and not _old(place).is_dir():
+            raise DataError(f"{out_dir}: a link to no directory ({out_dir.readlink()}); make that, or remove the link")
     busy = DataError(f"{out_dir}: another command is preparing it; wait for it to end, or stop it")
+    file = place.with_name(f".{place.name}.lock")
     with locked(file, _LOCK_SECONDS, busy):
         try:
-            yield
+            if not place.exists() and _old(place).is_dir() and not _old(place).is_symlink():
+                _old(place).rename(place)
+            yield place
         finally:
             with contextlib.suppress(OSError):
                 file.unlink()  # while it is held: a waiting process notices, with filelock of at least 3.29.7
 
 
-def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int, key: str) -> Manifest:
-    work = out_dir.with_name(f".{out_dir.name}.partial")
-    old = out_dir.with_name(f".{out_dir.name}.old")
+def _prepare(config: DataConfig, out_dir: Path, place: Path, root: Path | None, min_side: int, key: str) -> Manifest:
+    work, old = place.with_name(f".{place.name}.partial"), _old(place)
     names = sorted(p.name for p in out_dir.iterdir()) if out_dir.exists() else []
     if foreign := [name for name in names if name not in _WRITTEN and not is_hidden(name)]:
         raise DataError(f"{out_dir / foreign[0]}: `prepare` did not write it and would delete it; move it elsewhere")
     for leftover in (work, old):  # of a killed run
-        if leftover.exists():
+        if leftover.is_symlink():
+            leftover.unlink()
+        elif leftover.exists():
             shutil.rmtree(leftover)
     work.mkdir()
     try:
@@ -123,12 +140,12 @@ def _prepare(config: DataConfig, out_dir: Path, root: Path | None, min_side: int
         states = {relative(path, work, root): state for path, state in files.items()}
         write_manifest(manifest, work, root, states)
         draw_samples(manifest, manifest.splits[config.train_split], work / "samples.png")
-        if out_dir.exists():
-            out_dir.rename(old)
-        work.rename(out_dir)
+        if place.exists():
+            place.rename(old)
+        work.rename(place)
     finally:
-        if old.exists() and not out_dir.exists():  # the second rename failed
-            old.rename(out_dir)
+        if old.exists() and not place.exists():  # the second rename failed
+            old.rename(place)
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     cache_states(states, out_dir, _with_manifest(key, out_dir))
