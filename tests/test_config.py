@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from sunets.core.config import ConfigError, Suite, load, read_yaml
 from sunets.core.names import check_name
+from sunets.core.record import read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = (ROOT / "presets" / "smoke.yaml").read_text(encoding="utf-8")
@@ -92,6 +93,37 @@ def test_names_that_would_leave_their_directory_or_reach_a_shell(name: str) -> N
         tree[section][name] = tree[section].pop("PLACE")
         with pytest.raises(ConfigError, match=r"use letters, digits, _ and -|has NUL"):
             _load(tree)
+
+
+@pytest.mark.parametrize(
+    "name", ["18", '"18"', "1e3", '"1e3"', '"1e-3"', '"007"', '"nan"', '"Inf"', "null", "true", "1.5"]
+)
+@pytest.mark.parametrize("section", ["models", "ablations", "variants"])
+def test_names_that_are_numbers_or_no_text_are_one_clear_line(section: str, name: str, tmp_path: Path) -> None:
+    """Tables would give back a number in place of the name."""
+    named = {
+        "models": f"models: {{net: {{name: unet_small}}, {name}: {{name: unet_small}}}}",
+        "ablations": f"ablations: {{{name}: {{kind: one_at_a_time, model: net, "
+        "axes: [{path: model.width, values: [4]}]}}",
+        "variants": f"evaluate: {{variants: {{{name}: {{scales: [1.0]}}}}}}",
+    }
+    rest = "" if section == "models" else "models: {net: {name: unet_small}}\n"
+    path = tmp_path / "params.yaml"
+    path.write_text(f"benchmark: b\ndata: {{name: synthetic}}\nreport: {{reference: net}}\n{rest}{named[section]}\n")
+    with pytest.raises(ConfigError, match=r"(one|name) that is not a number, such as resnet18") as raised:
+        load(path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["on", '"null"', '"true"', "off", "no", "resnet18", "18x", "e3", "1_x"])
+def test_names_of_words_are_text(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = name.strip('"')
+    path.write_text(f"benchmark: b\ndata: {{name: synthetic}}\nreport: {{reference: {name}}}\n"
+                    f"models: {{{name}: {{name: unet_small}}}}\n")  # fmt: skip
+    assert list(load(path).models) == [text]
+    write_rows(tmp_path / "table.csv", [{"model": text}])
+    assert read_rows(tmp_path / "table.csv") == [{"model": text}]
 
 
 def test_names_that_differ_in_case_only_are_refused() -> None:

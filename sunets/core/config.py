@@ -362,7 +362,10 @@ def _check_plain(node: Any, source: str, above: list[int]) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{source}: the key {key!r} is no text; put it in quotes")
+                raise ConfigError(
+                    f"{source}: the key {key!r} is no text; use a name that is not a number, such as resnet18, or put "
+                    "it in quotes"
+                )
             _check_plain(key, source, above)
             _check_plain(value, source, [*above, id(node)])
     elif isinstance(node, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -32,6 +33,8 @@ def _check_names(table: dict[str, Any]) -> dict[str, Any]:
     for name in table:
         if (other := folded.setdefault(check_name(name).casefold(), name)) != name:
             raise ValueError(f"the names {other!r} and {name!r} are one file on a Mac; rename one of them")
+        if re.fullmatch(r"\d+(e-?\d+)?|nan|inf", name, re.IGNORECASE):  # tables would give back a number
+            raise ValueError(f"the name {name!r}: use one that is not a number, such as resnet18")
     return table
 
 
