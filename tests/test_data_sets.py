@@ -277,16 +277,52 @@ def test_two_images_of_one_stem_in_a_class_are_named(tmp_path: Path) -> None:
         prepare(config, tmp_path / "out")
 
 
-def test_what_is_downloaded_already_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision moves SBD into directories that must not exist yet."""
-    fetched = []
-    monkeypatch.setattr("torchvision.datasets.VOCSegmentation", lambda root, **options: fetched.append("voc"))
-    monkeypatch.setattr("torchvision.datasets.SBDataset", lambda root, **options: fetched.append("sbd"))
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What torchvision was asked for; each first attempt is killed while it extracts."""
+    asked: list[str] = []
+
+    def voc(root: str, *_: object, **options: object) -> None:
+        asked.append("voc")
+        Path(root, "VOCdevkit/VOC2012/ImageSets").mkdir(parents=True)
+        Path(root, "VOCtrainval.tar").touch()
+        if asked.count("voc") == 1:
+            raise KeyboardInterrupt
+        Path(root, "VOCdevkit/VOC2012/JPEGImages").mkdir()
+
+    def sbd(root: str, *_: object, **options: object) -> None:
+        asked.append("sbd")
+        Path(root, "img").mkdir(parents=True)  # torchvision moves directories that must not exist yet
+        Path(root, "train.txt").touch(exist_ok=False)
+        Path(root, "benchmark.tgz").touch()
+        if asked.count("sbd") == 1:
+            raise KeyboardInterrupt
+        Path(root, "val.txt").touch()
+        Path(root, "cls").mkdir()
+
+    monkeypatch.setattr("torchvision.datasets.VOCSegmentation", voc)
+    monkeypatch.setattr("torchvision.datasets.SBDataset", sbd)
+    return asked
+
+
+def test_a_killed_download_is_made_whole(tmp_path: Path, fetched: list[str]) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            voc_module.download(tmp_path)
     voc_module.download(tmp_path)
+    assert fetched == ["voc", "voc", "sbd", "sbd"]
+    assert (tmp_path / "VOCdevkit/VOC2012/JPEGImages").is_dir()
+    assert {path.name for path in (tmp_path / "sbd").iterdir()} >= {"train.txt", "val.txt", "cls", "img"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["VOCdevkit", "sbd"]
+    voc_module.download(tmp_path)
+    assert len(fetched) == 4, "what is whole is not fetched again"
+
+
+def test_a_download_touches_nothing_of_the_user(tmp_path: Path, fetched: list[str]) -> None:
     (tmp_path / "VOCdevkit/VOC2012").mkdir(parents=True)
-    voc_module.download(tmp_path)
-    (tmp_path / "sbd/cls").mkdir(parents=True)
-    for name in ("train.txt", "val.txt"):
-        (tmp_path / "sbd" / name).touch()
-    voc_module.download(tmp_path)
-    assert fetched == ["voc", "sbd", "sbd"]
+    (tmp_path / "sbd").mkdir()
+    (tmp_path / "sbd/train.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"sbd/val\.txt: no such file or directory; move .*sbd elsewhere"):
+        voc_module.download(tmp_path)
+    assert not fetched
+    assert (tmp_path / "sbd/train.txt").read_text() == "mine"

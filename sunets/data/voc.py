@@ -9,7 +9,9 @@ VOC's val, and trainval_aug = train_aug plus VOC's val. Where both have a mask, 
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +113,31 @@ def _read_labels(entry: Entry) -> np.ndarray:
 
 
 def download(root: Path) -> None:
-    """Download VOC 2012 (train and val; the test images need a login) and SBD with torchvision, unless they exist."""
+    """Download VOC 2012 (train and val; the test images need a login) and SBD with torchvision, unless they exist.
+
+    Raises:
+        DataError: `sbd` exists and is not whole, from whoever made it.
+    """
     from torchvision.datasets import SBDataset, VOCSegmentation
 
-    if not (root / "VOCdevkit" / "VOC2012").exists():
-        VOCSegmentation(str(root), year="2012", image_set="trainval", download=True)
-    if not all((root / "sbd" / part).exists() for part in ("train.txt", "val.txt", "cls")):
-        SBDataset(str(root / "sbd"), image_set="train", mode="segmentation", download=True)
+    voc, sbd = root / "VOCdevkit" / "VOC2012", root / "sbd"
+    _fetch(voc, root / ".voc.partial", lambda work: VOCSegmentation(work, "2012", "trainval", download=True))
+    if absent := [part for part in ("train.txt", "val.txt", "cls") if sbd.exists() and not (sbd / part).exists()]:
+        raise DataError(f"{sbd / absent[0]}: no such file or directory; move {sbd} elsewhere, and download it again")
+    _fetch(sbd, root / ".sbd.partial", lambda work: SBDataset(work, "train", "segmentation", download=True))
+
+
+def _fetch(place: Path, work: Path, fetch: Callable[[str], object]) -> None:
+    """Download and extract to a directory beside; only what is whole gets its name, so that a kill is made good."""
+    if place.exists():
+        return
+    for path in work.iterdir() if work.exists() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix not in (".tar", ".tgz"):  # torchvision checks archives, and fetches what is damaged again
+            path.unlink()
+    fetch(str(work))
+    inner = work / place.relative_to(work.parent)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    (inner if inner.exists() else work).rename(place)
+    shutil.rmtree(work, ignore_errors=True)
