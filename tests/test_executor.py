@@ -27,7 +27,7 @@ from cluster import until
 from sunets.core import executor
 from sunets.core.executor import Job, JobError, at_once, open_pool
 from sunets.core.failure import line_for_user
-from sunets.core.hardware import default_workers, visible_gpus
+from sunets.core.hardware import default_workers
 
 HERE = Path(__file__).resolve()
 
@@ -245,22 +245,6 @@ def test_each_gpu_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert pool.device == "cuda"
         (results,) = pool.drive([at_once([job("gpu", number, tmp_path) for number in range(4)])])
     assert {r["visible"] for r in results} == {"2", "5"}
-
-
-@pytest.mark.parametrize(
-    ("visible", "seen", "expected"),
-    [(None, 2, ["0", "1"]), ("2,5", 2, ["2", "5"]), ("3,-1,4", 1, ["3"]), ("-1", 0, []), ("", 0, [])],
-)
-def test_a_worker_is_given_no_gpu_that_cuda_does_not_see(
-    visible: str | None, seen: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert visible_gpus() == expected
-    assert default_workers(1, "cuda") == max(1, len(expected))
 
 
 @pytest.mark.parametrize(

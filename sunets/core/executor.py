@@ -28,17 +28,12 @@ from typing import Any, TypeVar
 
 from sunets.core.config import fingerprint
 from sunets.core.failure import line_for_user
-from sunets.core.hardware import (
-    SCHEDULER,
-    default_workers,
-    device_type,
-    scheduler_address,
-    torchrun_process,
-    visible_gpus,
-)
+from sunets.core.hardware import default_workers, device_type, torchrun_process, visible_gpus
 from sunets.core.provenance import SOURCE_ROOT, file_hash, library_versions, module_closure
 from sunets.core.record import read_values, write_values
 
+SCHEDULER = "DASK_SCHEDULER_ADDRESS"
+"""Environment variable with the address of a Dask scheduler, on whose workers jobs run if it is set."""
 CONNECT_SECONDS = 10
 """Timeout of the connection to the scheduler."""
 _LOST = {
@@ -284,6 +279,11 @@ def _result(future: Future[Result], job: Job) -> Result:
         raise
 
 
+def scheduler_address() -> str | None:
+    """Return the address of the scheduler on whose workers jobs run; None if they run here, as under `torchrun`."""
+    return None if torchrun_process()[2] > 1 else os.environ.get(SCHEDULER) or None
+
+
 @contextlib.contextmanager
 def open_pool(
     modules: Sequence[str], data: Path, digest: str, *, device: str, threads: int, jobs: int, results: Path,
@@ -335,7 +335,7 @@ def _processes(count: int, device: str, modules: Sequence[str]) -> Iterator[tupl
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
     messages, gpus = context.SimpleQueue(), context.SimpleQueue()
-    visible = (visible_gpus() if device == "cuda" else []) or [""]
+    visible = visible_gpus() if device == "cuda" else [""]
     for number in range(count):
         gpus.put(visible[number % len(visible)])
     executor = ProcessPoolExecutor(count, context, _start_process, (messages, gpus))

@@ -6,14 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-SCHEDULER = "DASK_SCHEDULER_ADDRESS"
-"""Environment variable with the address of a Dask scheduler, on whose workers jobs run if it is set."""
-
-
-def scheduler_address() -> str | None:
-    """Return the address of the scheduler on whose workers jobs run; None if they run here, as under `torchrun`."""
-    return None if torchrun_process()[2] > 1 else os.environ.get(SCHEDULER) or None
-
 
 def device_type(name: str) -> str:
     """Resolve `train.device` to cpu or cuda; auto is cuda where torch sees a GPU."""
@@ -26,14 +18,13 @@ def visible_gpus() -> list[str]:
     """List the values of `CUDA_VISIBLE_DEVICES` that select one GPU each."""
     import torch
 
-    count = torch.cuda.device_count()  # CUDA ignores an invalid value, such as -1, and those after it
-    return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))).split(",")[:count]
+    return (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
 
 
 def default_workers(threads: int, device: str) -> int:
     """Choose the number of concurrent jobs: one per visible GPU, or as many as the CPU cores allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, len(visible_gpus()) if device == "cuda" else cores // threads)
+    return len(visible_gpus()) if device == "cuda" else max(1, cores // threads)
 
 
 def torchrun_process() -> tuple[int, int, int]:

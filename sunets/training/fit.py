@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from sunets.core.config import Config, ConfigError, fingerprint
-from sunets.core.hardware import device_type, scheduler_address
+from sunets.core.executor import scheduler_address
+from sunets.core.hardware import device_type
 from sunets.core.lock import locked
 from sunets.core.provenance import code_hash, library_versions
 from sunets.data.loading import check_scoring, make_dataset
