@@ -393,6 +393,35 @@ def test_trials_have_what_varies_as_parameters(db: Path, fresh: Callable[[], Pat
     assert snapshot() == live
 
 
+def test_a_study_has_one_run_where_other_values_follow_its_axis(db: Path, tmp_path: Path) -> None:
+    names = ["sunet_tiny", "sunet64"]  # of other widths, depths and numbers of blocks
+    text = (SUITE % 0.01).replace("model.unet_depth, values: [1, 2]", f"model.name, values: [{', '.join(names)}]")
+    pipeline = Pipeline(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    pipeline.suite = load(tmp_path / "params.yaml")
+    tracker = Tracker("trial", pipeline.suite, "depth")
+    records = []
+    for number, name in enumerate(names):
+        arm = {"model.name": name}
+        config = resolve_config(pipeline.suite.config("sunet_tiny", 0, arm))
+        source = provenance("d" * 64, pipeline.code, config, "python -m ablations run depth")
+        trial: dict[str, Any] = {"phase": "grid", "arm": arm}
+        tracker.plan(number, config, source, **trial)
+        shared = {"benchmark": "bench", "model": "sunet_tiny", "label": "SUNet-tiny", "study": "depth", "split": "test"}
+        trial |= {"seed": 0, "config": config, "provenance": source, "number": number, "setting": arm} | shared
+        records.append(make_record("trial", task="segmentation", tuned={}, reference=False, same_as=[], **trial))
+        tracker.finish(number, records[-1], [row(1, number)])
+    tracker.close()
+    write_json(pipeline.records / "ablations/depth.json", records)
+    write_rows(pipeline.records / "ablations/depth.history.csv", [{"number": n, **row(1, n)} for n in range(2)])
+    assert sync(pipeline.results).created == 0
+    kinds = [run.data.tags["kind"] for run in runs("bench/ablations")]
+    assert sorted(kinds) == ["study", "trial", "trial"]
+    (study,) = (run for run in runs("bench/ablations") if run.data.tags["kind"] == "study")
+    assert "model.width" not in study.data.params
+    assert study.data.params["train.lr"] == "0.01"
+
+
 @pytest.fixture
 def server(postgres: str, free_port: int, tmp_path: Path) -> Iterator[str]:
     """Address of an MLflow server as README starts it, on a new PostgreSQL database."""

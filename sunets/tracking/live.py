@@ -94,8 +94,13 @@ class Tracker:
                 from sunets.models.zoo import resolve_config  # imports torch, which `sync` must not
 
                 study = suite.ablations[item]
-                configs = (suite.config(study.model, seed, study.overrides) for seed in study.seeds)
-                parent = study_run([self._record(resolve_config(config)) for config in configs], ended=False)
+                configs = [resolve_config(suite.config(study.model, seed, study.overrides)) for seed in study.seeds]
+                for axis in (*study.axes, *study.nuisance):
+                    for value in axis.values:  # the width of a named network follows `model.name`: no trials share it
+                        with contextlib.suppress(ValueError):  # impossible without a value of another axis
+                            changed = {**study.overrides, axis.path: value}
+                            configs.append(resolve_config(suite.config(study.model, study.seeds[0], changed)))
+                parent = study_run([self._record(config) for config in configs], ended=False)
             self._store = Store()
         except Exception as error:
             warn_once(error)
