@@ -399,24 +399,10 @@ def test_a_study_has_one_run_where_other_values_follow_its_axis(db: Path, tmp_pa
     pipeline = Pipeline(tmp_path)
     (tmp_path / "params.yaml").write_text(text)
     pipeline.suite = load(tmp_path / "params.yaml")
-    tracker = Tracker("trial", pipeline.suite, "depth")
-    records = []
-    for number, name in enumerate(names):
-        arm = {"model.name": name}
-        config = resolve_config(pipeline.suite.config("sunet_tiny", 0, arm))
-        source = provenance("d" * 64, pipeline.code, config, "python -m ablations run depth")
-        trial: dict[str, Any] = {"phase": "grid", "arm": arm}
-        tracker.plan(number, config, source, **trial)
-        shared = {"benchmark": "bench", "model": "sunet_tiny", "label": "SUNet-tiny", "study": "depth", "split": "test"}
-        trial |= {"seed": 0, "config": config, "provenance": source, "number": number, "setting": arm} | shared
-        records.append(make_record("trial", task="segmentation", tuned={}, reference=False, same_as=[], **trial))
-        tracker.finish(number, records[-1], [row(1, number)])
-    tracker.close()
-    write_json(pipeline.records / "ablations/depth.json", records)
-    write_rows(pipeline.records / "ablations/depth.history.csv", [{"number": n, **row(1, n)} for n in range(2)])
+    pipeline.ablate("model.name", names)
     assert sync(pipeline.results).created == 0
     kinds = [run.data.tags["kind"] for run in runs("bench/ablations")]
-    assert sorted(kinds) == ["study", "trial", "trial"]
+    assert sorted(kinds) == ["study", *["trial"] * 4]
     (study,) = (run for run in runs("bench/ablations") if run.data.tags["kind"] == "study")
     assert "model.width" not in study.data.params
     assert study.data.params["train.lr"] == "0.01"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,15 @@ class Pipeline:
         timing = [{"model": model, "seed": s, "started": "2026-01-02T03:04:05Z", "seconds": 60.5} for s in (0, 1, 2)]
         write_json(self.records / f"timing/{model}.json", timing)
 
-    def ablate(self, *, live: bool = True) -> list[Record]:
-        """Run the ablation stage: four trials, of which one fails and one is pruned."""
+    def ablate(
+        self, path: str = "model.unet_depth", values: Sequence[Any] = (1, 2), *, live: bool = True
+    ) -> list[Record]:
+        """Run the ablation stage: two trials per value of the axis, of which one fails and one is pruned."""
         tracker = Tracker("trial", self.suite, "depth") if live else None
         records, flat = [], []
         outcomes = [("finished", None), ("pruned", "below the median"), ("failed", "out of memory"), ("finished", None)]
         for number, (status, reason) in enumerate(outcomes):
-            arm = {"model.unet_depth": 1 + number // 2}
+            arm = {path: values[number // 2]}
             config = resolve_config(self.suite.config("sunet_tiny", number % 2, arm))
             source = provenance("d" * 64, self.code, config, "python -m ablations run depth")
             rows = [row(epoch, number) for epoch in range(1, 1 if status == "failed" else EPOCHS + 1)]
