@@ -137,14 +137,31 @@ def _rows(page: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows}
 
 
-def test_numbers_of_the_readme_are_those_of_the_results() -> None:
-    accuracy, cost = (_rows(f"results/synthetic/tables/{name}.md") for name in ("accuracy", "cost"))
+@pytest.mark.parametrize(
+    ("page", "benchmark"),
+    [("README.md", "synthetic"), ("docs/benchmark.md", "camvid_small"), ("docs/benchmark.md", "camvid")],
+)
+def test_scores_of_a_page_are_those_of_the_results(page: str, benchmark: str) -> None:
+    accuracy, cost = (_rows(f"results/{benchmark}/tables/{name}.md") for name in ("accuracy", "cost"))
     score, verdict = accuracy["Model"].index("mIoU (%)"), accuracy["Model"].index("Verdict")
     params, macs = cost["Model"].index("Parameters (M)"), cost["Model"].index("Multiply-adds (G)")
-    rows = _rows("README.md")
+    rows = _rows(page)
     for model in accuracy.keys() - {"Model", next(name for name in accuracy if name.startswith(":"))}:
-        expected = [accuracy[model][score], cost[model][params], cost[model][macs]]
-        assert rows[model] == [*expected, accuracy[model][verdict].partition(" (")[0]]
+        scored, judged = accuracy[model][score], accuracy[model][verdict].partition(" (")[0]
+        costs = [cost[model][params], cost[model][macs]] if page == "README.md" else []
+        assert rows[model] == [scored, *costs, judged]
+
+
+def test_camvid_of_the_readme_is_that_of_the_results() -> None:
+    section = (ROOT / "README.md").read_text().partition("\n## CamVid\n")[2].partition("\n## ")[0]
+    recorded = set()
+    for benchmark in ("camvid_small", "camvid"):
+        for row in csv.DictReader((ROOT / f"results/{benchmark}/tables/accuracy.csv").read_text().splitlines()):
+            numbers = (row["score.miou.mean"], row["score.miou.difference.mean"])
+            recorded |= {f"{abs(100 * float(number)):.1f}" for number in numbers if number}
+    stated = re.findall(r"\b\d+\.\d\b", re.sub(r"(?ms)^```.*?^```$", "", section))
+    assert len(stated) >= 4
+    assert set(stated) <= recorded
 
 
 def test_ablations_of_the_readme_are_those_of_the_results() -> None:
